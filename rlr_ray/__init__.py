@@ -1,0 +1,1 @@
+"""Fine-tune diffusion models to a reward with the Recursive Likelihood Ratio estimator."""

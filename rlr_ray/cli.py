@@ -1,0 +1,79 @@
+"""The commands: `rlr-ray train`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import yaml
+from rich.console import Console
+
+from rlr_ray.config import RunConfig, load_config
+from rlr_ray.describe import describe_plan, describe_results
+from rlr_ray.engine import Engine, check_reward
+from rlr_ray.errors import UserError
+from rlr_ray.loop import Report, train
+from rlr_ray.progress import progress
+from rlr_ray.prompts import load_prompts
+from rlr_ray.run_folder import RunFolder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 2 if the user must mend something."""
+    options = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    try:
+        options.command(options)
+    except UserError as error:
+        errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command with --resume goes on from the last checkpoint", soft_wrap=True)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlr-ray", description="Fine-tune a diffusion model to raise a reward.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
+    return parser
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe, e.g. configs/digits.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the recipe, print the plan and its cost, and stop"
+    )
+    parser.set_defaults(command=train_command)
+
+
+def train_command(options: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+    config = load_config(options.config, options.set)
+    check_reward(config)
+    load_prompts(config.prompts)
+    if options.dry_run:
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
+        console.print(describe_plan(config), markup=False, soft_wrap=True)
+        return
+    folder = RunFolder(config)
+    folder.prepare(resume=options.resume, overwrite=options.overwrite)
+    console.print(describe_plan(config), markup=False, soft_wrap=True)
+    with progress(console, config.train.iterations) as report:
+        run(config, report, console)
+    console.print(describe_results(folder), markup=False, soft_wrap=True)
+
+
+def run(config: RunConfig, report: Report, console: Console) -> None:
+    """Train a prepared run folder, in this process or on Ray."""
+    if config.cluster == "none":
+        engine = Engine(config)
+        train(engine, engine.local_rollouts, report)
+        return
+    from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
+
+    run_on_ray(config, config.cluster, report, lambda text: console.print(text, markup=False))

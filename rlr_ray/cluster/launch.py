@@ -1,0 +1,102 @@
+"""Start a run on Ray: a TorchTrainer for backpropagation, a pool of actors for the rollouts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Before ray is imported: how soon a report returns, and no message per worker on the driver's screen.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from rlr_ray.cluster.preflight import check_room
+from rlr_ray.cluster.rollouts import RolloutPool, start_actors
+from rlr_ray.cluster.worker import Mailbox, run_worker
+from rlr_ray.config import ClusterConfig, RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.loop import Report
+
+
+def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: Callable[[str], None]) -> None:
+    """Train a prepared run folder on Ray. Raises UserError for what a user can mend, wherever it happened."""
+    with _connected(cluster, say) as local:
+        check_room(cluster, local=local)
+        rollouts = None
+        if config.plan_shape.has_zeroth_order:
+            say(f"starting {cluster.rollout_actors} rollout actors")
+            rollouts = RolloutPool(start_actors(config, cluster), cluster.max_retries)
+        say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
+        mailbox = Mailbox.remote()
+        with _forwarding(mailbox, report):
+            _fit(config, cluster, rollouts, mailbox)
+        failure = ray.get(mailbox.failure.remote())
+        if failure:
+            raise UserError(failure)
+
+
+@contextmanager
+def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
+    """Connect to the cluster that the config or RAY_ADDRESS names, or to a running or new local Ray; True if it is new."""
+    if ray.is_initialized():  # a test's, or a caller's own
+        yield True
+        return
+    say("connecting to Ray")
+    context = ray.init(
+        address=cluster.address,
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore::FutureWarning"}},
+    )
+    local = len(ray.nodes()) == 1 and cluster.address is None and "RAY_ADDRESS" not in os.environ
+    try:
+        yield local
+    finally:
+        context.disconnect()
+
+
+@contextmanager
+def _forwarding(mailbox: ray.actor.ActorHandle, report: Report) -> Iterator[None]:
+    """Hand the leading worker's rows to `report` in this process until the block ends."""
+    ended = threading.Event()
+
+    def forward() -> None:
+        while True:
+            last = ended.wait(0.5)
+            for row in ray.get(mailbox.take.remote()):
+                report(row)
+            if last:
+                return
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
+    actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
+    ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
+    resources = {"CPU": cluster.worker_cpus, "GPU": cluster.worker_gpus}
+    TorchTrainer(
+        run_worker,
+        train_loop_config={"config": config, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(config.folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        ),
+    ).fit()

@@ -1,0 +1,62 @@
+"""What every TorchTrainer worker runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed
+from torch import Tensor
+
+from rlr_ray.config import RunConfig
+from rlr_ray.engine import Engine
+from rlr_ray.errors import UserError
+from rlr_ray.loop import Process, train
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Carries the updates' rows, and a user's error, from the leading worker to the driver."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.message: str | None = None
+
+    def put(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self.rows = self.rows, []
+        return rows
+
+    def fail(self, message: str) -> None:
+        self.message = message
+
+    def failure(self) -> str | None:
+        return self.message
+
+
+def run_worker(loop_config: dict[str, Any]) -> None:
+    """Train with the other workers. A user's error ends the run at once instead of being retried."""
+    config: RunConfig = loop_config["config"]
+    context = ray.train.get_context()
+    mailbox = loop_config["mailbox"]
+
+    def report(row: dict[str, Any]) -> None:
+        if context.get_world_rank() == 0:
+            mailbox.put.remote(row)
+        if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
+            ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
+
+    process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
+    try:
+        train(Engine(config), loop_config["rollouts"], report, process)
+    except UserError as error:
+        ray.get(mailbox.fail.remote(str(error)))
+
+
+def _all_reduce(value: Tensor) -> Tensor:
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total

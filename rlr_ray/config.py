@@ -1,0 +1,270 @@
+"""The typed configuration of a run: unknown keys are refused, ranges are checked when it loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rlr_ray.core.plan import PlanShape
+from rlr_ray.errors import UserError
+from rlr_ray.presets import PRESETS
+
+Weight = Literal["auto"] | Annotated[float, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Strict):
+    name: str = "stable_diffusion"  # a file of rlr_ray/models
+    path: str | None = None  # folder or hub name
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
+    height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
+    width: int | None = Field(None, ge=8)
+
+
+class AdapterConfig(BaseModel):
+    """`type` is PEFT's name; every other key goes to PEFT's config of that type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: str = "LORA"
+    seed: int = 0  # of the initial values
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SamplerConfig(Strict):
+    steps: int = Field(50, ge=1, le=1000)  # T
+    eta: float = Field(1.0, ge=0, le=1)  # 1: ancestral sampling, 0: no noise
+    guidance_scale: float = Field(5.0, ge=1)  # 1: no guidance
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+
+
+class RewardConfig(Strict):
+    name: str  # a file of rlr_ray/rewards, or module:name
+    differentiable: bool | None = None  # None: what the reward says of itself
+    options: dict[str, Any] = {}
+
+
+class SubChainConfig(Strict):
+    length: int = Field(3, ge=0)  # h; 0: none
+    place: Literal["uniform"] | tuple[int, int] = "uniform"  # or [first, last] step, both included
+
+    @field_validator("place")
+    @classmethod
+    def _ordered(cls, place: str | tuple[int, int]) -> str | tuple[int, int]:
+        if not isinstance(place, str) and not 0 <= place[0] <= place[1]:
+            raise ValueError(f"found {list(place)}; allowed: 'uniform' or [first, last] with 0 <= first <= last")
+        return place
+
+
+class HalfOrderConfig(Strict):
+    baseline: Literal["prompt", "batch"] = "prompt"  # chains that share a leave-one-out baseline
+    weight: Weight = "auto"  # auto: least mean squared error
+
+
+class ZerothOrderConfig(Strict):
+    directions: Literal["guided", "isotropic"] = "guided"
+    count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
+    chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
+    scale: float = Field(0.01, gt=0)  # standard deviation of a trained number's displacement
+    weight: Weight = "auto"
+
+    @model_validator(mode="after")
+    def _chunks(self) -> ZerothOrderConfig:
+        if self.count % self.chunk_size:
+            raise ValueError(f"count {self.count} must be a multiple of chunk_size {self.chunk_size}")
+        return self
+
+
+class EstimatorConfig(Strict):
+    preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]  # defaults for the keys below
+    first_order_steps: int | Literal["all"] = 3  # K
+    checkpoint_steps: bool = False  # trade one more forward a first-order step for one step's memory
+    sub_chain: SubChainConfig = SubChainConfig()
+    rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
+    half_order: HalfOrderConfig = HalfOrderConfig()
+    zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
+    weight_averaging: float = Field(8, ge=1)  # m of the auto weights: updates that the optimizer averages
+    smoothing: float = Field(0.9, ge=0, lt=1)  # of the auto weights' statistics and the guides
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset", "rlr") in PRESETS:
+            return merge(PRESETS[given.get("preset", "rlr")], given)
+        return given
+
+    @field_validator("first_order_steps")
+    @classmethod
+    def _not_negative(cls, steps: int | str) -> int | str:
+        if isinstance(steps, int) and steps < 0:
+            raise ValueError(f"found {steps}; allowed: 0 to sampler.steps, or 'all'")
+        return steps
+
+
+class TrainConfig(Strict):
+    iterations: int = Field(100, ge=1)  # updates
+    chains: int = Field(80, ge=1)  # B, an update
+    chains_per_prompt: int = Field(8, ge=1)
+    chunk_size: int = Field(16, ge=1)  # chains computed at once
+    learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
+    checkpoint_every: int = Field(10, ge=1)  # updates
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        for name in ("chunk_size", "chains_per_prompt"):
+            if self.chains % getattr(self, name):
+                raise ValueError(f"chains {self.chains} must be a multiple of {name} {getattr(self, name)}")
+        return self
+
+
+class EvaluationConfig(Strict):
+    chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
+    every: int | None = Field(None, ge=1)  # updates; None: only before and after
+    judge: RewardConfig | None = None  # a second opinion that is never trained on
+    pictures: int = Field(20, ge=1)  # in the grids
+
+
+class ClusterConfig(Strict):
+    address: str | None = None  # of a running Ray; None: RAY_ADDRESS, else a local one is started
+    workers: int = Field(1, ge=1)  # of the TorchTrainer
+    worker_cpus: float = Field(1, ge=0)
+    worker_gpus: float = Field(0, ge=0)
+    rollout_actors: int = Field(2, ge=1)
+    rollout_cpus: float = Field(0.5, ge=0)
+    rollout_gpus: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)  # restarts of the training workers
+    max_retries: int = Field(4, ge=0)  # of one rollout whose actor died
+    wait_s: float = Field(60, gt=0)  # for the cluster to have room
+
+
+class RunConfig(Strict):
+    name: str = Field(pattern=r"^[\w.-]+$")
+    output_dir: str = "runs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1)  # CPU threads a process; fixed, since they change the last bits
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    reward: RewardConfig
+    prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # a file or the prompts themselves
+    estimator: EstimatorConfig = EstimatorConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: Literal["none"] | ClusterConfig = ClusterConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir).expanduser().absolute() / self.name
+
+    @property
+    def plan_shape(self) -> PlanShape:
+        estimator, place = self.estimator, self.estimator.sub_chain.place
+        steps = self.sampler.steps
+        return PlanShape(
+            steps,
+            steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
+            estimator.sub_chain.length,
+            None if isinstance(place, str) else place,
+            estimator.rest,
+        )
+
+    @model_validator(mode="after")
+    def _plan_works(self) -> RunConfig:
+        shape, estimator = self.plan_shape, self.estimator
+        half_order = shape.has_half_order
+        if half_order and self.sampler.eta == 0:
+            raise ValueError(
+                "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
+                "or estimator.sub_chain.length: 0 with rest: zeroth_order"
+            )
+        if half_order and estimator.half_order.baseline == "prompt" and self.train.chains_per_prompt < 2:
+            raise ValueError(
+                "estimator.half_order.baseline 'prompt' needs train.chains_per_prompt of 2 or more, found 1; "
+                "raise it or set the baseline to 'batch'"
+            )
+        if half_order and estimator.half_order.weight == "auto" and self.train.chains == self.train.chunk_size:
+            raise ValueError(
+                "estimator.half_order.weight 'auto' compares chunks, found one; lower train.chunk_size below "
+                f"train.chains ({self.train.chains}) or set the weight to 1"
+            )
+        return self
+
+
+def load_config(path: str, overrides: list[str]) -> RunConfig:
+    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key."""
+    if not Path(path).is_file():
+        raise UserError(f"config {path!r} was not found (looked in {Path.cwd()}); write its path from there")
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {path!r} holds {type(values).__name__}; allowed: keys and values, as in configs/")
+    for override in overrides:
+        values = merge(values, _parse_override(override))
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Check values. Raises UserError naming every bad key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(item) for item in error.errors())) from error
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` put on top, dictionary inside dictionary."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    path, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"--set {override!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override!r}: the value is not YAML: {error}") from error
+    for key in reversed(path.strip().split(".")):
+        value = {key: value}
+    return value
+
+
+def _describe(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "config"
+    if item["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(item["loc"][:-1]))
+        return f"{place}: no such key; allowed here: {allowed}"
+    message = item["msg"].removeprefix("Value error, ")
+    found = item["input"]
+    shown = "" if item["type"] in ("value_error", "missing") or isinstance(found, dict) else f"found {found!r}; "
+    return f"{place}: {shown}{message}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        if part in ("ClusterConfig",):
+            continue
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return sorted(model.model_fields)

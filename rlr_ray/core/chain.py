@@ -1,0 +1,80 @@
+"""The sampling chain: its denoiser, one step of it, and the record that the estimators read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.schedule import Schedule
+
+Conditioning = Mapping[str, Tensor]  # each [B, ...]
+Objective = Callable[[Tensor], Tensor]  # last latent [B, C, H, W] -> reward [B], higher is better
+
+
+class Denoiser(Protocol):
+    """A model's prediction (after guidance) as a function of what is trained.
+
+    `theta` is [P], or [B, P] for parameters of each chain's own; `latent` and the result are [B, C, H, W].
+    Nothing is stored in between: perturbing parameters means passing others, so there is nothing to restore.
+    """
+
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Chains sampled without gradients, up to the step `stop`: the latent at each step's input, and the noises."""
+
+    latents: Tensor  # [stop + 1, B, C, H, W]
+    noise: Tensor  # [T, B, C, H, W]
+    conditioning: Conditioning
+
+    @property
+    def stop(self) -> int:
+        return len(self.latents) - 1
+
+
+def step_mean(
+    denoiser: Denoiser, theta: Tensor, schedule: Schedule, k: int, latent: Tensor, conditioning: Conditioning
+) -> Tensor:  # [B, C, H, W]
+    """Mean of the latent that step k puts out."""
+    return schedule.mean(k, latent, denoiser(theta, latent, schedule.timesteps[k], conditioning))
+
+
+def denoise_step(
+    denoiser: Denoiser,
+    theta: Tensor,
+    schedule: Schedule,
+    k: int,
+    latent: Tensor,
+    noise: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:  # [B, C, H, W]
+    """The latent that step k puts out, given that step's noise [B, C, H, W]."""
+    return step_mean(denoiser, theta, schedule, k, latent, conditioning) + schedule.sigma[k] * noise
+
+
+@torch.no_grad()
+def sample_chain(
+    denoiser: Denoiser,
+    theta: Tensor,  # [P]
+    schedule: Schedule,
+    x_start: Tensor,  # [B, C, H, W]
+    noise: Tensor,  # [T, B, C, H, W]
+    conditioning: Conditioning,
+    *,
+    shift: Tensor | None = None,  # [P] or [B, P]
+    shift_steps: Collection[int] = (),
+    stop: int | None = None,
+) -> Trajectory:
+    """Run steps 0 .. stop-1 (default: all) without gradients, at `theta + shift` in `shift_steps`, else at `theta`."""
+    shifted = theta if shift is None else theta + shift
+    latents = [x_start]
+    for k in range(len(schedule) if stop is None else stop):
+        theta_k = shifted if k in shift_steps else theta
+        latents.append(denoise_step(denoiser, theta_k, schedule, k, latents[-1], noise[k], conditioning))
+    return Trajectory(torch.stack(latents), noise, conditioning)

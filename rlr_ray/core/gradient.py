@@ -1,0 +1,147 @@
+"""The whole method: the sum of the plan's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chain import Conditioning, Denoiser, Objective, Trajectory, sample_chain
+from rlr_ray.core.first_order import first_order
+from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.terms import TermEstimate, average
+
+TERMS = ("first_order", "half_order", "zeroth_order")
+Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step
+
+
+@dataclass(frozen=True)
+class Chains:
+    """A chunk of chains: how they start, their noises, their prompts and what rates their last latents."""
+
+    x_start: Tensor  # [B, C, H, W]
+    noise: Tensor  # [T, B, C, H, W]
+    conditioning: Conditioning
+    objective: Objective
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Rewards of a chunk of perturbations; everything else about them follows from their indices."""
+
+    indices: range  # [n]
+    rewards_plus: Tensor  # [n]
+    rewards_minus: Tensor  # [n]
+
+
+def rollout(
+    denoiser: Denoiser,
+    theta: Tensor,  # [P]
+    schedule: Schedule,
+    plan: Plan,
+    chains: Chains,  # one chain a direction, B = n
+    directions: Tensor,  # [n, P]
+    step_size: float,
+) -> tuple[Tensor, Tensor]:  # [n], [n]
+    """Rewards of each chain with its own direction added to, then taken from, theta at the zeroth-order steps.
+
+    Both signs run in one batch, from the same start and with the same noises.
+    """
+    shift = torch.cat([step_size * directions, -step_size * directions])
+    both = {name: torch.cat([value, value]) for name, value in chains.conditioning.items()}
+    noise = torch.cat([chains.noise, chains.noise], dim=1)
+    trajectory = sample_chain(
+        denoiser,
+        theta,
+        schedule,
+        torch.cat([chains.x_start, chains.x_start]),
+        noise,
+        both,
+        shift=shift,
+        shift_steps=plan.zeroth_order,
+    )
+    plus, minus = trajectory.latents[-1].chunk(2)
+    with torch.no_grad():
+        return chains.objective(plus), chains.objective(minus)
+
+
+@dataclass(frozen=True)
+class GradientEstimate:
+    """The terms of one update, equal in every process."""
+
+    terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
+    rewards: Tensor  # [B] of the unperturbed chains
+
+    def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
+        """Weighted sum of the terms; unbiased when every weight is 1."""
+        return torch.stack([weights.get(name, 1.0) * term.gradient for name, term in self.terms.items()]).sum(0)
+
+
+def estimate_gradient(
+    denoiser: Denoiser,
+    theta: Tensor,  # [P]
+    schedule: Schedule,
+    plan: Plan,
+    chunks: Mapping[int, Chains],  # chunk's number -> the chunk; those that this process computes
+    groups: Tensor,  # [all B] chains of a group share a baseline
+    zeroth_order: Callable[[], TermEstimate | None],
+    *,
+    checkpoint_steps: bool = False,
+    reduce: Reduce = lambda value: value,
+) -> GradientEstimate:
+    """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
+
+    The batch is cut in chunks of equal size; each is computed by whichever process has it, and their estimates are
+    summed in the chunks' order, so the result does not depend on how many processes share the work. `zeroth_order`
+    collects that term (None in the processes that do not hold it) and is called last: its rollouts run meanwhile.
+    """
+    count = len(groups) // len(next(iter(chunks.values())).x_start)
+    rewards = theta.new_zeros(count, len(groups) // count)
+    gradients = theta.new_zeros(2, count, len(theta))  # first order, half order; other processes' chunks stay 0
+    trajectories = {}
+    for c, chains in chunks.items():
+        trajectories[c], gradients[0, c], rewards[c] = _sample_and_backpropagate(
+            denoiser, theta, schedule, plan, chains, checkpoint_steps
+        )
+    rewards = reduce(rewards)
+    if plan.sub_chains:
+        advantage = leave_one_out(rewards.flatten(), groups).view_as(rewards)
+        for c, trajectory in trajectories.items():
+            for sub_chain in plan.sub_chains:
+                gradients[1, c] += half_order(denoiser, theta, schedule, trajectory, sub_chain, advantage[c])
+    zeroth = zeroth_order() if plan.zeroth_order else None
+    gradients, zeroth = _reduce_terms(gradients, zeroth, reduce)
+    estimates = (average(gradients[0]), average(gradients[1]), zeroth)
+    steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
+    terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
+    return GradientEstimate(terms, rewards.flatten())
+
+
+def _sample_and_backpropagate(
+    denoiser: Denoiser, theta: Tensor, schedule: Schedule, plan: Plan, chains: Chains, checkpoint_steps: bool
+) -> tuple[Trajectory, Tensor, Tensor]:  # trajectory, [P], [B]
+    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward."""
+    start = (chains.x_start, chains.noise, chains.conditioning)
+    trajectory = sample_chain(denoiser, theta, schedule, *start, stop=plan.first_order.start)
+    if plan.first_order:
+        gradient, rewards = first_order(
+            denoiser, theta, schedule, trajectory, chains.objective, checkpoint_steps=checkpoint_steps
+        )
+        return trajectory, gradient, rewards
+    with torch.no_grad():
+        return trajectory, torch.zeros_like(theta), chains.objective(trajectory.latents[-1])
+
+
+def _reduce_terms(gradients: Tensor, zeroth: TermEstimate | None, reduce: Reduce) -> tuple[Tensor, TermEstimate]:
+    """One all-reduce for everything; adding other processes' zeros changes no bit."""
+    parameters = gradients.shape[-1]
+    own = gradients.new_zeros(parameters + 1)
+    if zeroth is not None:
+        own = torch.cat([zeroth.gradient.to(own), own.new_tensor([zeroth.variance])])
+    flat = reduce(torch.cat([gradients.flatten(), own]))
+    gradients = flat[: gradients.numel()].view_as(gradients)
+    return gradients, TermEstimate(flat[-parameters - 1 : -1], float(flat[-1]))

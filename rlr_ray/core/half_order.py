@@ -1,0 +1,58 @@
+"""Half order: a likelihood ratio on the sampler's own noise, with backpropagation inside one sub-chain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chain import Denoiser, Trajectory, denoise_step, step_mean
+from rlr_ray.core.schedule import Schedule
+
+
+def half_order(
+    denoiser: Denoiser,
+    theta: Tensor,  # [P]
+    schedule: Schedule,
+    trajectory: Trajectory,
+    sub_chain: range,
+    advantage: Tensor,  # [B]
+) -> Tensor:  # [P]
+    """Likelihood-ratio gradient for the steps of `sub_chain`, averaged over the chains.
+
+    The second term of the paper's equation 6. From the stored latent at the first step's input, differentiates the
+    composed mean m of the last step j, the noises in between held at their sampled values, and returns the mean over
+    chains of `advantage * (dm/dtheta)^T z_j / sigma_j`. One step is REINFORCE (DDPO without its clipping).
+    Its expectation is the part of grad E[R] that passes through theta at those steps, if the advantage is the reward
+    minus a baseline that does not use the chain's own reward. Raises ValueError where the last step has no noise.
+    """
+    last = sub_chain[-1]
+    if not schedule.sigma[last]:
+        raise ValueError(
+            f"half order ends at step {last}, where the sampler adds no noise (sigma 0); "
+            "set sampler.eta above 0, or leave that step to first order"
+        )
+    theta = theta.detach().requires_grad_()
+    latent = trajectory.latents[sub_chain[0]]
+    for k in sub_chain[:-1]:
+        latent = denoise_step(denoiser, theta, schedule, k, latent, trajectory.noise[k], trajectory.conditioning)
+    mean = step_mean(denoiser, theta, schedule, last, latent, trajectory.conditioning)
+    score = trajectory.noise[last] / schedule.sigma[last]  # d log p(x_next | x) / d mean
+    per_chain = (mean * score).flatten(1).sum(1)  # densities sum over C, H, W
+    (gradient,) = torch.autograd.grad((advantage * per_chain).mean(), theta)
+    return gradient
+
+
+def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:  # [B], [B] -> [B]
+    """Each chain's reward minus the mean reward of the others of its group.
+
+    The baseline never uses a chain's own reward, so half order stays unbiased (a group mean that included it would
+    scale the term by 1 - 1/m). Raises ValueError if a chain is alone in its group.
+    """
+    same = groups[:, None] == groups[None, :]  # [B, B]
+    others = same.sum(1) - 1
+    if bool((others == 0).any()):
+        raise ValueError(
+            "leave-one-out needs at least 2 chains of every prompt, found a prompt with 1; "
+            "raise train.chains_per_prompt or set estimator.baseline to 'batch'"
+        )
+    return rewards - ((same.to(rewards.dtype) @ rewards) - rewards) / others

@@ -1,0 +1,73 @@
+"""What a denoising step does to its latent: a mean, linear in the latent and the model's output, and Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Coefficients of `x_next = latent_coefficient[k] x + output_coefficient[k] output + sigma[k] z`, z ~ N(0, I).
+
+    Python floats, computed in double precision: they enter a chain of any dtype, on any device, without a host copy.
+    """
+
+    timesteps: tuple[int, ...]  # [T] what the denoiser is told
+    latent_coefficient: tuple[float, ...]  # [T]
+    output_coefficient: tuple[float, ...]  # [T]
+    sigma: tuple[float, ...]  # [T] standard deviation of a step's noise
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def mean(self, k: int, latent: Tensor, output: Tensor) -> Tensor:
+        """Mean of x_next at step k; `latent` and `output` [B, C, H, W], `output` what the model predicted."""
+        return self.latent_coefficient[k] * latent + self.output_coefficient[k] * output
+
+    def kappa(self, k: int) -> float:
+        """How strongly the model's output moves step k's mean, in sigmas; infinite where sigma is 0."""
+        return abs(self.output_coefficient[k]) / self.sigma[k] if self.sigma[k] else math.inf
+
+
+def ddim_schedule(
+    timesteps: Sequence[int],  # [T]
+    alphas_in: Sequence[float],  # [T] cumulative alpha at each step's input
+    alphas_out: Sequence[float],  # [T] cumulative alpha at each step's output
+    *,
+    eta: float,
+    prediction_type: str = "epsilon",
+) -> Schedule:
+    """DDIM (Song et al. 2021, equations 12 and 16); `eta = 1` is the ancestral DDPM sampler, `eta = 0` has no noise.
+
+    With a, a' the cumulative alphas at a step's input and output and e the noise that the output stands for:
+    `sigma^2 = eta^2 (1 - a') / (1 - a) * (1 - a / a')` and
+    `mean = sqrt(a') (x - sqrt(1 - a) e) / sqrt(a) + sqrt(1 - a' - sigma^2) e`.
+    """
+    steps = [_ddim_step(a, b, eta, prediction_type) for a, b in zip(alphas_in, alphas_out, strict=True)]
+    latent, output, sigma = zip(*steps, strict=True)
+    return Schedule(tuple(timesteps), latent, output, sigma)
+
+
+def _ddim_step(a: float, b: float, eta: float, prediction_type: str) -> tuple[float, float, float]:
+    sigma = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+    clean_x, clean_o, noise_x, noise_o = _clean_and_noise(a, prediction_type)
+    to_clean, to_noise = math.sqrt(b), math.sqrt(max(1 - b - sigma**2, 0.0))
+    return to_clean * clean_x + to_noise * noise_x, to_clean * clean_o + to_noise * noise_o, sigma
+
+
+def _clean_and_noise(a: float, prediction_type: str) -> tuple[float, float, float, float]:
+    """Weights of latent and output in the predicted clean latent, then in the predicted noise."""
+    signal, noise = math.sqrt(a), math.sqrt(1 - a)
+    if prediction_type == "epsilon":
+        return 1 / signal, -noise / signal, 0.0, 1.0
+    if prediction_type == "v_prediction":
+        return signal, -noise, noise, signal
+    if prediction_type == "sample":
+        return 0.0, 1.0, 1 / noise, -signal / noise
+    raise ValueError(f"prediction_type is {prediction_type!r}; allowed: {', '.join(PREDICTION_TYPES)}")

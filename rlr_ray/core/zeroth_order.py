@@ -1,0 +1,88 @@
+"""Zeroth order: parameter perturbations, and nothing of the chain but its reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.seeds import normal
+from rlr_ray.core.terms import TermEstimate, term_estimate
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Where perturbations are drawn: u ~ N(0, I) in R^P (isotropic), or in the span of a few vectors (guided).
+
+    `scale` is the standard deviation of a trained number's displacement when directions are isotropic; guided ones
+    are lengthened by sqrt(P / k) so that theta moves as far in k dimensions as it would in all P.
+    """
+
+    parameters: int  # P
+    scale: float
+    basis: Tensor | None = None  # [k, P] orthonormal rows; None: isotropic
+
+    @property
+    def dimensions(self) -> int:
+        return self.parameters if self.basis is None else len(self.basis)
+
+    @property
+    def step_size(self) -> float:
+        """What a direction is multiplied by before it is added to theta."""
+        return self.scale * math.sqrt(self.parameters / self.dimensions)
+
+    def coordinates(self, seed: Sequence[int | str], dtype: torch.dtype) -> Tensor:  # [k], or [P] if isotropic
+        return normal((self.dimensions,), dtype, *seed)
+
+    def lift(self, coordinates: Tensor) -> Tensor:  # [..., k] -> [..., P]
+        return coordinates if self.basis is None else coordinates @ self.basis
+
+    def draw(self, seed: Sequence[int | str], dtype: torch.dtype) -> Tensor:  # [P]
+        """The direction that `seed` names."""
+        return self.lift(self.coordinates(seed, dtype))
+
+
+def zeroth_order(
+    directions: Directions,
+    seeds: Sequence[Sequence[int | str]],  # [N]
+    rewards_plus: Tensor,  # [N] at theta + step_size * u
+    rewards_minus: Tensor,  # [N] at theta - step_size * u, same start and noises
+    dtype: torch.dtype = torch.float32,
+) -> TermEstimate:
+    """Antithetic parameter-perturbation gradient, averaged over the directions in the order of their seeds.
+
+    The third term of the paper's equation 6 in antithetic form: the mean of `(R+ - R-) / (2 step_size) * u`, u applied
+    at the plan's zeroth-order steps only (perturbing others too would count them twice). As the scale goes to 0 its
+    expectation is, for isotropic directions, the part of grad E[R] that passes through theta at those steps; for
+    guided ones the projection of that part on the span, as long as the span does not depend on this step's chains.
+    Its variance is about (dimensions + 1) times the squared norm of that part per direction.
+    """
+    coefficients = (rewards_plus.double() - rewards_minus.double()) / (2 * directions.step_size)  # [N]
+    total = torch.zeros(directions.dimensions, dtype=dtype)
+    squares = 0.0
+    for seed, coefficient in zip(seeds, coefficients.tolist(), strict=True):
+        estimate = coefficient * directions.coordinates(seed, dtype)
+        total += estimate
+        squares += float(estimate.double().square().sum())
+    mean = directions.lift(total / len(seeds))
+    return term_estimate(mean, squares / len(seeds), len(seeds))
+
+
+def orthonormal_span(vectors: Sequence[Tensor], tolerance: float = 1e-3) -> Tensor | None:  # [k, P] or None
+    """Orthonormal rows that span the vectors [P], in their order (Gram-Schmidt in double precision).
+
+    Left out: vectors of norm 0, and those in the span of earlier ones up to `tolerance`. None if none is left.
+    """
+    rows: list[Tensor] = []
+    for vector in vectors:
+        row = vector.double()
+        norm = row.norm()
+        for _ in range(2):  # twice: once leaves rounding errors when the vector is nearly in the span
+            for other in rows:
+                row = row - (row @ other) * other
+        if norm > 0 and row.norm() > tolerance * norm:
+            rows.append(row / row.norm())
+    return torch.stack(rows).to(vectors[0].dtype) if rows else None

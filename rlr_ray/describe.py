@@ -1,0 +1,59 @@
+"""A run in words: its plan before, its results after."""
+
+from __future__ import annotations
+
+from rlr_ray.config import RunConfig
+from rlr_ray.run_folder import RunFolder
+
+
+def describe_plan(config: RunConfig) -> str:
+    """Which order owns what, what an update costs, and what the estimate is not."""
+    shape, estimator, train = config.plan_shape, config.estimator, config.train
+    plan = shape.draw(config.seed, 0)
+    pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0
+    forwards = train.chains * plan.forwards(estimator.checkpoint_steps) + 2 * pairs * plan.steps
+    lines = [
+        f"plan: {shape}",
+        f"update: {train.chains} chains, {pairs} perturbation pairs: {forwards} denoiser forwards, "
+        f"{train.chains * plan.backwards} backwards; {train.iterations} updates",
+        *(f"note: {note}" for note in _notes(config)),
+    ]
+    return "\n".join(lines)
+
+
+def _notes(config: RunConfig) -> list[str]:
+    shape, estimator = config.plan_shape, config.estimator
+    notes = []
+    if shape.biased:
+        notes.append("biased: the gradient through the steps that nothing owns is dropped")
+    used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
+    weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
+    if weighed:
+        notes.append(
+            f"weight auto on {' and '.join(weighed)}: least mean squared error, so the sum is biased towards the "
+            "other terms until their noise falls"
+        )
+    if shape.has_zeroth_order and estimator.zeroth_order.directions == "guided":
+        notes.append("guided directions: zeroth order estimates its part's projection on 3 or 4 earlier gradients")
+    if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
+        notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
+    return notes
+
+
+def describe_results(folder: RunFolder) -> str:
+    """What came of a finished run, and where to look."""
+    summary = folder.load_summary()
+    lines = [
+        f"held-out reward {summary['reward_before']:.3f} -> {summary['reward_after']:.3f}: "
+        f"gain {summary['gain']:.3f} +- {summary['gain_se']:.3f} (standard error over paired seeds)",
+    ]
+    if summary["judge_before"] is not None:
+        lines.append(f"judge {summary['judge_before']:.3f} -> {summary['judge_after']:.3f} (never trained on)")
+    lines += [
+        f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
+        f"on {summary['ran_on']}",
+        f"pictures: {folder.samples / 'before_after.png'}",
+        f"curve:    {folder.path / 'reward_curve.png'}",
+        f"adapter:  {folder.path / summary['adapter']}",
+    ]
+    return "\n".join(lines)

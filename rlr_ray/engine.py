@@ -1,0 +1,144 @@
+"""What a process needs to run chains: model, reward, prompts and schedule, built from the config alone.
+
+The trainer and every rollout actor build the same engine, so a chain, a direction or a plan is named by numbers and never
+sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlr_ray.config import RunConfig
+from rlr_ray.core.gradient import Chains, RolloutResult, rollout
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.terms import TermEstimate
+from rlr_ray.core.zeroth_order import Directions, zeroth_order
+from rlr_ray.errors import UserError
+from rlr_ray.models import load_model
+from rlr_ray.prompts import Prompt, load_prompts, prompt_order
+from rlr_ray.rewards import is_differentiable, load_reward, score
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One update's perturbation rollouts: the parameters, and where the directions come from."""
+
+    step: int
+    theta: Tensor  # [P]
+    directions: Directions
+
+
+# Starts the rollouts of some chunks of perturbations; their results come in any order.
+Rollouts = Callable[[RolloutRequest, Sequence[range]], Iterable[RolloutResult]]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that config.device says. Raises UserError if it is not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("device is 'cuda', but torch finds no CUDA device here; set device: auto or device: cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def check_reward(config: RunConfig) -> None:
+    """Raise UserError if the reward is not known, or is black-box under a plan with first-order steps."""
+    reward = config.reward
+    if config.plan_shape.first_order_steps and not is_differentiable(reward.name, reward.differentiable):
+        raise UserError(
+            f"reward {reward.name!r} is black-box (differentiable: false), but estimator.first_order_steps is "
+            f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, or reward.differentiable: true "
+            "if it is made of torch operations"
+        )
+
+
+class Engine:
+    """Model, reward, prompts and schedule of one run, on one device."""
+
+    def __init__(self, config: RunConfig):
+        torch.set_num_threads(config.threads)
+        check_reward(config)
+        self.config = config
+        self.device = pick_device(config.device)
+        self.prompts = load_prompts(config.prompts)
+        self.model = load_model(config.model, config.adapter, config.sampler, self.device)
+        self.reward = load_reward(config.reward.name, config.reward.options, self.device)
+        self.shape = config.plan_shape
+        self.shape.check_noise(self.model.schedule)
+
+    def plan(self, step: int) -> Plan:
+        return self.shape.draw(self.config.seed, step)
+
+    def groups(self) -> Tensor:  # [B]
+        """Which chains of an update share a baseline."""
+        train, baseline = self.config.train, self.config.estimator.half_order.baseline
+        size = train.chains_per_prompt if baseline == "prompt" else train.chains
+        return (torch.arange(train.chains) // size).to(self.device)
+
+    def train_chains(self, step: int, indices: range) -> Chains:
+        """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
+        seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
+        per_prompt = self.config.train.chains_per_prompt
+        slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
+        return self.chains(seeds, [self._prompt(slot, "train") for slot in slots])
+
+    def held_out_chains(self, indices: range) -> Chains:
+        """Chains that no update uses, the same at every evaluation."""
+        return self.chains(*self.held_out(indices))
+
+    def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
+        """Seeds and prompts of held-out chains."""
+        seeds = [seed_of(self.config.seed, "held-out", index) for index in indices]
+        return seeds, [self.prompts[index % len(self.prompts)] for index in indices]
+
+    def chains(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Chains:
+        """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed."""
+        schedule, shape = self.model.schedule, self.model.latent_shape
+        starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
+        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+
+        def objective(latents: Tensor) -> Tensor:
+            return score(self.reward, self.model.decode(latents), texts, metadata, self.config.reward.name)
+
+        x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
+        return Chains(x_start, noise, self.model.encode(texts), objective)
+
+    def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
+        """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
+        seeds = self.direction_seeds(request.step, indices)
+        directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
+        plus, minus = rollout(
+            self.model,
+            request.theta.to(self.device),
+            self.model.schedule,
+            self.plan(request.step),
+            self.train_chains(request.step, indices),
+            directions.to(self.device),
+            request.directions.step_size,
+        )
+        return RolloutResult(indices, plus.cpu(), minus.cpu())
+
+    def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
+        return [(self.config.seed, "direction", step, index) for index in indices]
+
+    def zeroth_order(self, request: RolloutRequest, results: Iterable[RolloutResult]) -> TermEstimate:
+        """The zeroth-order term, its directions rebuilt from their seeds and summed in the order of their indices."""
+        ordered = sorted(results, key=lambda result: result.indices.start)
+        indices = [index for result in ordered for index in result.indices]
+        return zeroth_order(
+            request.directions,
+            [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],
+            torch.cat([result.rewards_plus for result in ordered]),
+            torch.cat([result.rewards_minus for result in ordered]),
+        )
+
+    def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> Iterable[RolloutResult]:
+        """Rollouts in this process, one chunk after the other: `Rollouts` without a cluster."""
+        return (self.rollout(request, chunk) for chunk in chunks)
+
+    def _prompt(self, slot: int, purpose: str) -> Prompt:
+        return self.prompts[prompt_order(len(self.prompts), slot, self.config.seed, purpose)]

@@ -1,0 +1,124 @@
+"""The training loop: the same in this process and in every worker of a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
+from rlr_ray.core.plan import Plan
+from rlr_ray.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.results import Results
+from rlr_ray.run_folder import MetricsLog, RunFolder
+from rlr_ray.state import TrainState
+
+Report = Callable[[dict[str, Any]], None]  # is given every update's row
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among those that share every update."""
+
+    rank: int = 0
+    size: int = 1
+    reduce: Callable[[Tensor], Tensor] = lambda value: value  # sum over processes
+    ran_on: str = "this process"  # for the summary
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Process = Process()) -> None:
+    """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
+
+    Every process takes the same updates; the leading one dispatches the rollouts and writes.
+    """
+    config = engine.config
+    folder = RunFolder(config)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    saved = folder.load_checkpoint(engine.device)
+    if saved:
+        state.load_state_dict(saved)
+    results = Results(engine, folder, state.initial_theta) if process.leads else None
+    log = MetricsLog(folder.path, state.step) if process.leads else None
+    while state.step < config.train.iterations:
+        row = update(engine, state, rollouts, process)
+        if log is not None and results is not None:
+            if _due(state.step, config.evaluation.every, config.train.iterations):
+                row |= results.measure(state.theta.detach())
+            log.add(row)
+            if state.step % config.train.checkpoint_every == 0 or state.step == config.train.iterations:
+                log.save()
+                folder.save_checkpoint(state.step, state.state_dict())
+        report(row)
+    if log is not None and results is not None:
+        results.finish(state.theta.detach(), log.rows, process.ran_on)
+
+
+def _due(step: int, every: int | None, last: int) -> bool:
+    return every is not None and step % every == 0 and step < last
+
+
+def update(engine: Engine, state: TrainState, rollouts: Rollouts | None, process: Process) -> dict[str, Any]:
+    """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
+    started = time.monotonic()
+    config, step = engine.config, state.step
+    plan, theta = engine.plan(step), state.theta.detach()
+    request = RolloutRequest(step, theta.cpu().clone(), state.directions())
+    zeroth = config.estimator.zeroth_order
+    count = zeroth.count if plan.zeroth_order else 0
+    results = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
+    size = config.train.chunk_size
+    own = list(enumerate(_chunks(config.train.chains, size)))[process.rank :: process.size]
+    estimate = estimate_gradient(
+        engine.model,
+        theta,
+        engine.model.schedule,
+        plan,
+        {c: engine.train_chains(step, indices) for c, indices in own},
+        engine.groups(),
+        lambda: None if results is None else engine.zeroth_order(request, results),
+        checkpoint_steps=config.estimator.checkpoint_steps,
+        reduce=process.reduce,
+    )
+    weights = state.weights(estimate.terms)
+    norm = state.update(estimate, weights)
+    seconds = time.monotonic() - started
+    return _row(step, plan, estimate, weights) | {
+        "gradient_norm": norm,
+        "seconds": seconds,
+        "rollouts_per_s": 2 * count / seconds,
+        "denoiser_forwards": config.train.chains * plan.forwards(config.estimator.checkpoint_steps)
+        + 2 * count * plan.steps,
+        "denoiser_backwards": config.train.chains * plan.backwards,
+    }
+
+
+def _chunks(count: int, size: int) -> list[range]:
+    return [range(first, first + size) for first in range(0, count, size)]
+
+
+def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, float]) -> dict[str, Any]:
+    """An update's metrics; norms and variances are before weighting."""
+    row: dict[str, Any] = {
+        "step": step,
+        "reward_mean": float(estimate.rewards.mean()),
+        "reward_std": float(estimate.rewards.std()),
+        "plan": str(plan),
+    }
+    for name, term in estimate.terms.items():
+        row[f"{name}_norm"] = float(term.gradient.norm())
+        row[f"{name}_variance"] = term.variance
+        row[f"{name}_weight"] = weights[name]
+    names = list(estimate.terms)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            gradients = estimate.terms[one].gradient, estimate.terms[other].gradient
+            row[f"cosine_{one}_{other}"] = float(torch.cosine_similarity(*gradients, dim=0))
+    return row

@@ -1,0 +1,46 @@
+"""Models: one family a file, found by the file's name, each with `load(config, adapter, sampler, device) -> Model`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chain import Conditioning
+from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
+
+
+class Model(Protocol):
+    """A pipeline seen as a denoiser (see rlr_ray.core.chain.Denoiser) with what the chain needs around it."""
+
+    schedule: Schedule
+    latent_shape: tuple[int, ...]  # C, H, W
+    initial_theta: Tensor  # [P]
+
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor: ...
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...  # [B, C, H, W] -> images [B, 3, h, w] in [0, 1]
+
+    def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...
+
+
+def available_models() -> list[str]:
+    """Names of the models in this folder."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
+
+
+def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
+    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
+    if config.name not in available_models():
+        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
+    model: Model = importlib.import_module(f"{__name__}.{config.name}").load(config, adapter, sampler, device)
+    return model

@@ -1,0 +1,55 @@
+"""Adapters by PEFT: what is trained inside a frozen model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from rlr_ray.errors import UserError
+
+
+def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int) -> nn.Module:
+    """Freeze the module, add the adapter and return the module to call.
+
+    LoRA is injected in place, as diffusers does, so that diffusers loads what is saved; others are wrapped as a PeftModel.
+    Its initial values depend on `seed` alone. Raises UserError for a kind, an option or a target that PEFT does not know.
+    """
+    config = _peft_config(kind, options)
+    module.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # PEFT draws from the global generator; the fork gives it back as it was
+        try:
+            if kind == "LORA":
+                peft.inject_adapter_in_model(config, module)
+            else:
+                module = peft.get_peft_model(module, config)
+        except ValueError as error:
+            raise UserError(f"PEFT refuses adapter {kind} with {options}: {error}") from error
+    return module.eval()
+
+
+def _peft_config(kind: str, options: dict[str, Any]) -> peft.PeftConfig:
+    kinds = {str(known.value): config for known, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in kinds:
+        raise UserError(f"adapter.type is {kind!r}; allowed: {', '.join(sorted(kinds))} (PEFT's names)")
+    allowed = {field.name for field in dataclasses.fields(kinds[kind])}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise UserError(f"adapter has {', '.join(unknown)}; allowed for {kind}: {', '.join(sorted(allowed))}")
+    return kinds[kind](**options)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def save_peft(module: nn.Module, folder: Path) -> Path:
+    """Save an adapter that diffusers cannot load in PEFT's own format; `PeftModel.from_pretrained(unet, folder)` loads it."""
+    module.save_pretrained(folder)
+    return folder

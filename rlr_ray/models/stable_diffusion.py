@@ -1,0 +1,135 @@
+"""Stable Diffusion 1.x and 2.x, from a local folder or the hub."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor
+
+from rlr_ray.core.chain import Conditioning
+from rlr_ray.core.parameters import ParameterVector
+from rlr_ray.errors import UserError
+from rlr_ray.models.adapters import add_adapter, save_peft, trainable
+from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
+
+
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
+    """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
+    if not config.path:
+        raise UserError("model.path is not set; give the folder of a Stable Diffusion pipeline or its name on the hub")
+    pipeline = load_pipeline(config.path, getattr(torch, config.dtype))
+    return StableDiffusion(pipeline, config, adapter, sampler, device)
+
+
+def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Load a StableDiffusionPipeline. Raises UserError if the folder or hub name does not hold one."""
+    folder = Path(path).expanduser()
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
+            "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
+        )
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            folder if folder.exists() else path, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model.path {path!r} could not be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}"
+        ) from error
+
+
+class StableDiffusion:
+    """A StableDiffusionPipeline as a function of its adapter's numbers.
+
+    The latent chain and theta are float32 whatever the weights' dtype; `guidance_scale` above 1 adds classifier-free
+    guidance (Ho and Salimans 2021), computed inside one prediction.
+    """
+
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, config: Any, adapter: Any, sampler: Any, device: torch.device
+    ):
+        self.pipeline = pipeline.to(device)
+        self.device, self.dtype = device, pipeline.unet.dtype
+        self.guidance_scale = sampler.guidance_scale
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        self.adapter_type = adapter.type
+        self.module = add_adapter(pipeline.unet, adapter.type, adapter.options, adapter.seed)
+        self.parameters = ParameterVector(trainable(self.module))
+        self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
+        self.schedule = schedule_of(
+            ddim_scheduler(pipeline.scheduler.config, sampler.timestep_spacing), sampler.steps, sampler.eta
+        )
+        self.latent_shape = self._latent_shape(config.height, config.width)
+        self._times = torch.arange(pipeline.scheduler.config.num_train_timesteps, device=device)
+        self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_uncached)
+
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        unet, scale = self.pipeline.unet.config, self.pipeline.vae_scale_factor
+        for name, size in (("height", height), ("width", width)):
+            if size is not None and size % scale:
+                raise UserError(f"model.{name} is {size}; allowed: multiples of {scale} for this model")
+        default = unet.sample_size
+        return unet.in_channels, height // scale if height else default, width // scale if width else default
+
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
+        """Prediction [B, C, H, W] after guidance, at theta [P], or at a theta for each chain [B, P]."""
+        predict = functools.partial(self._predict, time=self._times[timestep])
+        if theta.dim() == 1:
+            return predict(theta, latent, dict(conditioning))
+
+        def predict_one(theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+            single = {name: value[None] for name, value in conditioning.items()}
+            return predict(theta, latent[None], single)[0]
+
+        return torch.func.vmap(predict_one)(theta, latent, dict(conditioning))
+
+    def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
+        guided = "negative" in conditioning
+        text = torch.cat([conditioning["negative"], conditioning["prompt"]]) if guided else conditioning["prompt"]
+        latents = torch.cat([latent, latent]) if guided else latent
+        (output,) = torch.func.functional_call(
+            self.module,
+            self.parameters.unflatten(theta),
+            (latents.to(self.dtype), time),
+            {"encoder_hidden_states": text.to(self.dtype), "return_dict": False},
+        )
+        output = output.to(latent.dtype)
+        if not guided:
+            return output
+        negative, positive = output.chunk(2)
+        return negative + self.guidance_scale * (positive - negative)
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Text embeddings by name, each [B, L, D]; a prompt's embedding is computed once."""
+        rows = [self._encode_one(prompt) for prompt in prompts]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    @torch.no_grad()
+    def _encode_uncached(self, prompt: str) -> dict[str, Tensor]:
+        guided = self.guidance_scale > 1
+        positive, negative = self.pipeline.encode_prompt(prompt, self.device, 1, guided)
+        return {"prompt": positive, "negative": negative} if guided else {"prompt": positive}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, h, w] in [0, 1] of latents [B, C, H, W]; differentiable."""
+        vae = self.pipeline.vae
+        images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def save_adapter(self, theta: Tensor, folder: Path) -> Path:
+        """Save theta in the folder: LoRA as lora/, for diffusers' `load_lora_weights`; others as adapter/, in PEFT's format."""
+        for name, value in self.parameters.unflatten(theta).items():
+            self.module.get_parameter(name).data.copy_(value)
+        if self.adapter_type != "LORA":
+            return save_peft(self.module, folder / "adapter")
+        layers = get_peft_model_state_dict(self.module)
+        self.pipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers)
+        return folder / "lora" / "pytorch_lora_weights.safetensors"

@@ -1,0 +1,71 @@
+"""Pictures that a run leaves: grids before and after, and the reward's curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+from PIL import Image
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_SMALLEST = 96  # pixels a picture's side is enlarged to
+
+
+def save_comparison(
+    path: Path, before: Tensor, after: Tensor, titles: Sequence[str], before_title: str, after_title: str
+) -> None:
+    """Before-and-after pairs of images [n, 3, H, W] in [0, 1], the prompt above each pair."""
+    columns = min(5, len(before))
+    rows = math.ceil(len(before) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, one, other, title in zip(axes.flat, before, after, titles, strict=False):
+        gap = numpy.ones((one.shape[1], max(one.shape[2] // 8, 1), 3))
+        axis.imshow(numpy.concatenate([_array(one), gap, _array(other)], axis=1), interpolation="nearest")
+        axis.set_title(title if len(title) <= 26 else title[:25] + "…", fontsize=8)
+    figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
+    _finish(figure, path)
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 5) -> None:
+    """Images [n, 3, H, W] in [0, 1] in rows, enlarged without smoothing if they are small."""
+    height, width = images.shape[-2:]
+    factor = max(1, _SMALLEST // min(height, width))
+    rows = math.ceil(len(images) / columns)
+    canvas = Image.new("RGB", (columns * width * factor, rows * height * factor), "white")
+    for index, image in enumerate(images):
+        tile = Image.fromarray((_array(image) * 255).round().astype(numpy.uint8))
+        place = (index % columns * width * factor, index // columns * height * factor)
+        canvas.paste(tile.resize((width * factor, height * factor), Image.Resampling.NEAREST), place)
+    canvas.save(path)
+
+
+def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
+    """Training reward over updates, with the held-out mean and standard error by number of updates."""
+    figure, axis = pyplot.subplots(figsize=(7, 4))
+    axis.plot([row["step"] + 1 for row in rows], [row["reward_mean"] for row in rows], label="training chains", lw=1)
+    steps, values = list(held_out), list(held_out.values())
+    means, errors = [mean for mean, _ in values], [error for _, error in values]
+    axis.errorbar(steps, means, errors, fmt="o", capsize=3, label="held-out chains ± standard error")
+    axis.set(xlabel="updates", ylabel="reward")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _finish(figure, path)
+
+
+def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
+    return image.permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def _finish(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,33 @@
+"""Named points of the design space, as defaults for the keys of `estimator`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NO_SUB_CHAIN = {"length": 0}
+_ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Three orders, guided directions, weights of least mean squared error: what works for small adapters.
+    "rlr": {},
+    # The paper's equation 6 as written: one first-order step, one sub-chain (its j .. j+1), isotropic, weights 1.
+    "rlr-paper": {
+        "first_order_steps": 1,
+        "sub_chain": {"length": 2},
+        "half_order": {"weight": 1.0},
+        "zeroth_order": _ISOTROPIC,
+    },
+    # Truncated backpropagation (Prabhudesai et al. 2023; DRaFT-K, Clark et al. 2023). Biased.
+    "alignprop": {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    # REINFORCE on every step (Black et al. 2023, without its importance weights).
+    "ddpo": {
+        "first_order_steps": 0,
+        "sub_chain": _NO_SUB_CHAIN,
+        "rest": "half_order",
+        "half_order": {"weight": 1.0},
+    },
+    # Evolution strategies: parameter perturbations on every step.
+    "es": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "zeroth_order": _ISOTROPIC},
+    # Backpropagation through the whole chain, step by step.
+    "full_bp": {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+}

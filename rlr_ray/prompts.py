@@ -1,0 +1,55 @@
+"""Prompts: from a list, a text file (one a line) or a JSON Lines file (`prompt`, every other key is metadata)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlr_ray.core.seeds import permutation
+from rlr_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)  # handed to the reward
+
+
+def load_prompts(source: str | Sequence[str]) -> list[Prompt]:
+    """Prompts from a list or from a file of the kind that its ending says. Raises UserError if there are none."""
+    if not isinstance(source, str):
+        return [Prompt(text) for text in source]
+    path = Path(source).expanduser()
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"prompts file {source!r} ends in {path.suffix!r}; allowed: .txt, .jsonl")
+    if not path.is_file():
+        raise UserError(f"prompts file {source!r} was not found (looked in {Path.cwd()}); write its path from there")
+    try:
+        lines = [(number, line.strip()) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts file {source!r} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        raise UserError(f"prompts file {source!r} holds no prompt; write one a line")
+    if path.suffix == ".txt":
+        return [Prompt(line) for _, line in lines]
+    return [_from_json(line, f"{source}:{number}") for number, line in lines]
+
+
+def _from_json(line: str, place: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON ({error}); write one object a line") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise UserError(f'{place}: found {line!r}; allowed: an object with a text "prompt", e.g. {{"prompt": "a cat"}}')
+    return Prompt(row.pop("prompt").strip(), row)
+
+
+def prompt_order(count: int, slot: int, *seed: int | str) -> int:
+    """Which of `count` prompts serves as number `slot`: every prompt once, in random order, then all again."""
+    round_number, position = divmod(slot, count)
+    return permutation(count, *seed, "prompts", round_number)[position]

@@ -1,0 +1,93 @@
+"""What a finished run leaves for people: held-out rewards, adapter, pictures, summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.engine import Engine
+from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
+from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.run_folder import RunFolder, replace_file
+
+_VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft")
+
+
+class Results:
+    """Measures held-out chains before, during and after, and writes what came of it."""
+
+    def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor):
+        self.engine, self.folder = engine, folder
+        self.before = self._before(initial_theta)
+
+    def _before(self, theta: Tensor) -> Evaluation:
+        """The evaluation at the start, measured once and kept for a resumed run."""
+        file = self.folder.samples / "before.pt"
+        if file.is_file():
+            return Evaluation(**torch.load(file, weights_only=True))
+        before = evaluate(self.engine, theta)
+        replace_file(file, lambda part: torch.save(vars(before), part))
+        save_grid(self.folder.samples / "before.png", before.images)
+        return before
+
+    def measure(self, theta: Tensor) -> dict[str, float]:
+        """Mean held-out reward at theta and its standard error, as columns of an update's row."""
+        mean, error = _mean_and_error(evaluate(self.engine, theta).rewards)
+        return {"held_out_reward": mean, "held_out_reward_se": error}
+
+    def finish(self, theta: Tensor, rows: list[dict[str, Any]], ran_on: str) -> dict[str, Any]:
+        """Write the adapter, the pictures and, last of all, the summary, which is returned."""
+        before, after = self.before, evaluate(self.engine, theta)
+        adapter = self.engine.model.save_adapter(theta, self.folder.path)
+        self._save_pictures(after, rows)
+        gain, gain_se = paired_gain(before.rewards, after.rewards)
+        summary = {
+            "name": self.engine.config.name,
+            "reward_before": float(before.rewards.mean()),
+            "reward_after": float(after.rewards.mean()),
+            "gain": gain,
+            "gain_se": gain_se,
+            "judge_before": None if before.judge is None else float(before.judge.mean()),
+            "judge_after": None if after.judge is None else float(after.judge.mean()),
+            "plan": str(self.engine.shape),
+            "steps": len(rows),
+            "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
+            "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
+            "seconds": sum(row["seconds"] for row in rows),
+            "ran_on": ran_on,
+            "adapter": str(adapter.relative_to(self.folder.path)),
+            "trained_numbers": len(theta),
+            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+        }
+        self.folder.save_summary(summary)
+        return summary
+
+    def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]]) -> None:
+        samples, before = self.folder.samples, self.before
+        seeds, prompts = self.engine.held_out(range(len(after.images)))
+        texts = [prompt.text for prompt in prompts]
+        save_grid(samples / "after.png", after.images)
+        titles = [f"reward {float(run.rewards.mean()):.3g}" for run in (before, after)]
+        save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
+        chains = [{"prompt": text, "seed": seed} for text, seed in zip(texts, seeds, strict=True)]
+        replace_file(
+            samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
+        )
+        held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
+        errors = {row["step"] + 1: row["held_out_reward_se"] for row in rows if row["step"] + 1 in held_out}
+        points = {0: _mean_and_error(before.rewards), **{step: (held_out[step], errors[step]) for step in held_out}}
+        save_reward_curve(
+            self.folder.path / "reward_curve.png", rows, points | {len(rows): _mean_and_error(after.rewards)}
+        )
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

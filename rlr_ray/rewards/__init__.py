@@ -1,0 +1,101 @@
+"""Rewards: one a file, found by the file's name; a user's own by `module:name`.
+
+A reward is called with `images [B, 3, H, W] in [0, 1]`, `prompts` (B strings) and `metadata` (B dicts) and returns scores
+[B], higher is better. Its attribute `differentiable` says whether gradients pass from the scores to the images.
+A file of this folder defines `class Reward` with that attribute; a user's own may be a class or a function.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from rlr_ray.errors import UserError
+
+
+class Reward(Protocol):
+    differentiable: bool
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor: ...
+
+
+def available_rewards() -> list[str]:
+    """Names of the rewards in this folder."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Reward")]
+
+
+def find_reward(name: str) -> Callable[..., Any]:
+    """The class or function that `name` stands for, not yet built. Raises UserError if there is none."""
+    if ":" in name:
+        return _import_own(name)
+    if name not in available_rewards():
+        raise UserError(
+            f"reward {name!r} is not known; allowed: {', '.join(available_rewards())}, "
+            "or your own as 'module:function', e.g. 'my_rewards:brightness' for a file my_rewards.py in this folder"
+        )
+    return cast(Callable[..., Any], importlib.import_module(f"{__name__}.{name}").Reward)
+
+
+def _import_own(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # as `python -m` does; console scripts leave the working folder out
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"reward {name!r}: no module {error.name!r} was found; allowed: a module on PYTHONPATH or in the working "
+            f"folder; run from the folder that holds {module_name.split('.')[0]}.py or set PYTHONPATH"
+        ) from error
+    if not callable(getattr(module, attribute, None)):
+        raise UserError(
+            f"reward {name!r}: {module_name} has no function or class {attribute!r}; write it after the colon"
+        )
+    return cast(Callable[..., Any], getattr(module, attribute))
+
+
+def is_differentiable(name: str, stated: bool | None = None) -> bool:
+    """Whether first order may pass through a reward: what the user stated, else its own attribute, else no."""
+    return bool(getattr(find_reward(name), "differentiable", False)) if stated is None else stated
+
+
+def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
+    """Build a reward and move it to the device, if it can be moved. Raises UserError for options that it does not take."""
+    found = find_reward(name)
+    try:
+        reward = found(**options) if inspect.isclass(found) else functools.partial(found, **options)
+        if not inspect.isclass(found):
+            inspect.signature(found).bind(None, None, None, **options)
+    except TypeError as error:
+        raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
+    return reward.to(device) if hasattr(reward, "to") else reward
+
+
+def score(
+    reward: Callable[..., Tensor], images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], name: str
+) -> Tensor:  # [B]
+    """Call a reward and check what it returns: a finite tensor [B]. Raises UserError otherwise."""
+    scores = reward(images, prompts, metadata)
+    scores = torch.as_tensor(scores, device=images.device)
+    if scores.shape != (len(images),):
+        raise UserError(
+            f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} images; allowed: "
+            f"[{len(images)}], one score an image; remove a mean over the batch or a trailing dimension"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        bad = int((~torch.isfinite(scores)).nonzero()[0])
+        raise UserError(
+            f"reward {name!r} returned {scores[bad].item()} for image {bad} (prompt {prompts[bad]!r}); allowed: finite "
+            "numbers; clamp logarithms and divisions inside the reward"
+        )
+    return scores.to(images.dtype)

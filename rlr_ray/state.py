@@ -1,0 +1,97 @@
+"""What changes from update to update: theta, the optimizer, and the statistics that weigh and guide the terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.config import EstimatorConfig, TrainConfig
+from rlr_ray.core.gradient import GradientEstimate
+from rlr_ray.core.terms import TermEstimate, mse_weight
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span
+from rlr_ray.errors import UserError
+
+
+class TrainState:
+    """One run's state; `update` is one step of AdamW on the weighted sum of the terms, upwards."""
+
+    def __init__(self, theta: Tensor, train: TrainConfig, estimator: EstimatorConfig):
+        self.step = 0  # updates done
+        self.initial_theta = theta.clone()
+        self.theta = torch.nn.Parameter(theta.clone())
+        self.train, self.estimator = train, estimator
+        self.optimizer = torch.optim.AdamW(
+            [self.theta], train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, maximize=True
+        )
+        self.signals: dict[str, float] = {}  # smoothed squared norm of each term's expectation
+        self.variances: dict[str, float] = {}  # smoothed variance of each term
+        self.guides: dict[str, Tensor] = {}  # smoothed first-order and half-order gradients [P]
+
+    def directions(self) -> Directions:
+        """Where this update's perturbations are drawn. Guided ones lie in the span of what earlier updates left:
+
+        the smoothed first-order gradient, Adam's first moment, the way come so far and the smoothed half-order gradient.
+        Before the first update there is none, and directions are isotropic.
+        """
+        zeroth = self.estimator.zeroth_order
+        basis = None
+        if zeroth.directions == "guided" and self.step:
+            moment = self.optimizer.state[self.theta]["exp_avg"]
+            way = self.theta.detach() - self.initial_theta
+            guides = [self.guides.get("first_order"), moment, way, self.guides.get("half_order")]
+            basis = orthonormal_span([guide.cpu() for guide in guides if guide is not None])
+        return Directions(len(self.theta), zeroth.scale, basis)
+
+    def weights(self, terms: Mapping[str, TermEstimate]) -> dict[str, float]:
+        """Each term's factor: 1 for first order, the configured or the least-mean-squared-error one for the others."""
+        for name, term in terms.items():
+            self.signals[name] = self._smooth(self.signals.get(name, 0.0), term.signal)
+            self.variances[name] = self._smooth(self.variances.get(name, 0.0), term.variance)
+        stated = {"half_order": self.estimator.half_order.weight, "zeroth_order": self.estimator.zeroth_order.weight}
+        return {name: self._weight(name, stated.get(name, 1.0)) for name in terms}
+
+    def _weight(self, name: str, stated: float | str) -> float:
+        if isinstance(stated, str):
+            return mse_weight(self.signals[name], self.variances[name], self.estimator.weight_averaging)
+        return stated
+
+    def _smooth(self, old: Any, new: Any) -> Any:
+        return self.estimator.smoothing * old + (1 - self.estimator.smoothing) * new
+
+    def update(self, estimate: GradientEstimate, weights: Mapping[str, float]) -> float:
+        """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if it is not finite."""
+        gradient = estimate.total(weights)
+        for name, term in estimate.terms.items():
+            if not bool(torch.isfinite(term.gradient).all()):
+                raise UserError(
+                    f"update {self.step}: the {name.replace('_', '-')} gradient is not finite, though the rewards are; "
+                    "lower train.learning_rate, set train.max_grad_norm, or use model.dtype: float32; "
+                    "then resume from the last checkpoint"
+                )
+            if name in ("first_order", "half_order"):
+                self.guides[name] = self._smooth(self.guides.get(name, 0.0), term.gradient)
+        self.theta.grad = gradient
+        norm = float(gradient.norm())
+        if self.train.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_([self.theta], self.train.max_grad_norm)
+        self.optimizer.step()
+        self.step += 1
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("step", "signals", "variances", "guides")
+        return {
+            "theta": self.theta.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            self.theta.copy_(saved["theta"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in ("step", "signals", "variances", "guides"):
+            setattr(self, name, saved[name])

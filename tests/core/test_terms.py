@@ -1,0 +1,231 @@
+"""Every term alone against its own part of the exact gradient, and the errors that such a test must catch.
+
+Unbiasedness is a z-score: the mean difference from the exact gradient on the same chains over its standard error, the
+largest over the gradient's direction and 20 random ones. A right term stays below 3.5; each deliberate error exceeds 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chain import step_mean
+from rlr_ray.core.first_order import first_order
+from rlr_ray.core.gradient import Chains, rollout
+from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span
+from tests.toy import (
+    PARAMETERS,
+    STEPS,
+    exact_gradient,
+    per_chain_theta,
+    toy_chains,
+    toy_denoiser,
+    toy_reward,
+    toy_schedule,
+    toy_theta,
+    toy_trajectory,
+    worst_z,
+)
+
+SUB_CHAINS = [range(2, 3), range(1, 3), range(2, 5), range(0, 5)]
+SCHEDULE = toy_schedule()
+COUNT = 200_000
+
+
+def half_order_estimates(chains: Chains, sub_chain: range, advantage: Tensor) -> Tensor:  # [B, P]
+    theta = per_chain_theta(chains)
+    return len(theta) * half_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains), sub_chain, advantage)
+
+
+def one_group_advantage(chains: Chains) -> Tensor:  # [B]
+    rewards = toy_reward(toy_trajectory(chains).latents[-1])
+    count = len(rewards)
+    return (rewards - rewards.mean()) * count / (count - 1)  # leave-one-out over one group, in closed form
+
+
+def zeroth_order_estimates(chains: Chains, plan: Plan, directions: Directions, seed: int) -> Tensor:  # [B, P]
+    """One direction a chain, all drawn at once (as many seeds would be slow)."""
+    source = torch.Generator().manual_seed(seed)
+    size = (len(chains.x_start), directions.dimensions)
+    u = directions.lift(torch.randn(size, generator=source, dtype=torch.float64))
+    plus, minus = rollout(toy_denoiser, toy_theta(), SCHEDULE, plan, chains, u, directions.step_size)
+    return ((plus - minus) / (2 * directions.step_size))[:, None] * u
+
+
+def plan_of(zeroth: tuple[int, ...]) -> Plan:
+    return Plan(STEPS, range(STEPS, STEPS), (), zeroth)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [False, True])
+@pytest.mark.parametrize("last", [1, 3, STEPS])
+def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
+    """Against autograd through the whole chain, the copies of theta at earlier steps held fixed."""
+    chains = toy_chains(64, seed=3)
+    gradient, rewards = first_order(
+        toy_denoiser,
+        toy_theta(),
+        SCHEDULE,
+        toy_trajectory(chains, STEPS - last),
+        toy_reward,
+        checkpoint_steps=checkpoint_steps,
+    )
+    exact = exact_gradient(chains, range(STEPS - last, STEPS)).mean(0)
+    torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(rewards, toy_reward(toy_trajectory(chains).latents[-1]), rtol=1e-12, atol=1e-14)
+
+
+def test_first_order_refuses_a_reward_without_gradient() -> None:
+    chains = toy_chains(4, seed=3)
+    with pytest.raises(ValueError, match="carries no gradient"):
+        first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 5), lambda x: toy_reward(x).detach())
+
+
+@pytest.mark.parametrize("sub_chain", SUB_CHAINS, ids=str)
+def test_half_order_is_unbiased(sub_chain: range) -> None:
+    """200,000 chains; standard error of the mean along the gradient 1-3 % of its norm."""
+    chains = toy_chains(COUNT, seed=5)
+    estimates = half_order_estimates(chains, sub_chain, one_group_advantage(chains))
+    assert worst_z(estimates, exact_gradient(chains, sub_chain)) < 3.5
+
+
+def test_half_order_of_one_step_is_reinforce() -> None:
+    """Against the gradient of a log-density from torch.distributions."""
+    chains, k = toy_chains(32, seed=6), 2
+    trajectory, advantage = toy_trajectory(chains), one_group_advantage(chains)
+    theta = toy_theta().requires_grad_()
+    mean = step_mean(toy_denoiser, theta, SCHEDULE, k, trajectory.latents[k], {})
+    density = torch.distributions.Normal(mean, SCHEDULE.sigma[k]).log_prob(trajectory.latents[k + 1]).flatten(1).sum(1)
+    (expected,) = torch.autograd.grad((advantage * density).mean(), theta)
+    found = half_order(toy_denoiser, toy_theta(), SCHEDULE, trajectory, range(k, k + 1), advantage)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_half_order_refuses_a_step_without_noise() -> None:
+    chains = toy_chains(4, seed=3)
+    with pytest.raises(ValueError, match=r"ends at step 2, where the sampler adds no noise.*sampler\.eta"):
+        half_order(
+            toy_denoiser, toy_theta(), toy_schedule(eta=0), toy_trajectory(chains), range(1, 3), torch.ones(4).double()
+        )
+
+
+@pytest.mark.parametrize("zeroth", [(0, 1, 2, 3, 4, 5), (0, 4), (1, 2, 3)], ids=str)
+def test_zeroth_order_is_unbiased(zeroth: tuple[int, ...]) -> None:
+    """Isotropic, scale 0.003: its smoothing error is below 0.2 %, less than the standard error."""
+    chains = toy_chains(COUNT, seed=7)
+    estimates = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=8)
+    assert worst_z(estimates, exact_gradient(chains, zeroth)) < 3.5
+
+
+def test_zeroth_order_coefficient_is_the_directional_derivative() -> None:
+    """Slope and correlation above 0.999 against the exact u . g_C of the same chains, at scale 0.003."""
+    chains, zeroth, directions = toy_chains(20_000, seed=9), (0, 1, 4), Directions(PARAMETERS, 0.003)
+    u = torch.randn(20_000, PARAMETERS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plus, minus = rollout(toy_denoiser, toy_theta(), SCHEDULE, plan_of(zeroth), chains, u, directions.step_size)
+    found, exact = (plus - minus) / (2 * directions.step_size), (u * exact_gradient(chains, zeroth)).sum(1)
+    slope = float((found * exact).sum() / exact.square().sum())
+    correlation = float(torch.corrcoef(torch.stack([found, exact]))[0, 1])
+    assert abs(slope - 1) < 1e-3
+    assert correlation > 0.999
+
+
+def test_guided_zeroth_order_estimates_the_projection() -> None:
+    """On a span of 3 vectors drawn apart: unbiased for the projection, and more than 3 times less noise."""
+    chains, zeroth = toy_chains(COUNT, seed=10), (0, 1, 2, 4)
+    vectors = torch.randn(3, PARAMETERS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    basis = orthonormal_span(list(vectors))
+    assert basis is not None
+    exact = exact_gradient(chains, zeroth)
+    guided = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003, basis), seed=11)
+    isotropic = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=11)
+    assert worst_z(guided, exact @ basis.T @ basis) < 3.5
+    assert guided.var(0).sum() * 3 < isotropic.var(0).sum()
+
+
+def test_the_sum_is_unbiased() -> None:
+    """The paper's shape (K = 1, a sub-chain of 2, zeroth order on the rest) for the whole gradient."""
+    chains, sub_chain, zeroth = toy_chains(COUNT, seed=12), range(2, 4), (0, 1, 4)
+    theta = per_chain_theta(chains)
+    first, _ = first_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains, STEPS - 1), toy_reward)
+    half = half_order_estimates(chains, sub_chain, one_group_advantage(chains))
+    rest = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=13)
+    assert worst_z(COUNT * first + half + rest, exact_gradient(chains, range(STEPS))) < 3.5
+
+
+def test_leave_one_out_is_the_mean_of_the_others() -> None:
+    """Against a plain loop, with groups of unequal size."""
+    rewards = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    groups = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2, 2])
+    for i, advantage in enumerate(leave_one_out(rewards, groups)):
+        others = [rewards[j] for j in range(9) if j != i and groups[j] == groups[i]]
+        torch.testing.assert_close(advantage, rewards[i] - sum(others) / len(others))
+    with pytest.raises(ValueError, match="at least 2 chains of every prompt"):
+        leave_one_out(rewards, torch.arange(9))
+
+
+# Deliberate errors: each must be seen by the check that the right term passes.
+
+
+def own_reward_in_baseline() -> float:
+    """A mean over groups of 4 that includes the chain itself: too small by 1/4."""
+    chains, sub_chain = toy_chains(COUNT, seed=5), range(1, 3)
+    rewards = toy_reward(toy_trajectory(chains).latents[-1])
+    advantage = rewards - rewards.view(-1, 4).mean(1).repeat_interleave(4)
+    return worst_z(half_order_estimates(chains, sub_chain, advantage), exact_gradient(chains, sub_chain))
+
+
+def divided_by_standard_deviation() -> float:
+    chains, sub_chain = toy_chains(COUNT, seed=5), range(1, 3)
+    advantage = one_group_advantage(chains)
+    estimates = half_order_estimates(chains, sub_chain, advantage / advantage.std())
+    return worst_z(estimates, exact_gradient(chains, sub_chain))
+
+
+def zeroth_order_perturbs_the_sub_chain() -> float:
+    chains, zeroth = toy_chains(COUNT, seed=7), (0, 4)
+    every = plan_of(tuple(range(STEPS)))
+    estimates = zeroth_order_estimates(chains, every, Directions(PARAMETERS, 0.003), seed=8)
+    return worst_z(estimates, exact_gradient(chains, zeroth))
+
+
+def wrong_half_order(noise_of: Callable[[Tensor], Tensor], sub_chain: range, factor: float = 1.0) -> float:
+    """Half order on a trajectory whose noises were replaced after sampling."""
+    chains = toy_chains(COUNT, seed=5)
+    right = toy_trajectory(chains)
+    wrong = type(right)(right.latents, noise_of(right.noise), right.conditioning)
+    theta = per_chain_theta(chains)
+    estimates = half_order(toy_denoiser, theta, SCHEDULE, wrong, sub_chain, one_group_advantage(chains))
+    return worst_z(factor * COUNT * estimates, exact_gradient(chains, SUB_CHAINS[2]))
+
+
+def inner_noises_resampled() -> float:
+    source = torch.Generator().manual_seed(77)
+
+    def resample(noise: Tensor) -> Tensor:
+        inner = torch.randn(2, *noise.shape[1:], generator=source, dtype=noise.dtype)
+        return torch.cat([noise[:2], inner, noise[4:]])
+
+    return wrong_half_order(resample, SUB_CHAINS[2])
+
+
+ERRORS = {
+    "own reward in the baseline": own_reward_in_baseline,
+    "divided by the standard deviation": divided_by_standard_deviation,
+    "zeroth order perturbs the sub-chain": zeroth_order_perturbs_the_sub_chain,
+    "inner noises resampled": inner_noises_resampled,
+    "noise index off by one": lambda: wrong_half_order(lambda noise: noise.roll(-1, 0), SUB_CHAINS[2]),
+    "missing 1 / sigma": lambda: wrong_half_order(lambda noise: noise, SUB_CHAINS[2], SCHEDULE.sigma[4]),
+    "last step dropped": lambda: wrong_half_order(lambda noise: noise, SUB_CHAINS[2][:-1]),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_deliberate_errors_are_seen(error: str) -> None:
+    z = ERRORS[error]()
+    assert z > 5, f"a term with this error passes: worst z {z:.2f}"
+    assert math.isfinite(z)
