@@ -1,4 +1,4 @@
-"""Train from a recipe: `ray submit cluster.yaml train.py -- --config configs/digits.yaml` or `python train.py --config ...`."""
+"""Train from a recipe: `ray submit cluster.yaml train.py -- --config configs/digits.yaml`, or run it yourself."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """What a process needs to run chains: model, reward, prompts and schedule, built from the config alone.
 
-The trainer and every rollout actor build the same engine, so a chain, a direction or a plan is named by numbers and never
-sent.
+The trainer and every rollout actor build the same engine, so a chain, a direction or a plan is named by numbers and
+never sent.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class TrainState:
     def directions(self) -> Directions:
         """Where this update's perturbations are drawn. Guided ones lie in the span of what earlier updates left:
 
-        the smoothed first-order gradient, Adam's first moment, the way come so far and the smoothed half-order gradient.
+        the smoothed first-order gradient, Adam's first moment, the way come so far, the smoothed half-order gradient.
         Before the first update there is none, and directions are isotropic.
         """
         zeroth = self.estimator.zeroth_order
@@ -62,7 +62,7 @@ class TrainState:
         return self.estimator.smoothing * old + (1 - self.estimator.smoothing) * new
 
     def update(self, estimate: GradientEstimate, weights: Mapping[str, float]) -> float:
-        """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if it is not finite."""
+        """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if not finite."""
         gradient = estimate.total(weights)
         for name, term in estimate.terms.items():
             if not bool(torch.isfinite(term.gradient).all()):

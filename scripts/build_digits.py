@@ -55,7 +55,11 @@ def batches(count: int, size: int, updates: int, seed: int) -> Iterator[Tensor]:
 
 
 def fit(
-    parameters: list[nn.Parameter], loss_of: Callable[[Tensor], Tensor], indices: Iterator[Tensor], updates: int, lr: float
+    parameters: list[nn.Parameter],
+    loss_of: Callable[[Tensor], Tensor],
+    indices: Iterator[Tensor],
+    updates: int,
+    lr: float,
 ) -> None:
     """Minimise `loss_of(indices [B])` with AdamW under a one-cycle learning rate."""
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=1e-4)
@@ -235,7 +239,7 @@ def build_pipeline(updates: int) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def plain_samples(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Images [n, 3, 16, 16] of the saved pipeline, captions in turn, 10 DDIM steps, eta 1, no guidance; and labels [n]."""
+    """Images [n, 3, 16, 16], captions in turn, and their labels [n]; 10 DDIM steps, eta 1, no guidance."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     labels = torch.arange(count) % 10

@@ -33,7 +33,7 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: C
             say(f"starting {cluster.rollout_actors} rollout actors")
             rollouts = RolloutPool(start_actors(config, cluster), cluster.max_retries)
         say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
-        mailbox = Mailbox.remote()
+        mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
         with _forwarding(mailbox, report):
             _fit(config, cluster, rollouts, mailbox)
         failure = ray.get(mailbox.failure.remote())
@@ -43,7 +43,7 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: C
 
 @contextmanager
 def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
-    """Connect to the cluster that the config or RAY_ADDRESS names, or to a running or new local Ray; True if it is new."""
+    """Connect to the cluster that the config or RAY_ADDRESS names, else to a local Ray; True if it cannot grow."""
     if ray.is_initialized():  # a test's, or a caller's own
         yield True
         return

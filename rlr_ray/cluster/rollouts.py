@@ -17,7 +17,6 @@ from rlr_ray.engine import Engine, RolloutRequest
 from rlr_ray.errors import UserError
 
 
-@ray.remote
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
@@ -38,7 +37,8 @@ class RolloutActor:
 
 def start_actors(config: RunConfig, cluster: ClusterConfig) -> list[ActorHandle]:
     """Start the actors and build their engines. Raises UserError if one cannot, or draws other random numbers."""
-    actor = RolloutActor.options(num_cpus=cluster.rollout_cpus, num_gpus=cluster.rollout_gpus, max_restarts=-1)
+    resources = {"num_cpus": cluster.rollout_cpus, "num_gpus": cluster.rollout_gpus}
+    actor = ray.remote(RolloutActor).options(max_restarts=-1, **resources)
     actors = [actor.remote(config) for _ in range(cluster.rollout_actors)]
     try:
         checksums = ray.get([handle.checksum.remote() for handle in actors])
@@ -48,7 +48,8 @@ def start_actors(config: RunConfig, cluster: ClusterConfig) -> list[ActorHandle]
     for number, found in enumerate(checksums):
         if found != checksum:
             raise UserError(
-                f"rollout actor {number} draws other random numbers than the driver (checksum {found}, not {checksum}); "
+                f"rollout actor {number} draws other random numbers than the driver "
+                f"(checksum {found}, not {checksum}); "
                 "install the same torch version on every node"
             )
     return actors

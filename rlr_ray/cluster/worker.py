@@ -15,7 +15,6 @@ from rlr_ray.errors import UserError
 from rlr_ray.loop import Process, train
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
     """Carries the updates' rows, and a user's error, from the leading worker to the driver."""
 

@@ -16,8 +16,9 @@ from rlr_ray.errors import UserError
 def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int) -> nn.Module:
     """Freeze the module, add the adapter and return the module to call.
 
-    LoRA is injected in place, as diffusers does, so that diffusers loads what is saved; others are wrapped as a PeftModel.
-    Its initial values depend on `seed` alone. Raises UserError for a kind, an option or a target that PEFT does not know.
+    LoRA is injected in place, as diffusers does, so that diffusers loads what is saved; others are wrapped as a
+    PeftModel. The initial values depend on `seed` alone. Raises UserError for a kind, an option or a target that PEFT
+    does not know.
     """
     config = _peft_config(kind, options)
     module.requires_grad_(False)
@@ -49,7 +50,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def save_peft(module: nn.Module, folder: Path) -> Path:
-    """Save an adapter that diffusers cannot load in PEFT's own format; `PeftModel.from_pretrained(unet, folder)` loads it."""
+def save_peft(module: peft.PeftModel, folder: Path) -> Path:
+    """Save an adapter in PEFT's own format: `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not."""
     module.save_pretrained(folder)
     return folder

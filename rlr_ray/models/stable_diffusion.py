@@ -125,7 +125,7 @@ class StableDiffusion:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path:
-        """Save theta in the folder: LoRA as lora/, for diffusers' `load_lora_weights`; others as adapter/, in PEFT's format."""
+        """Save theta: LoRA as lora/ for diffusers' `load_lora_weights`, others as adapter/ in PEFT's format."""
         for name, value in self.parameters.unflatten(theta).items():
             self.module.get_parameter(name).data.copy_(value)
         if self.adapter_type != "LORA":

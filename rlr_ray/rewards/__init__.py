@@ -1,7 +1,7 @@
 """Rewards: one a file, found by the file's name; a user's own by `module:name`.
 
-A reward is called with `images [B, 3, H, W] in [0, 1]`, `prompts` (B strings) and `metadata` (B dicts) and returns scores
-[B], higher is better. Its attribute `differentiable` says whether gradients pass from the scores to the images.
+A reward is called with `images [B, 3, H, W] in [0, 1]`, `prompts` (B strings) and `metadata` (B dicts) and returns
+scores [B], higher is better. Its attribute `differentiable` says whether gradients pass from the scores to the images.
 A file of this folder defines `class Reward` with that attribute; a user's own may be a class or a function.
 """
 
@@ -70,15 +70,16 @@ def is_differentiable(name: str, stated: bool | None = None) -> bool:
 
 
 def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
-    """Build a reward and move it to the device, if it can be moved. Raises UserError for options that it does not take."""
+    """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take."""
     found = find_reward(name)
     try:
-        reward = found(**options) if inspect.isclass(found) else functools.partial(found, **options)
+        reward: Any = found(**options) if inspect.isclass(found) else functools.partial(found, **options)
         if not inspect.isclass(found):
             inspect.signature(found).bind(None, None, None, **options)
     except TypeError as error:
         raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
-    return reward.to(device) if hasattr(reward, "to") else reward
+    built: Callable[..., Tensor] = reward.to(device) if hasattr(reward, "to") else reward
+    return built
 
 
 def score(
