@@ -15,6 +15,15 @@ from rlr_ray.presets import PRESETS
 Weight = Literal["auto"] | Annotated[float, Field(ge=0)]
 
 
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` put on top, dictionary inside dictionary."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -214,7 +223,7 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
     if not isinstance(values, dict):
         raise UserError(f"config {path!r} holds {type(values).__name__}; allowed: keys and values, as in configs/")
     for override in overrides:
-        values = merge(values, _parse_override(override))
+        _override(values, override)
     return parse_config(values)
 
 
@@ -226,16 +235,8 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         raise UserError("\n".join(_describe(item) for item in error.errors())) from error
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over` put on top, dictionary inside dictionary."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def _parse_override(override: str) -> dict[str, Any]:
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one key, in place; whatever was there goes, also if it was a dictionary."""
     path, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"--set {override!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
@@ -243,20 +244,23 @@ def _parse_override(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override!r}: the value is not YAML: {error}") from error
-    for key in reversed(path.strip().split(".")):
-        value = {key: value}
-    return value
+    *parents, key = path.strip().split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[key] = value
 
 
 def _describe(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "config"
+    place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(item["loc"][:-1]))
         return f"{place}: no such key; allowed here: {allowed}"
     message = item["msg"].removeprefix("Value error, ")
     found = item["input"]
     shown = "" if item["type"] in ("value_error", "missing") or isinstance(found, dict) else f"found {found!r}; "
-    return f"{place}: {shown}{message}"
+    return f"{place}: {shown}{message}" if place else message
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

@@ -1,5 +1,5 @@
-"""The error that a user can mend."""
+"""What a user can mend."""
 
 
 class UserError(ValueError):
-    """Says what was found, what is allowed and the remedy; the commands print it without a traceback."""
+    """Bad input. The message says what was found, what is allowed and the remedy; no traceback is shown."""

@@ -15,6 +15,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+_COLUMNS = 5
 _SMALLEST = 96  # pixels a picture's side is enlarged to
 
 
@@ -22,7 +23,7 @@ def save_comparison(
     path: Path, before: Tensor, after: Tensor, titles: Sequence[str], before_title: str, after_title: str
 ) -> None:
     """Before-and-after pairs of images [n, 3, H, W] in [0, 1], the prompt above each pair."""
-    columns = min(5, len(before))
+    columns = min(_COLUMNS, len(before))
     rows = math.ceil(len(before) / columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), squeeze=False)
     for axis in axes.flat:
@@ -35,10 +36,11 @@ def save_comparison(
     _finish(figure, path)
 
 
-def save_grid(path: Path, images: Tensor, columns: int = 5) -> None:
+def save_grid(path: Path, images: Tensor) -> None:
     """Images [n, 3, H, W] in [0, 1] in rows, enlarged without smoothing if they are small."""
     height, width = images.shape[-2:]
     factor = max(1, _SMALLEST // min(height, width))
+    columns = min(_COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     canvas = Image.new("RGB", (columns * width * factor, rows * height * factor), "white")
     for index, image in enumerate(images):

@@ -240,7 +240,7 @@ def build_pipeline(updates: int) -> StableDiffusionPipeline:
 @torch.no_grad()
 def plain_samples(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     """Images [n, 3, 16, 16], captions in turn, and their labels [n]; 10 DDIM steps, eta 1, no guidance."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     labels = torch.arange(count) % 10
     arrays = pipeline(

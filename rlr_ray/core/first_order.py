@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlr_ray.core.chain import Denoiser, Objective, Trajectory, denoise_step
 from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
 
 
 def first_order(
@@ -23,7 +24,7 @@ def first_order(
 
     The first term of the paper's equation 6, for K = T - trajectory.stop steps. Its expectation is the part of
     grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and one step's
-    activations, for one more forward a step. Raises ValueError if the rewards carry no gradient.
+    activations, for one more forward a step. Raises UserError if the rewards carry no gradient.
     """
     theta = theta.detach().requires_grad_()
     latent = trajectory.latents[-1]
@@ -35,7 +36,7 @@ def first_order(
             latent = denoise_step(*arguments)
     rewards = objective(latent)
     if not rewards.requires_grad:
-        raise ValueError(
+        raise UserError(
             "the reward carries no gradient, so first order cannot pass through it; "
             "compute it with torch operations outside torch.no_grad(), or use no first-order steps"
         )

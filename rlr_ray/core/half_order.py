@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlr_ray.core.chain import Denoiser, Trajectory, denoise_step, step_mean
 from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
 
 
 def half_order(
@@ -23,11 +24,11 @@ def half_order(
     composed mean m of the last step j, the noises in between held at their sampled values, and returns the mean over
     chains of `advantage * (dm/dtheta)^T z_j / sigma_j`. One step is REINFORCE (DDPO without its clipping).
     Its expectation is the part of grad E[R] that passes through theta at those steps, if the advantage is the reward
-    minus a baseline that does not use the chain's own reward. Raises ValueError where the last step has no noise.
+    minus a baseline that does not use the chain's own reward. Raises UserError where the last step has no noise.
     """
     last = sub_chain[-1]
     if not schedule.sigma[last]:
-        raise ValueError(
+        raise UserError(
             f"half order ends at step {last}, where the sampler adds no noise (sigma 0); "
             "set sampler.eta above 0, or leave that step to first order"
         )
@@ -46,12 +47,12 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:  # [B], [B] -> [B]
     """Each chain's reward minus the mean reward of the others of its group.
 
     The baseline never uses a chain's own reward, so half order stays unbiased (a group mean that included it would
-    scale the term by 1 - 1/m). Raises ValueError if a chain is alone in its group.
+    scale the term by 1 - 1/m). Raises UserError if a chain is alone in its group.
     """
     same = groups[:, None] == groups[None, :]  # [B, B]
     others = same.sum(1) - 1
     if bool((others == 0).any()):
-        raise ValueError(
+        raise UserError(
             "leave-one-out needs at least 2 chains of every prompt, found a prompt with 1; "
             "raise train.chains_per_prompt or set estimator.baseline to 'batch'"
         )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.seeds import uniform_integer
+from rlr_ray.errors import UserError
 
 Rest = Literal["zeroth_order", "half_order", "none"]
 
@@ -42,7 +43,7 @@ class PlanShape:
     """What all updates' plans have in common; `draw` places the sub-chain for one update.
 
     The paper's estimator is K = 1 and `rest = "zeroth_order"`; its sub-chain j .. j+h has `sub_chain_length` h + 1.
-    Raises ValueError if the steps do not fit.
+    Raises UserError if the steps do not fit.
     """
 
     steps: int  # T
@@ -53,12 +54,12 @@ class PlanShape:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_order_steps <= self.steps:
-            raise ValueError(
-                f"first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
+            raise UserError(
+                f"estimator.first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
             )
         low, high = self.room
         if self.sub_chain_length and self.sub_chain_length > high - low + 1:
-            raise ValueError(
+            raise UserError(
                 f"a sub-chain of {self.sub_chain_length} steps does not fit in steps {low} to {high} "
                 f"(T = {self.steps}, the last {self.first_order_steps} are first order); "
                 f"allowed: 0 to {max(high - low + 1, 0)}; lower estimator.sub_chain.length, "
@@ -108,13 +109,13 @@ class PlanShape:
         return Plan(self.steps, tail, tuple(sub_chains), zeroth)
 
     def check_noise(self, schedule: Schedule) -> None:
-        """Raise ValueError if half order may end at a step without noise."""
+        """Raise UserError if half order may end at a step without noise."""
         low, high = self.room
         ends = range(low + self.sub_chain_length - 1, high + 1) if self.sub_chain_length else range(0)
         steps = range(self.steps - self.first_order_steps) if self.rest == "half_order" else ends
         silent = [k for k in steps if not schedule.sigma[k]]
         if silent:
-            raise ValueError(
+            raise UserError(
                 f"half order would end at step {silent[0]}, where the sampler adds no noise (sigma 0); "
                 "set sampler.eta above 0, leave the step to first order, or use estimator.sub_chain.length: 0"
             )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.parameters import ParameterVector
@@ -27,6 +31,11 @@ def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Stabl
     return StableDiffusion(pipeline, config, adapter, sampler, device)
 
 
+def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
+    """On the CPU, torch's fused attention has no batching rule and would run chain by chain; the plain one has."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     """Load a StableDiffusionPipeline. Raises UserError if the folder or hub name does not hold one."""
     folder = Path(path).expanduser()
@@ -35,9 +44,11 @@ def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
             "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
         )
+    diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
+    transformers.utils.logging.disable_progress_bar()
     try:
         return StableDiffusionPipeline.from_pretrained(
-            folder if folder.exists() else path, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+            folder if folder.exists() else path, dtype=dtype, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
@@ -89,7 +100,8 @@ class StableDiffusion:
             single = {name: value[None] for name, value in conditioning.items()}
             return predict(theta, latent[None], single)[0]
 
-        return torch.func.vmap(predict_one)(theta, latent, dict(conditioning))
+        with _batched_attention(self.device):
+            return torch.func.vmap(predict_one)(theta, latent, dict(conditioning))
 
     def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
         guided = "negative" in conditioning

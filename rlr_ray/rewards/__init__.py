@@ -13,6 +13,7 @@ import inspect
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -85,9 +86,18 @@ def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Cal
 def score(
     reward: Callable[..., Tensor], images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], name: str
 ) -> Tensor:  # [B]
-    """Call a reward and check what it returns: a finite tensor [B]. Raises UserError otherwise."""
-    scores = reward(images, prompts, metadata)
-    scores = torch.as_tensor(scores, device=images.device)
+    """Call a reward and check what it returns: finite scores [B]. Raises UserError otherwise, or if the call fails."""
+    try:
+        scores = torch.as_tensor(reward(images, prompts, metadata), device=images.device)
+    except UserError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"reward {name!r} raised {type(error).__name__}: {error} ({where.filename}, line {where.lineno}, in "
+            f"{where.name}); it is called with images {list(images.shape)} in [0, 1], {len(prompts)} prompts and "
+            "as many metadata dictionaries"
+        ) from error
     if scores.shape != (len(images),):
         raise UserError(
             f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} images; allowed: "

@@ -1,0 +1,192 @@
+"""The adapter against plain diffusers and plain autograd, on the embedded pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import PeftModel
+from torch import Tensor
+
+from rlr_ray.assets import DIGITS
+from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.chain import sample_chain
+from rlr_ray.core.seeds import chain_noise
+from rlr_ray.errors import UserError
+from rlr_ray.models import available_models, load_model
+from rlr_ray.models.stable_diffusion import StableDiffusion
+
+PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
+SEEDS = [11, 12, 13]
+LORA = {"type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn2.to_out.0"]}
+IA3 = {"type": "IA3", "target_modules": ["attn2.to_v", "attn2.to_out.0"], "feedforward_modules": []}
+
+
+def load(path: Path = DIGITS / "pipeline", adapter: dict[str, Any] = LORA, **sampler: Any) -> StableDiffusion:
+    model = load_model(
+        ModelConfig(name="stable_diffusion", path=str(path)),
+        AdapterConfig(**adapter),
+        SamplerConfig(**{"steps": 4, "guidance_scale": 1.0} | sampler),
+        torch.device("cpu"),
+    )
+    assert isinstance(model, StableDiffusion)
+    return model
+
+
+def some_theta(model: StableDiffusion) -> Tensor:  # [P]
+    return model.initial_theta + 0.1 * torch.randn(len(model.parameters), generator=torch.Generator().manual_seed(0))
+
+
+def our_images(model: StableDiffusion, theta: Tensor) -> Tensor:  # [3, 3, H, W]
+    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
+    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
+    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS)).latents
+    with torch.no_grad():
+        return model.decode(latents[-1])
+
+
+def plain_pipeline(path: Path = DIGITS / "pipeline") -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain_images(pipeline: StableDiffusionPipeline, **options: Any) -> Tensor:  # [3, 3, H, W]
+    arguments = {"num_inference_steps": 4, "eta": 1.0, "guidance_scale": 1.0, "output_type": "pt"} | options
+    return pipeline(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], **arguments).images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_chain_draws_the_pictures_of_a_plain_pipeline(guidance: float, eta: float) -> None:
+    model = load(guidance_scale=guidance, eta=eta)
+    expected = plain_images(plain_pipeline(), guidance_scale=guidance, eta=eta)
+    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
+def test_v_prediction_draws_the_pictures_of_a_plain_pipeline(tmp_path: Path) -> None:
+    pipeline = plain_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    pipeline.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    torch.testing.assert_close(
+        our_images(model, model.initial_theta), plain_images(plain_pipeline(tmp_path)), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (24, 16)])
+def test_other_sizes_than_the_models_own(height: int, width: int) -> None:
+    model = load_model(
+        ModelConfig(name="digits", height=height, width=width),
+        AdapterConfig(**LORA),
+        SamplerConfig(steps=4, guidance_scale=1.0),
+        torch.device("cpu"),
+    )
+    expected = plain_images(plain_pipeline(), height=height, width=width)
+    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("adapter", [LORA, IA3], ids=["lora", "ia3"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_theta_for_each_chain_is_a_loop_over_chains(adapter: dict[str, Any], guidance: float) -> None:
+    model = load(adapter=adapter, guidance_scale=guidance)
+    thetas = torch.stack([some_theta(model) * factor for factor in (0.5, 1.0, 2.0)])  # [3, P]
+    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    conditioning = model.encode(PROMPTS)
+    together = model(thetas, latent, 500, conditioning)
+    for i in range(3):
+        own = {name: value[i : i + 1] for name, value in conditioning.items()}
+        torch.testing.assert_close(together[i], model(thetas[i], latent[i : i + 1], 500, own)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_is_that_of_the_modules_own_parameters() -> None:
+    model = load()
+    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    conditioning = model.encode(PROMPTS)
+    theta = some_theta(model).requires_grad_()
+    (ours,) = torch.autograd.grad(model(theta, latent, 500, conditioning).square().sum(), theta)
+    own = [model.module.get_parameter(name) for name in model.parameters.shapes]
+    for parameter, value in zip(own, model.parameters.unflatten(theta.detach()).values(), strict=True):
+        parameter.data.copy_(value)
+    output = model.pipeline.unet(latent, torch.tensor(500), conditioning["prompt"]).sample
+    expected = torch.autograd.grad(output.square().sum(), own)
+    torch.testing.assert_close(ours, torch.cat([part.flatten() for part in expected]), atol=1e-5, rtol=1e-4)
+    assert ours.norm() > 0
+
+
+def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Path) -> None:
+    model = load()
+    theta = some_theta(model)
+    file = model.save_adapter(theta, tmp_path)
+    assert file == tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    pipeline = plain_pipeline()
+    pipeline.load_lora_weights(tmp_path / "lora")
+    expected = plain_images(pipeline)
+    torch.testing.assert_close(our_images(model, theta), expected, atol=1e-5, rtol=0)
+    assert (expected - plain_images(plain_pipeline())).abs().max() > 0.05  # the adapter does something
+
+
+def test_other_adapters_load_with_peft_and_draw_the_same_pictures(tmp_path: Path) -> None:
+    model = load(adapter=IA3)
+    theta = some_theta(model)
+    folder = model.save_adapter(theta, tmp_path)
+    pipeline = plain_pipeline()
+    pipeline.unet = PeftModel.from_pretrained(pipeline.unet, folder).base_model.model
+    torch.testing.assert_close(our_images(model, theta), plain_images(pipeline), atol=1e-5, rtol=0)
+
+
+def test_bfloat16_weights_keep_a_float32_adapter_and_chain() -> None:
+    model = load_model(
+        ModelConfig(name="digits", dtype="bfloat16"),
+        AdapterConfig(**LORA),
+        SamplerConfig(steps=4, guidance_scale=1.0),
+        torch.device("cpu"),
+    )
+    reference = load()
+    assert model.initial_theta.dtype == torch.float32
+    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours = model(model.initial_theta, latent, 500, model.encode(PROMPTS))
+    expected = reference(reference.initial_theta, latent, 500, reference.encode(PROMPTS))
+    assert ours.dtype == torch.float32
+    assert (ours - expected).norm() < 0.05 * expected.norm()  # bfloat16 keeps 8 bits
+
+
+def test_initial_values_follow_the_seed_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = load(), load(), load(adapter=LORA | {"seed": 1})
+    assert torch.equal(first.initial_theta, again.initial_theta)
+    assert not torch.equal(first.initial_theta, other.initial_theta)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_models_are_found_by_file_name() -> None:
+    assert available_models() == ["digits", "stable_diffusion"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        (LORA | {"type": "LOAR"}, ["LOAR", "LORA", "PEFT"]),
+        (LORA | {"rank": 3}, ["rank", "allowed for LORA", "lora_alpha"]),
+        (LORA | {"target_modules": ["nothing"]}, ["nothing", "PEFT"]),
+    ],
+)
+def test_a_bad_adapter_is_refused(adapter: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load(adapter=adapter)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model_index\.json.*save_pretrained"):
+        load(tmp_path)
+
+
+def test_a_size_that_the_vae_cannot_make_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.height is 18; allowed: multiples of 4"):
+        load_model(ModelConfig(name="digits", height=18), AdapterConfig(**LORA), SamplerConfig(), torch.device("cpu"))

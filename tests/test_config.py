@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlr_ray.config import RunConfig, load_config, parse_config
+from rlr_ray.errors import UserError
+from rlr_ray.presets import PRESETS
+from tests.runs import RECIPE, short_run
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads(path: Path) -> None:
+    assert isinstance(load_config(str(path), []), RunConfig)
+
+
+def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_defaults_that_a_key_overrides(tmp_path: Path, preset: str) -> None:
+    estimator = parse_config(
+        RECIPE | {"sampler": {"steps": 10}, "estimator": {"preset": preset, "weight_averaging": 3}}
+    ).estimator
+    assert estimator.weight_averaging == 3
+    for key, value in PRESETS[preset].items():
+        found = getattr(estimator, key)
+        for sub_key, sub_value in value.items() if isinstance(value, dict) else ():
+            assert getattr(found, sub_key) == sub_value
+        assert isinstance(value, dict) or found == value
+
+
+def test_preset_rlr_paper_is_the_papers_equation_6() -> None:
+    config = parse_config(RECIPE | {"estimator": {"preset": "rlr-paper"}})
+    estimator, plan = config.estimator, config.plan_shape
+    assert (plan.first_order_steps, plan.sub_chain_length, plan.rest) == (1, 2, "zeroth_order")
+    assert estimator.zeroth_order.directions == "isotropic"
+    assert estimator.half_order.weight == estimator.zeroth_order.weight == 1.0
+    assert not plan.biased
+
+
+def test_overrides_reach_into_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    config = load_config(
+        str(file), ["train.learning_rate=1e-2", "estimator.sub_chain.place=[0, 2]", "cluster={rollout_actors: 3}"]
+    )
+    assert config.train.learning_rate == 0.01
+    assert config.train.iterations == 4  # the keys beside it stay
+    assert config.estimator.sub_chain.place == (0, 2)
+    assert config.cluster != "none" and config.cluster.rollout_actors == 3
+
+
+def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    adapter = load_config(str(file), ["adapter={type: IA3, target_modules: [attn2.to_v]}"]).adapter
+    assert adapter.options == {"target_modules": ["attn2.to_v"]}  # no r, no lora_alpha
+
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"train": {"iteration": 3}}, ["train.iteration", "no such key", "iterations", "learning_rate"]),
+    ({"iterations": 3}, ["iterations", "no such key", "train", "sampler"]),
+    ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollout_actors"]),
+    ({"cluster": "local"}, ["cluster", "'local'", "none"]),
+    ({"estimator": {"sub_chain": {"length": 7}}}, ["7", "T = 5", "estimator.sub_chain.length", "sampler.steps"]),
+    ({"estimator": {"first_order_steps": 9}}, ["9", "5", "estimator.first_order_steps"]),
+    ({"estimator": {"first_order_steps": -1}}, ["estimator.first_order_steps", "-1", "'all'"]),
+    ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
+    ({"sampler": {"eta": 0}}, ["sampler.eta is 0", "half order", "sampler.eta: 1"]),
+    ({"sampler": {"eta": 2}}, ["sampler.eta", "2", "less than or equal to 1"]),
+    ({"estimator": {"zeroth_order": {"scale": 0}}}, ["estimator.zeroth_order.scale", "found 0", "greater than 0"]),
+    ({"estimator": {"zeroth_order": {"count": 9}}}, ["9", "multiple of chunk_size 2"]),
+    ({"estimator": {"preset": "drlr"}}, ["estimator.preset", "'drlr'", "rlr-paper"]),
+    ({"train": {"chunk_size": 3}}, ["chains 8", "multiple of chunk_size 3"]),
+    ({"train": {"chunk_size": 8}}, ["auto", "train.chunk_size", "weight to 1"]),
+    ({"train": {"chains_per_prompt": 1}}, ["chains_per_prompt", "'batch'"]),
+    ({"train": {"learning_rate": "fast"}}, ["train.learning_rate", "'fast'", "number"]),
+    ({"prompts": []}, ["prompts"]),
+    ({"prompts": [""]}, ["prompts"]),
+    ({"name": "a/b"}, ["name", "'a/b'"]),
+    ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD, ids=[str(changes) for changes, _ in BAD])
+def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        short_run(tmp_path, **changes)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_every_bad_key_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        short_run(tmp_path, train={"iterations": 0}, sampler={"steps": 0})
+    assert "train.iterations" in str(error.value) and "sampler.steps" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "words"),
+    [
+        (None, [], ["not found"]),
+        ("a: [", [], ["not YAML"]),
+        ("- a", [], ["list", "keys and values"]),
+        ("name: a", ["train.iterations"], ["train.iterations", "--set key.sub=value"]),
+        ("name: a", ["train={a: ["], ["not YAML"]),
+    ],
+)
+def test_a_bad_file_or_override_is_refused(
+    tmp_path: Path, content: str | None, overrides: list[str], words: list[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(file), overrides)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)

@@ -1,0 +1,83 @@
+"""Imports point down, and nothing above the core but rlr_ray.cluster needs Ray."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlr_ray
+
+PACKAGE = Path(rlr_ray.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Lowest first: a module may import those of its own line and of the lines above it in this list.
+FLOORS = [
+    {"core", "errors"},
+    {"presets", "assets"},
+    {"config"},
+    {"prompts", "models", "rewards"},
+    {"engine", "pictures", "run_folder"},
+    {"evaluate", "state"},
+    {"results"},
+    {"loop", "describe"},
+    {"progress"},
+    {"cluster"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(part: str) -> int:
+    return next(number for number, parts in enumerate(FLOORS) if part in parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return
+    own = {name.split(".")[1] for name in imports_of(path) if name.startswith("rlr_ray.")}
+    assert all(floor(other) <= floor(part) for other in own), f"{part} imports {own}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_cluster_imports_ray(path: Path) -> None:
+    if part_of(path) != "cluster":
+        assert not any(name.split(".")[0] == "ray" for name in imports_of(path))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) == "core"], ids=lambda path: path.name)
+def test_the_core_needs_torch_and_the_standard_library_only(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imports_of(path)} - {"rlr_ray"}
+    assert tops <= {"torch", *sys.stdlib_module_names}
+
+
+def test_everything_but_the_cluster_imports_without_ray() -> None:
+    modules = [
+        "rlr_ray." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in FILES
+        if part_of(path) not in ("cluster", "__init__")
+    ]
+    code = "import importlib, sys\nsys.modules['ray'] = None\n"  # importing it now fails as if it were not installed
+    code += "\n".join(f"importlib.import_module({name.removesuffix('.__init__')!r})" for name in modules)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.errors import UserError
+from rlr_ray.rewards import available_rewards, is_differentiable, load_reward, score
+from rlr_ray.rewards.digits import named_digits
+
+CPU = torch.device("cpu")
+IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["a handwritten one", "two", "Three please"]
+OWN = """
+import torch
+
+def brightness(images, prompts, metadata, power=1.0):
+    return images.mean((1, 2, 3)) ** power
+brightness.differentiable = True
+
+class Counting:
+    differentiable = False
+    def __init__(self, start=0):
+        self.start = start
+    def __call__(self, images, prompts, metadata):
+        return [self.start + len(prompt) for prompt in prompts]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_rewards_for_tests.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_rewards_are_found_by_file_name() -> None:
+    assert available_rewards() == ["digits", "digits_judge"]
+
+
+def test_digits_reward_is_the_classifiers_log_probability_of_the_named_digit() -> None:
+    reward = load_reward("digits", {}, CPU)
+    scores = score(reward, IMAGES, PROMPTS, [{}] * 3, "digits")
+    logits = reward.classifier(IMAGES)  # type: ignore[attr-defined]
+    expected = torch.tensor([(logits[i].exp() / logits[i].exp().sum())[i + 1].log() for i in range(3)])
+    torch.testing.assert_close(scores, expected)
+
+
+def test_digits_reward_scores_each_image_alone_and_lets_gradients_pass() -> None:
+    reward = load_reward("digits", {}, CPU)
+    images = IMAGES.clone().requires_grad_()
+    scores = score(reward, images, PROMPTS, [{}] * 3, "digits")
+    (gradient,) = torch.autograd.grad(scores[1], images)
+    assert gradient[1].norm() > 0
+    assert gradient[0].norm() == gradient[2].norm() == 0
+    alone = score(reward, IMAGES[1:2], PROMPTS[1:2], [{}], "digits")
+    torch.testing.assert_close(alone[0], scores[1])
+
+
+def test_named_digits_wants_exactly_one_digit() -> None:
+    assert named_digits(PROMPTS).tolist() == [1, 2, 3]
+    for prompt in ("a cat", "one or two"):
+        with pytest.raises(UserError, match="names one digit"):
+            named_digits([prompt])
+
+
+@pytest.mark.usefixtures("own")
+def test_own_function_and_class_by_dotted_path() -> None:
+    brightness = load_reward("own_rewards_for_tests:brightness", {"power": 2.0}, CPU)
+    torch.testing.assert_close(score(brightness, IMAGES, PROMPTS, [{}] * 3, "b"), IMAGES.mean((1, 2, 3)) ** 2)
+    counting = load_reward("own_rewards_for_tests:Counting", {"start": 5}, CPU)
+    assert score(counting, IMAGES, PROMPTS, [{}] * 3, "c").tolist() == [22.0, 8.0, 17.0]
+    assert is_differentiable("own_rewards_for_tests:brightness")
+    assert not is_differentiable("own_rewards_for_tests:Counting")
+    assert is_differentiable("own_rewards_for_tests:Counting", stated=True)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("digit", {}, ["'digit'", "digits, digits_judge", "module:function"]),
+        ("no_such_module:f", {}, ["no_such_module", "working folder"]),
+        ("own_rewards_for_tests:nothing", {}, ["nothing", "after the colon"]),
+        ("own_rewards_for_tests:brightness", {"powr": 2}, ["powr", "reward.options"]),
+        ("own_rewards_for_tests:Counting", {"begin": 2}, ["begin", "reward.options"]),
+    ],
+)
+def test_a_reward_that_cannot_be_built_is_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_reward(name, options, CPU)
+    assert all(word in str(error.value) for word in words)
+
+
+def _mean_of_batch(images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
+    return images.mean()
+
+
+def _extra_dimension(images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
+    return images.mean((2, 3))
+
+
+def _not_a_number(images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
+    return torch.tensor([0.0, float("nan"), 1.0])
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (_mean_of_batch, ["shape []", "[3]", "one score an image"]),
+        (_extra_dimension, ["shape [3, 3]", "[3]"]),
+        (_not_a_number, ["nan", "image 1", "'two'", "finite"]),
+    ],
+)
+def test_a_score_of_the_wrong_kind_is_refused(reward: Callable[..., Tensor], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        score(reward, IMAGES, PROMPTS, [{}] * 3, "mine")
+    assert all(word in str(error.value) for word in [*words, "'mine'"])
