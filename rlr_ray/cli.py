@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 import yaml
@@ -20,6 +21,7 @@ from rlr_ray.run_folder import RunFolder
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 2 if the user must mend something."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of processors that no run uses
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:

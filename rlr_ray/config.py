@@ -211,6 +211,23 @@ class RunConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gpus_are_reserved(self) -> RunConfig:
+        if self.cluster == "none" or self.device != "cuda":
+            return self
+        for key in ("worker_gpus", "rollout_gpus"):
+            if not getattr(self.cluster, key):
+                raise ValueError(
+                    f"device is 'cuda', but cluster.{key} is 0; allowed: a number above 0, e.g. 1, or 0.25 to share a "
+                    "GPU between four; or set device: auto, which uses a GPU in the roles that have one"
+                )
+        return self
+
+    def on(self, gpus: float) -> RunConfig:
+        """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""
+        device = self.device if self.device != "auto" else "cuda" if gpus else "cpu"
+        return self.model_copy(update={"device": device})
+
 
 def load_config(path: str, overrides: list[str]) -> RunConfig:
     """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key."""

@@ -86,6 +86,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"prompts": []}, ["prompts"]),
     ({"prompts": [""]}, ["prompts"]),
     ({"name": "a/b"}, ["name", "'a/b'"]),
+    ({"device": "cuda", "cluster": {}}, ["device is 'cuda'", "cluster.worker_gpus is 0", "device: auto"]),
     ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
 ]
 

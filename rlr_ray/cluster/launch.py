@@ -28,15 +28,13 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: C
     """Train a prepared run folder on Ray. Raises UserError for what a user can mend, wherever it happened."""
     with _connected(cluster, say) as local:
         check_room(cluster, local=local)
-        rollouts = None
-        if config.plan_shape.has_zeroth_order:
-            say(f"starting {cluster.rollout_actors} rollout actors")
-            rollouts = RolloutPool(start_actors(config, cluster), cluster.max_retries)
-        say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
         mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-        with _forwarding(mailbox, report):
-            _fit(config, cluster, rollouts, mailbox)
+        with _rollouts(config, cluster, say) as rollouts:
+            say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
+            with _forwarding(mailbox, report):
+                _fit(config, cluster, rollouts, mailbox)
         failure = ray.get(mailbox.failure.remote())
+        ray.kill(mailbox)
         if failure:
             raise UserError(failure)
 
@@ -60,6 +58,21 @@ def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[b
         yield local
     finally:
         context.disconnect()
+
+
+@contextmanager
+def _rollouts(config: RunConfig, cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[RolloutPool | None]:
+    """A pool of actors that ends with the block; None if the plan has no zeroth order."""
+    if not config.plan_shape.has_zeroth_order:
+        yield None
+        return
+    say(f"starting {cluster.rollout_actors} rollout actors")
+    actors = start_actors(config.on(cluster.rollout_gpus), cluster)
+    try:
+        yield RolloutPool(actors, cluster.max_retries)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 @contextmanager
@@ -88,9 +101,10 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
     actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
     ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
     resources = {"CPU": cluster.worker_cpus, "GPU": cluster.worker_gpus}
+    role = config.on(cluster.worker_gpus)
     TorchTrainer(
         run_worker,
-        train_loop_config={"config": config, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on},
+        train_loop_config={"config": role, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on},
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
         ),

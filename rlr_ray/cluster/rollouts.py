@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
+import queue
+import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import ray
@@ -15,6 +17,8 @@ from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.engine import Engine, RolloutRequest
 from rlr_ray.errors import UserError
+
+_RETURN_S = 0.2  # between two questions whether a lost actor has been restarted
 
 
 class RolloutActor:
@@ -41,24 +45,26 @@ def start_actors(config: RunConfig, cluster: ClusterConfig) -> list[ActorHandle]
     actor = ray.remote(RolloutActor).options(max_restarts=-1, **resources)
     actors = [actor.remote(config) for _ in range(cluster.rollout_actors)]
     try:
-        checksums = ray.get([handle.checksum.remote() for handle in actors])
+        for checksum in ray.get([handle.checksum.remote() for handle in actors]):
+            _check(checksum)
     except RayTaskError as error:
         raise error.cause from None
-    checksum = generator_checksum()
-    for number, found in enumerate(checksums):
-        if found != checksum:
-            raise UserError(
-                f"rollout actor {number} draws other random numbers than the driver "
-                f"(checksum {found}, not {checksum}); "
-                "install the same torch version on every node"
-            )
     return actors
 
 
-class RolloutPool:
-    """Rollouts on actors: dispatched at once, in turn; a chunk whose actor died goes to the next actor.
+def _check(checksum: float) -> None:
+    if checksum != generator_checksum():
+        raise UserError(
+            f"a rollout actor draws other random numbers than the trainer (checksum {checksum}, not "
+            f"{generator_checksum()}); install the same torch version on every node"
+        )
 
-    A result depends on its request and indices alone, so running a chunk twice changes nothing.
+
+class RolloutPool:
+    """Rollouts on actors, each with one chunk at a time, while the caller goes on.
+
+    A result depends on its request and indices alone, so the chunk of an actor that died is simply run again, by
+    whichever actor is free first; the dead one is used again once Ray has restarted it.
     """
 
     def __init__(self, actors: Sequence[ActorHandle], max_retries: int):
@@ -66,38 +72,74 @@ class RolloutPool:
         self.max_retries = max_retries
 
     def __call__(self, request: RolloutRequest, chunks: Sequence[range]) -> Iterator[RolloutResult]:
-        reference = ray.put(request)  # once an update, whatever the number of actors
-        turns = itertools.cycle(self.actors)
-        pending = {}
+        update = _Update(ray.put(request), chunks, self.max_retries)  # theta is sent once, for any number of actors
+        for actor in self.actors:
+            threading.Thread(target=update.serve, args=(actor,), daemon=True).start()
+        return update.results(len(self.actors))
+
+
+class _Update:
+    """The chunks of one update: those that wait for an actor, and what has come back."""
+
+    def __init__(self, request: ray.ObjectRef, chunks: Sequence[range], max_retries: int):
+        self.request, self.max_retries, self.count = request, max_retries, len(chunks)
+        self.waiting: queue.SimpleQueue[tuple[range, int] | None] = queue.SimpleQueue()  # chunk, tries; None: all done
+        self.done: queue.SimpleQueue[RolloutResult | Exception] = queue.SimpleQueue()
         for chunk in chunks:
-            actor = next(turns)
-            pending[actor.run.remote(reference, chunk)] = (chunk, actor, 0)
-        return self._collect(reference, pending)
+            self.waiting.put((chunk, 0))
 
-    def _collect(
-        self, reference: ray.ObjectRef, pending: dict[ray.ObjectRef, tuple[range, ActorHandle, int]]
-    ) -> Iterator[RolloutResult]:
-        while pending:
-            (ready,), _ = ray.wait(list(pending))
-            chunk, actor, tries = pending.pop(ready)
+    def results(self, actors: int) -> Iterator[RolloutResult]:
+        """Every chunk's result, as they come. Raises what a rollout raised, or if every actor is gone for good."""
+        received, gone = 0, 0
+        try:
+            while received < self.count:
+                item = self.done.get()
+                if isinstance(item, ActorDiedError):
+                    gone += 1
+                    if gone == actors:
+                        raise item
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    received += 1
+                    yield item
+        finally:
+            for _ in range(actors):
+                self.waiting.put(None)
+
+    def serve(self, actor: ActorHandle) -> None:
+        """Keep one actor busy until the update is over (in a thread of its own)."""
+        while (item := self.waiting.get()) is not None:
+            chunk, tries = item
             try:
-                yield ray.get(ready)
+                try:
+                    self.done.put(ray.get(actor.run.remote(self.request, chunk)))
+                except RayActorError as error:
+                    self._run_again(chunk, tries, error)
+                    _await_return(actor)
             except RayTaskError as error:  # the rollout itself failed; trying again would fail again
-                raise error.cause from None
-            except RayActorError as error:
-                if isinstance(error, ActorDiedError) and actor in self.actors and len(self.actors) > 1:
-                    self.actors.remove(actor)
-                self._check_retries(chunk, tries, error)
-                other = self._next_after(actor)
-                pending[other.run.remote(reference, chunk)] = (chunk, other, tries + 1)
+                self.done.put(error.cause)
+            except ActorDiedError as error:  # for good: Ray will not restart it
+                self.done.put(error)
+                return
+            except Exception as error:  # whatever it is, the caller must not wait for ever
+                self.done.put(error)
 
-    def _check_retries(self, chunk: range, tries: int, error: RayActorError) -> None:
+    def _run_again(self, chunk: range, tries: int, error: RayActorError) -> None:
         if tries == self.max_retries:
             raise UserError(
                 f"rollouts {chunk.start} to {chunk.stop - 1} lost their actor {tries + 1} times; the last: {error}; "
                 "if memory ran out, lower estimator.zeroth_order.chunk_size or cluster.rollout_actors"
             ) from error
+        self.waiting.put((chunk, tries + 1))
 
-    def _next_after(self, actor: ActorHandle) -> ActorHandle:
-        place = self.actors.index(actor) if actor in self.actors else -1
-        return self.actors[(place + 1) % len(self.actors)]
+
+def _await_return(actor: ActorHandle) -> None:
+    """Wait until Ray has restarted an actor, wherever that is. Raises ActorDiedError if it will not."""
+    while True:
+        try:
+            return _check(ray.get(actor.checksum.remote()))
+        except ActorDiedError:
+            raise
+        except RayActorError:
+            time.sleep(_RETURN_S)

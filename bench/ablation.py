@@ -1,0 +1,85 @@
+"""What each term of the demo contributes: the same job under other plans, at equal cost, over several seeds.
+
+    python bench/ablation.py --jobs 2     # resumable: a finished run is not run again
+
+Cost is counted in denoiser forwards, a backward as two. A plan that is cheaper per update gets more updates. Results are
+appended to bench/results/ablation.jsonl; `python bench/tables.py` puts them into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "ablation.jsonl"
+SEEDS = (0, 1, 2)
+# Variant -> overrides of configs/digits.yaml
+VARIANTS: dict[str, list[str]] = {
+    "rlr (default)": [],
+    "without zeroth order": ["estimator.rest=none"],
+    "without half order": ["estimator.sub_chain.length=0"],
+    "first order on the last 3 alone": ["estimator.sub_chain.length=0", "estimator.rest=none"],
+    "first order on the last 3 + REINFORCE": ["estimator.sub_chain.length=0", "estimator.rest=half_order"],
+    "full backprop": ["estimator={preset: full_bp}"],
+    "rlr-paper": ["estimator={preset: rlr-paper, zeroth_order: {count: 80, chunk_size: 20}}"],
+    "ddpo": ["estimator={preset: ddpo}"],
+}
+
+
+def cost_per_update(overrides: list[str]) -> int:
+    from rlr_ray.config import load_config
+
+    config = load_config(str(ROOT / "configs" / "digits.yaml"), overrides)
+    plan, estimator = config.plan_shape.draw(0, 0), config.estimator
+    pairs = estimator.zeroth_order.count if plan.zeroth_order else 0
+    forwards = config.train.chains * plan.forwards(estimator.checkpoint_steps) + 2 * pairs * plan.steps
+    return forwards + 2 * config.train.chains * plan.backwards
+
+
+def run(variant: str, seed: int, budget: int) -> dict[str, Any]:
+    """One run in a process of its own; its row."""
+    overrides = VARIANTS[variant]
+    updates = round(budget / cost_per_update(overrides))
+    with tempfile.TemporaryDirectory() as folder:
+        keys = ["cluster=none", f"seed={seed}", f"train.iterations={updates}", f"output_dir={folder}"]
+        keys += ["evaluation.every=20", *overrides]
+        command = [sys.executable, "-m", "rlr_ray", "train", "--config", "configs/digits.yaml"]
+        command += [word for key in keys for word in ("--set", key)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        summary = json.loads((Path(folder) / "digits" / "summary.json").read_text())
+    kept = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
+    kept += ("judge_before", "judge_after", "seconds", "versions")
+    return {"variant": variant, "seed": seed} | {name: summary[name] for name in kept}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    jobs = parser.parse_args().jobs
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    seen = {(row["variant"], row["seed"]) for row in done}
+    budget = 60 * cost_per_update([])  # the demo's
+
+    def run_and_keep(job: tuple[str, int]) -> None:
+        row = run(*job, budget)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{row['variant']}, seed {row['seed']}: gain {row['gain']:.3f}, judge {row['judge_after']:.3f}", flush=True
+        )
+
+    todo = [(variant, seed) for seed in SEEDS for variant in VARIANTS if (variant, seed) not in seen]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run_and_keep, todo))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Whole runs on Ray end with the same weights as in this process, also when processes are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from rlr_ray.cluster.launch import run_on_ray
+from rlr_ray.config import ClusterConfig, RunConfig
+from rlr_ray.engine import Engine
+from rlr_ray.errors import UserError
+from rlr_ray.loop import train
+from rlr_ray.run_folder import RunFolder
+from tests.runs import RECIPE, short_run
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent.parent
+Report = Callable[[dict[str, Any]], None]
+
+
+def ignore(row: dict[str, Any]) -> None:
+    pass
+
+
+def cluster_run(folder: Path, report: Report = ignore, **keys: Any) -> dict[str, Any]:
+    """Run on Ray and return the summary."""
+    cluster = {"worker_cpus": 0.5, "rollout_cpus": 0.25} | keys
+    config = short_run(folder, name="-".join(f"{key}{value}" for key, value in keys.items()), cluster=cluster)
+    RunFolder(config).prepare(resume=False, overwrite=False)
+    assert config.cluster != "none"
+    run_on_ray(config, config.cluster, report, lambda text: None)
+    return RunFolder(config).load_summary()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of the same run in this process."""
+    config = short_run(tmp_path_factory.mktemp("local"), name="local")
+    RunFolder(config).prepare(resume=False, overwrite=False)
+    engine = Engine(config)
+    train(engine, engine.local_rollouts, ignore)
+    return RunFolder(config).load_summary()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("keys", [{"rollout_actors": 1}, {"rollout_actors": 2}, {"workers": 2}], ids=str)
+def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
+    tmp_path: Path, local: dict[str, Any], keys: dict[str, int]
+) -> None:
+    rows: list[dict[str, Any]] = []
+    summary = cluster_run(tmp_path, rows.append, **keys)
+    assert summary["theta_sha256"] == local["theta_sha256"]
+    assert summary["gain"] == local["gain"]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    actors, workers = keys.get("rollout_actors", 2), keys.get("workers", 1)
+    assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_rollout_actor_changes_nothing(tmp_path: Path, local: dict[str, Any]) -> None:
+    killed: list[int] = []
+
+    def kill_one(row: dict[str, Any]) -> None:
+        if not killed:
+            actors = [child for child in psutil.Process().children(recursive=True) if _is_actor(child)]
+            assert len(actors) == 2
+            actors[0].send_signal(signal.SIGKILL)
+            killed.append(actors[0].pid)
+
+    summary = cluster_run(tmp_path, kill_one, rollout_actors=2)
+    assert killed and not psutil.pid_exists(killed[0])
+    assert summary["theta_sha256"] == local["theta_sha256"]
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    return "RolloutActor" in " ".join(process.cmdline())
+
+
+def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict[str, Any]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    keys = {"worker_cpus": 0.5, "rollout_cpus": 0.25}
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": keys}))
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "runs" / "short"
+    while not (folder / "checkpoints" / "update_000001.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["theta_sha256"] == local["theta_sha256"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_actors_than_the_cluster_holds_are_refused_at_once(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"needs 16\.5 CPU .*the cluster has only 4 CPU, 0 GPU; lower cluster\.rollout"):
+        cluster_run(tmp_path, rollout_actors=64)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("cluster")
+def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs .* 1 GPU .*has only 4 CPU, 0 GPU"):
+        cluster_run(tmp_path, worker_gpus=1)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_bad_reward_ends_the_run_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = short_run(tmp_path, prompts=["a cat"], cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25})
+    RunFolder(config).prepare(resume=False, overwrite=False)
+    assert isinstance(config, RunConfig) and isinstance(config.cluster, ClusterConfig)
+    with pytest.raises(UserError, match="names one digit, found 'a cat'"):
+        run_on_ray(config, config.cluster, ignore, lambda text: None)
