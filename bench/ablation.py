@@ -2,8 +2,8 @@
 
     python bench/ablation.py --jobs 2     # resumable: a finished run is not run again
 
-Cost is counted in denoiser forwards, a backward as two. A plan that is cheaper per update gets more updates. Results are
-appended to bench/results/ablation.jsonl; `python bench/tables.py` puts them into docs/benchmarks.md.
+Cost is counted in denoiser forwards, a backward as two. A plan that is cheaper per update gets more updates. Results
+are appended to bench/results/ablation.jsonl; `python bench/tables.py` puts them into docs/benchmarks.md.
 """
 
 from __future__ import annotations

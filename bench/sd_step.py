@@ -4,8 +4,8 @@
     python bench/sd_step.py --size tiny         # a few seconds on a CPU: that the script works
 
 No Ray, no network. Per line of the table: half order on a sub-chain of h = 1 .. 4 steps, first order on the last
-K = 1, 3, T steps (plain and checkpointed), a perturbation rollout of one pair, and plain sampling of the same two chains
-for comparison. Memory is the peak beyond what the idle model holds. Results go to bench/results/sd_step.json;
+K = 1, 3, T steps (plain and checkpointed), a perturbation rollout of one pair, and plain sampling of as many
+chains for comparison. Memory is the peak beyond what the idle model holds. Results go to bench/results/sd_step.json;
 `python bench/tables.py` puts them into docs/benchmarks.md.
 """
 

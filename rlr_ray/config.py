@@ -148,7 +148,7 @@ class EvaluationConfig(Strict):
 class ClusterConfig(Strict):
     address: str | None = None  # of a running Ray; None: RAY_ADDRESS, else a local one is started
     workers: int = Field(1, ge=1)  # of the TorchTrainer
-    worker_cpus: float = Field(1, ge=0)
+    worker_cpus: float = Field(1, gt=0)
     worker_gpus: float = Field(0, ge=0)
     rollout_actors: int = Field(2, ge=1)
     rollout_cpus: float = Field(0.5, ge=0)

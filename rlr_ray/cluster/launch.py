@@ -27,7 +27,7 @@ from rlr_ray.loop import Report
 def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: Callable[[str], None]) -> None:
     """Train a prepared run folder on Ray. Raises UserError for what a user can mend, wherever it happened."""
     with _connected(cluster, say) as local:
-        check_room(cluster, local=local)
+        check_room(cluster, say, local=local)
         mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
         with _rollouts(config, cluster, say) as rollouts:
             say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
@@ -41,23 +41,30 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: C
 
 @contextmanager
 def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
-    """Connect to the cluster that the config or RAY_ADDRESS names, else to a local Ray; True if it cannot grow."""
+    """Connect to the Ray that is named or runs here, else start one for this run; True if it cannot grow."""
     if ray.is_initialized():  # a test's, or a caller's own
         yield True
         return
-    say("connecting to Ray")
-    context = ray.init(
-        address=cluster.address,
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore::FutureWarning"}},
-    )
-    local = len(ray.nodes()) == 1 and cluster.address is None and "RAY_ADDRESS" not in os.environ
+    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "TRANSFORMERS_VERBOSITY": "error"}
+    options = {"logging_level": "warning", "log_to_driver": False, "runtime_env": {"env_vars": quiet}}
+    named = cluster.address or os.environ.get("RAY_ADDRESS")
+    say(f"connecting to Ray at {named}" if named else "looking for a running Ray")
     try:
-        yield local
+        ray.init(address=named or "auto", **options)
+        started = False
+    except ConnectionError as error:
+        if named:
+            raise UserError(
+                f"no Ray answers at {named} ({error}); set cluster.address or RAY_ADDRESS to one that runs, or leave "
+                "both out to start one here"
+            ) from error
+        say("starting Ray on this machine")
+        ray.init(address="local", include_dashboard=False, **options)
+        started = True
+    try:
+        yield started
     finally:
-        context.disconnect()
+        ray.shutdown()
 
 
 @contextmanager
@@ -67,7 +74,7 @@ def _rollouts(config: RunConfig, cluster: ClusterConfig, say: Callable[[str], No
         yield None
         return
     say(f"starting {cluster.rollout_actors} rollout actors")
-    actors = start_actors(config.on(cluster.rollout_gpus), cluster)
+    actors = start_actors(config.on(cluster.rollout_gpus), cluster, os.getcwd())
     try:
         yield RolloutPool(actors, cluster.max_retries)
     finally:
@@ -104,7 +111,8 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
     role = config.on(cluster.worker_gpus)
     TorchTrainer(
         run_worker,
-        train_loop_config={"config": role, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on},
+        train_loop_config={"config": role, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on}
+        | {"folder": os.getcwd()},
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
         ),

@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+from rlr_ray.cluster.folder import enter
 from rlr_ray.config import ClusterConfig, RunConfig
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
@@ -24,11 +25,12 @@ _RETURN_S = 0.2  # between two questions whether a lost actor has been restarted
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
-    def __init__(self, config: RunConfig):
-        self.config = config
+    def __init__(self, config: RunConfig, folder: str):
+        self.config, self.folder = config, folder
 
     @functools.cached_property
     def engine(self) -> Engine:
+        enter(self.folder)
         return Engine(self.config)
 
     def checksum(self) -> float:
@@ -39,11 +41,11 @@ class RolloutActor:
         return self.engine.rollout(request, indices)
 
 
-def start_actors(config: RunConfig, cluster: ClusterConfig) -> list[ActorHandle]:
+def start_actors(config: RunConfig, cluster: ClusterConfig, folder: str) -> list[ActorHandle]:
     """Start the actors and build their engines. Raises UserError if one cannot, or draws other random numbers."""
     resources = {"num_cpus": cluster.rollout_cpus, "num_gpus": cluster.rollout_gpus}
     actor = ray.remote(RolloutActor).options(max_restarts=-1, **resources)
-    actors = [actor.remote(config) for _ in range(cluster.rollout_actors)]
+    actors = [actor.remote(config, folder) for _ in range(cluster.rollout_actors)]
     try:
         for checksum in ray.get([handle.checksum.remote() for handle in actors]):
             _check(checksum)

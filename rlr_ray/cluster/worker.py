@@ -9,6 +9,7 @@ import ray.train
 import torch.distributed
 from torch import Tensor
 
+from rlr_ray.cluster.folder import enter
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
@@ -50,6 +51,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
 
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
+        enter(loop_config["folder"])
         train(Engine(config), loop_config["rollouts"], report, process)
     except UserError as error:
         ray.get(mailbox.fail.remote(str(error)))

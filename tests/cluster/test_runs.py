@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from rlr_ray.cluster.launch import run_on_ray
-from rlr_ray.config import ClusterConfig, RunConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.loop import train
@@ -121,9 +120,26 @@ def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_bad_reward_ends_the_run_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_prompts.txt").write_text("one\nseven\n")
+    Path("my_reward_on_ray.py").write_text(
+        "def brightness(images, prompts, metadata): return images.mean((1, 2, 3))\nbrightness.differentiable = True\n"
+    )
+    keys = {"reward": {"name": "my_reward_on_ray:brightness"}, "prompts": "my_prompts.txt", "train": {"iterations": 1}}
+    config = short_run(tmp_path, cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25}, evaluation={"judge": None}, **keys)
+    RunFolder(config).prepare(resume=False, overwrite=False)
+    assert config.cluster != "none"
+    run_on_ray(config, config.cluster, ignore, lambda text: None)
+    assert 0 < RunFolder(config).load_summary()["reward_before"] < 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_bad_reward_ends_the_run_with_its_message(tmp_path: Path) -> None:
     config = short_run(tmp_path, prompts=["a cat"], cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25})
     RunFolder(config).prepare(resume=False, overwrite=False)
-    assert isinstance(config, RunConfig) and isinstance(config.cluster, ClusterConfig)
+    assert config.cluster != "none"
     with pytest.raises(UserError, match="names one digit, found 'a cat'"):
         run_on_ray(config, config.cluster, ignore, lambda text: None)
