@@ -153,9 +153,21 @@ class ClusterConfig(Strict):
     rollout_actors: int = Field(2, ge=1)
     rollout_cpus: float = Field(0.5, ge=0)
     rollout_gpus: float = Field(0, ge=0)
+    worker_resources: dict[str, float] = {}  # more of Ray's resources a worker needs, e.g. {trainer: 0.01}
+    rollout_resources: dict[str, float] = {}
     max_failures: int = Field(3, ge=0)  # restarts of the training workers
     max_retries: int = Field(4, ge=0)  # of one rollout whose actor died
     wait_s: float = Field(60, gt=0)  # for the cluster to have room
+
+    @property
+    def worker_demand(self) -> dict[str, float]:
+        """Ray's resources for one worker of the TorchTrainer."""
+        return {"CPU": self.worker_cpus, "GPU": self.worker_gpus} | self.worker_resources
+
+    @property
+    def rollout_demand(self) -> dict[str, float]:
+        """Ray's resources for one rollout actor."""
+        return {"CPU": self.rollout_cpus, "GPU": self.rollout_gpus} | self.rollout_resources
 
 
 class RunConfig(Strict):

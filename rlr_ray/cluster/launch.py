@@ -46,23 +46,22 @@ def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[b
         yield True
         return
     quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "TRANSFORMERS_VERBOSITY": "error"}
-    options = {"logging_level": "warning", "log_to_driver": False, "runtime_env": {"env_vars": quiet}}
-    named = cluster.address or os.environ.get("RAY_ADDRESS")
-    say(f"connecting to Ray at {named}" if named else "looking for a running Ray")
+    say("connecting to Ray")
     try:
-        ray.init(address=named or "auto", **options)
-        started = False
+        context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
+            address=cluster.address,
+            include_dashboard=None if cluster.address else False,
+            logging_level="warning",
+            log_to_driver=False,
+            runtime_env={"env_vars": quiet},
+        )
     except ConnectionError as error:
-        if named:
-            raise UserError(
-                f"no Ray answers at {named} ({error}); set cluster.address or RAY_ADDRESS to one that runs, or leave "
-                "both out to start one here"
-            ) from error
-        say("starting Ray on this machine")
-        ray.init(address="local", include_dashboard=False, **options)
-        started = True
+        raise UserError(
+            f"Ray does not answer ({error}); start it, or leave out cluster.address and RAY_ADDRESS to have one "
+            "started on this machine"
+        ) from error
     try:
-        yield started
+        yield context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
     finally:
         ray.shutdown()
 
@@ -107,14 +106,13 @@ def _forwarding(mailbox: ray.actor.ActorHandle, report: Report) -> Iterator[None
 def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
     actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
     ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
-    resources = {"CPU": cluster.worker_cpus, "GPU": cluster.worker_gpus}
     role = config.on(cluster.worker_gpus)
     TorchTrainer(
         run_worker,
         train_loop_config={"config": role, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on}
         | {"folder": os.getcwd()},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=cluster.worker_demand
         ),
         run_config=ray.train.RunConfig(
             name=config.name,

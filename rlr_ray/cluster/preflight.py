@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -18,7 +18,7 @@ def check_room(cluster: ClusterConfig, say: Callable[[str], None], *, local: boo
     if missing and local:
         raise UserError(_message(cluster, "has only", ray.cluster_resources()))
     if missing:
-        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow to {_needs(cluster)}")
+        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow to {_list(_demand(cluster))}")
     group = placement_group(_bundles(cluster))
     try:
         if not group.wait(cluster.wait_s):
@@ -29,31 +29,34 @@ def check_room(cluster: ClusterConfig, say: Callable[[str], None], *, local: boo
 
 
 def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
-    worker = {"CPU": cluster.worker_cpus, "GPU": cluster.worker_gpus}
-    actor = {"CPU": cluster.rollout_cpus, "GPU": cluster.rollout_gpus}
-    bundles = [worker] * cluster.workers + [actor] * cluster.rollout_actors
+    bundles = [cluster.worker_demand] * cluster.workers + [cluster.rollout_demand] * cluster.rollout_actors
     named = [{kind: amount for kind, amount in bundle.items() if amount} for bundle in bundles]
     return [bundle for bundle in named if bundle]  # Ray refuses empty ones
 
 
-def _demand(cluster: ClusterConfig, kind: str) -> float:
-    return sum(bundle.get(kind, 0) for bundle in _bundles(cluster))
+def _demand(cluster: ClusterConfig) -> dict[str, float]:
+    """Sum over all roles, by kind of resource."""
+    total: Counter[str] = Counter()
+    for bundle in _bundles(cluster):
+        total.update(bundle)
+    return dict(total)
 
 
 def _missing(cluster: ClusterConfig) -> bool:
-    return any(_demand(cluster, kind) > ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+    there = ray.cluster_resources()
+    return any(amount > there.get(kind, 0) for kind, amount in _demand(cluster).items())
 
 
-def _needs(cluster: ClusterConfig) -> str:
-    return ", ".join(f"{_demand(cluster, kind):g} {kind}" for kind in ("CPU", "GPU") if _demand(cluster, kind))
+def _list(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
 
 
-def _message(cluster: ClusterConfig, verb: str, resources: dict[str, Any]) -> str:
-    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+def _message(cluster: ClusterConfig, verb: str, resources: Mapping[str, float]) -> str:
+    demand = _demand(cluster)
+    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in demand)
     return (
-        f"the run needs {_needs(cluster)} "
-        f"({cluster.workers} x {cluster.worker_cpus:g} CPU + {cluster.worker_gpus:g} GPU for workers, "
-        f"{cluster.rollout_actors} x {cluster.rollout_cpus:g} CPU + {cluster.rollout_gpus:g} GPU for rollout "
-        f"actors), but the cluster {verb} {there}; lower cluster.rollout_actors, cluster.rollout_cpus or "
-        "cluster.workers, add nodes, or set cluster: none to run in this process"
+        f"the run needs {_list(demand)} ({cluster.workers} workers of {_list(cluster.worker_demand)}; "
+        f"{cluster.rollout_actors} rollout actors of {_list(cluster.rollout_demand)}), but the cluster {verb} {there}; "
+        "lower cluster.rollout_actors, cluster.rollout_cpus or cluster.workers, add nodes, or set cluster: none to run "
+        "in this process"
     )

@@ -43,8 +43,12 @@ class RolloutActor:
 
 def start_actors(config: RunConfig, cluster: ClusterConfig, folder: str) -> list[ActorHandle]:
     """Start the actors and build their engines. Raises UserError if one cannot, or draws other random numbers."""
-    resources = {"num_cpus": cluster.rollout_cpus, "num_gpus": cluster.rollout_gpus}
-    actor = ray.remote(RolloutActor).options(max_restarts=-1, **resources)
+    actor = ray.remote(RolloutActor).options(
+        num_cpus=cluster.rollout_cpus,
+        num_gpus=cluster.rollout_gpus,
+        resources=cluster.rollout_resources,
+        max_restarts=-1,
+    )
     actors = [actor.remote(config, folder) for _ in range(cluster.rollout_actors)]
     try:
         for checksum in ray.get([handle.checksum.remote() for handle in actors]):
