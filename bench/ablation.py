@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rlr_ray.recipes import load_config
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "ablation.jsonl"
 SEEDS = (0, 1, 2)
@@ -34,8 +36,6 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def cost_per_update(overrides: list[str]) -> int:
-    from rlr_ray.config import load_config
-
     config = load_config(str(ROOT / "configs" / "digits.yaml"), overrides)
     plan, estimator = config.plan_shape.draw(0, 0), config.estimator
     pairs = estimator.zeroth_order.count if plan.zeroth_order else 0

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import yaml
 from rich.console import Console
 
-from rlr_ray.config import RunConfig, load_config
+from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Report, train
 from rlr_ray.progress import progress
 from rlr_ray.prompts import load_prompts
+from rlr_ray.recipes import load_config
 from rlr_ray.run_folder import RunFolder
 
 

@@ -31,3 +31,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Backpropagation through the whole chain, step by step.
     "full_bp": {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
 }
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` put on top, dictionary inside dictionary."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

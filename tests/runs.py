@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlr_ray.config import RunConfig, merge, parse_config
+from rlr_ray.config import RunConfig
+from rlr_ray.presets import merge
+from rlr_ray.recipes import parse_config
 
 RECIPE: dict[str, Any] = {
     "name": "short",

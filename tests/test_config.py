@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rlr_ray.config import RunConfig, load_config, parse_config
+from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.presets import PRESETS
+from rlr_ray.recipes import load_config, parse_config
 from tests.runs import RECIPE, short_run
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

@@ -18,6 +18,7 @@ FLOORS = [
     {"core", "errors"},
     {"presets", "assets"},
     {"config"},
+    {"recipes"},
     {"prompts", "models", "rewards"},
     {"engine", "pictures", "run_folder"},
     {"evaluate", "state"},
