@@ -5,6 +5,13 @@ from __future__ import annotations
 from rlr_ray.config import RunConfig
 from rlr_ray.run_folder import RunFolder
 
+_HIGH = 0.8  # share of noise in the squared gradient from which a run says so
+_REMEDIES = {
+    "first_order": "raise train.chains",
+    "half_order": "raise train.chains, or set estimator.half_order.weight: auto",
+    "zeroth_order": "raise estimator.zeroth_order.count, train fewer numbers, or use directions: guided, weight: auto",
+}
+
 
 def describe_plan(config: RunConfig) -> str:
     """Which order owns what, what an update costs, and what the estimate is not."""
@@ -49,6 +56,12 @@ def describe_results(folder: RunFolder) -> str:
     ]
     if summary["judge_before"] is not None:
         lines.append(f"judge {summary['judge_before']:.3f} -> {summary['judge_after']:.3f} (never trained on)")
+    lines += [
+        f"note: variance is high: {share:.0%} of the squared gradient was the noise of {name.replace('_', ' ')} "
+        f"(median over updates); {_REMEDIES[name]}"
+        for name, share in summary["noise_shares"].items()
+        if share > _HIGH
+    ]
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
         f"on {summary['ran_on']}",

@@ -116,6 +116,8 @@ def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, f
         row[f"{name}_norm"] = float(term.gradient.norm())
         row[f"{name}_variance"] = term.variance
         row[f"{name}_weight"] = weights[name]
+    for name, share in estimate.noise_shares(weights).items():
+        row[f"{name}_noise_share"] = share
     names = list(estimate.terms)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import platform
+import statistics
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlr_ray.core.gradient import TERMS
 from rlr_ray.engine import Engine
 from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
@@ -57,6 +59,7 @@ class Results:
             "judge_before": None if before.judge is None else float(before.judge.mean()),
             "judge_after": None if after.judge is None else float(after.judge.mean()),
             "plan": str(self.engine.shape),
+            "noise_shares": _noise_shares(rows),
             "steps": len(rows),
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
             "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
@@ -87,6 +90,12 @@ class Results:
         save_reward_curve(
             self.folder.path / "reward_curve.png", rows, points | {len(rows): _mean_and_error(after.rewards)}
         )
+
+
+def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median over updates of each term's share of noise in the squared gradient."""
+    found = {name: [row[f"{name}_noise_share"] for row in rows if f"{name}_noise_share" in row] for name in TERMS}
+    return {name: statistics.median(shares) for name, shares in found.items() if shares}
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlr_ray.assets import DIGITS
 from rlr_ray.config import RunConfig
 from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.describe import describe_results
 from rlr_ray.engine import Engine, RolloutRequest
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Process, train, update
@@ -114,6 +115,15 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "es")
     assert {name for name in owned if f"{name}_norm" in rows[0]} == {name for name, own in owned.items() if own}
     assert summary["steps"] == 2 and numpy.isfinite(summary["gain"])
+
+
+def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfig) -> None:
+    keys = {"preset": "rlr-paper", "zeroth_order": {"count": 8, "chunk_size": 4}}
+    config = RunConfig.model_validate(short_run(tmp_path).model_dump() | {"estimator": keys})
+    run(config)
+    said = describe_results(RunFolder(config))
+    assert "variance is high" in said and "the noise of zeroth order" in said
+    assert "the noise of zeroth order" not in describe_results(RunFolder(finished))  # guided and weighed
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,14 @@ def test_auto_weights_are_the_smoothed_signal_over_signal_plus_noise(tmp_path: P
     assert second["zeroth_order"] == 0.0
 
 
+def test_noise_shares_are_weighed_variances_over_the_squared_total() -> None:
+    shares = estimate().noise_shares({"first_order": 1.0, "half_order": 0.5, "zeroth_order": 1.0})
+    # |total|^2 = 1 + (0.5 * 2)^2 + 1; zeroth order's 4 / 3 is cut to 1
+    assert shares == pytest.approx({"first_order": 0.5 / 3, "half_order": 0.25 / 3, "zeroth_order": 1.0})
+    unknown = GradientEstimate({"first_order": TermEstimate(vector(1, 0), float("nan"))}, torch.zeros(2))
+    assert unknown.noise_shares({}) == {}
+
+
 def test_the_first_directions_are_isotropic_then_guided_by_what_came_before(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     assert state.directions().basis is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -79,6 +80,12 @@ class GradientEstimate:
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms; unbiased when every weight is 1."""
         return torch.stack([weights.get(name, 1.0) * term.gradient for name, term in self.terms.items()]).sum(0)
+
+    def noise_shares(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """How much of the total's squared norm is each term's own variance, 0 .. 1; left out where it is not known."""
+        norm = float(self.total(weights).double().square().sum())
+        shares = {name: weights.get(name, 1.0) ** 2 * term.variance / norm for name, term in self.terms.items() if norm}
+        return {name: min(share, 1.0) for name, share in shares.items() if not math.isnan(share)}
 
 
 def estimate_gradient(
