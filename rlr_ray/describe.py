@@ -56,12 +56,7 @@ def describe_results(folder: RunFolder) -> str:
     ]
     if summary["judge_before"] is not None:
         lines.append(f"judge {summary['judge_before']:.3f} -> {summary['judge_after']:.3f} (never trained on)")
-    lines += [
-        f"note: variance is high: {share:.0%} of the squared gradient was the noise of {name.replace('_', ' ')} "
-        f"(median over updates); {_REMEDIES[name]}"
-        for name, share in summary["noise_shares"].items()
-        if share > _HIGH
-    ]
+    lines += _variance_note(summary["noise_shares"])
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
         f"on {summary['ran_on']}",
@@ -70,3 +65,14 @@ def describe_results(folder: RunFolder) -> str:
         f"adapter:  {folder.path / summary['adapter']}",
     ]
     return "\n".join(lines)
+
+
+def _variance_note(shares: dict[str, float]) -> list[str]:
+    """A line if most of the gradient was noise: how much, from where, and what helps."""
+    if sum(shares.values()) < _HIGH:
+        return []
+    worst = max(shares, key=lambda name: shares[name])
+    return [
+        f"note: variance is high: {min(sum(shares.values()), 1):.0%} of the squared gradient was noise, "
+        f"{shares[worst]:.0%} from {worst.replace('_', ' ')} (medians over updates); {_REMEDIES[worst]}"
+    ]
