@@ -16,7 +16,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rlr_ray.cluster.preflight import check_room
+from rlr_ray.cluster.preflight import check_reachable, check_room
 from rlr_ray.cluster.rollouts import RolloutPool, start_actors
 from rlr_ray.cluster.worker import Mailbox, run_worker
 from rlr_ray.config import ClusterConfig, RunConfig
@@ -46,20 +46,15 @@ def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[b
         yield True
         return
     quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "TRANSFORMERS_VERBOSITY": "error"}
+    check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     say("connecting to Ray")
-    try:
-        context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
-            address=cluster.address,
-            include_dashboard=None if cluster.address else False,
-            logging_level="warning",
-            log_to_driver=False,
-            runtime_env={"env_vars": quiet},
-        )
-    except ConnectionError as error:
-        raise UserError(
-            f"Ray does not answer ({error}); start it, or leave out cluster.address and RAY_ADDRESS to have one "
-            "started on this machine"
-        ) from error
+    context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
+        address=cluster.address,
+        include_dashboard=None if cluster.address else False,
+        logging_level="warning",
+        log_to_driver=False,
+        runtime_env={"env_vars": quiet},
+    )
     try:
         yield context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
     finally:

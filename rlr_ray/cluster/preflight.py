@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -10,6 +11,22 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from rlr_ray.config import ClusterConfig
 from rlr_ray.errors import UserError
+
+_ANSWER_S = 5.0  # for a Ray that runs to accept a connection
+
+
+def check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at a `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto", "local", or no address
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address} ({error}); set cluster.address or RAY_ADDRESS to one that runs, "
+            "or leave both out to start one on this machine"
+        ) from error
 
 
 def check_room(cluster: ClusterConfig, say: Callable[[str], None], *, local: bool) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from rlr_ray.cluster.launch import run_on_ray
+from rlr_ray.cluster.preflight import check_reachable
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.loop import train
@@ -143,3 +144,10 @@ def test_a_bad_reward_ends_the_run_with_its_message(tmp_path: Path) -> None:
     assert config.cluster != "none"
     with pytest.raises(UserError, match="names one digit, found 'a cat'"):
         run_on_ray(config, config.cluster, ignore, lambda text: None)
+
+
+def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"no Ray answers at 127\.0\.0\.1:9 .*RAY_ADDRESS"):
+        check_reachable("127.0.0.1:9")
+    check_reachable("auto")
+    check_reachable("")

@@ -1,0 +1,97 @@
+"""On a GPU: the same numbers as on the CPU up to rounding, and memory as the plan says (bench/gpu.sh runs these)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.config import RunConfig
+from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.first_order import first_order
+from rlr_ray.core.half_order import half_order
+from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.engine import Engine, RolloutRequest
+from rlr_ray.loop import Process, train, update
+from rlr_ray.run_folder import RunFolder
+from rlr_ray.state import TrainState
+from tests.runs import short_run
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
+    folder = tmp_path_factory.mktemp("runs")
+    return Engine(short_run(folder, device="cpu")), Engine(short_run(folder, device="cuda"))
+
+
+def _theta(engine: Engine) -> Tensor:
+    return (engine.model.initial_theta.cpu() + 0.05).to(engine.device)
+
+
+def _trajectory(engine: Engine, stop: int | None = None) -> Trajectory:
+    chains = engine.train_chains(0, range(8))
+    start = (chains.x_start, chains.noise, chains.conditioning)
+    return sample_chain(engine.model, _theta(engine), engine.model.schedule, *start, stop=stop)
+
+
+def test_chains_and_terms_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
+    found: list[list[Tensor]] = []
+    for engine in engines:
+        theta, schedule = _theta(engine), engine.model.schedule
+        whole, head = _trajectory(engine), _trajectory(engine, stop=3)
+        objective = engine.train_chains(0, range(8)).objective
+        first, rewards = first_order(engine.model, theta, schedule, head, objective)
+        ones = torch.ones(8, device=engine.device)
+        half = half_order(engine.model, theta, schedule, whole, range(1, 3), ones)
+        found.append([whole.latents[-1].cpu(), rewards.cpu(), first.cpu(), half.cpu()])
+    for cpu, cuda in zip(*found, strict=True):
+        assert (cpu - cuda).norm() < 1e-3 * cpu.norm()
+
+
+def test_rollouts_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
+    rewards = []
+    for engine in engines:
+        theta = _theta(engine).cpu()
+        result = engine.rollout(RolloutRequest(0, theta, Directions(len(theta), 0.01)), range(8))
+        rewards.append(torch.cat([result.rewards_plus, result.rewards_minus]))
+    torch.testing.assert_close(*rewards, atol=1e-2, rtol=1e-3)
+
+
+def test_an_update_repeats(tmp_path: Path) -> None:
+    thetas = []
+    for _ in range(2):
+        config = short_run(tmp_path, device="cuda")
+        engine = Engine(config)
+        state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+        update(engine, state, engine.local_rollouts, Process())
+        thetas.append(state.theta.detach().cpu())
+    torch.testing.assert_close(*thetas, atol=1e-6, rtol=0)
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    config: RunConfig = short_run(tmp_path, device="cuda")
+    folder, engine = RunFolder(config), Engine(config)
+    folder.prepare(resume=False, overwrite=False)
+    train(engine, engine.local_rollouts, lambda row: None)
+    assert folder.load_summary()["steps"] == 4
+
+
+def test_checkpointed_first_order_holds_one_steps_activations(tmp_path: Path) -> None:
+    engine = Engine(short_run(tmp_path, device="cuda", sampler={"steps": 20}))
+    theta, schedule = _theta(engine), engine.model.schedule
+    objective = engine.train_chains(0, range(8)).objective
+
+    def peak(steps: int, checkpoint_steps: bool) -> int:
+        head = _trajectory(engine, stop=20 - steps)
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        first_order(engine.model, theta, schedule, head, objective, checkpoint_steps=checkpoint_steps)
+        return torch.cuda.max_memory_allocated() - held
+
+    peak(1, False)  # warm: kernels and workspaces
+    assert peak(16, False) > 3 * peak(4, False)
+    assert peak(16, True) < 1.5 * peak(4, True)
