@@ -22,6 +22,7 @@ from rlr_ray.recipes import load_config
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "ablation.jsonl"
 SEEDS = (0, 1, 2)
+DEMO_UPDATES = 40
 # Variant -> overrides of configs/digits.yaml
 VARIANTS: dict[str, list[str]] = {
     "rlr (default)": [],
@@ -66,7 +67,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     seen = {(row["variant"], row["seed"]) for row in done}
-    budget = 60 * cost_per_update([])  # the demo's
+    budget = DEMO_UPDATES * cost_per_update([])
 
     def run_and_keep(job: tuple[str, int]) -> None:
         row = run(*job, budget)
@@ -76,7 +77,9 @@ def main() -> None:
             f"{row['variant']}, seed {row['seed']}: gain {row['gain']:.3f}, judge {row['judge_after']:.3f}", flush=True
         )
 
-    todo = [(variant, seed) for seed in SEEDS for variant in VARIANTS if (variant, seed) not in seen]
+    names = list(VARIANTS)
+    jobs_in_order = [(name, seed) for part in (names[:4], names[4:]) for seed in SEEDS for name in part]
+    todo = [job for job in jobs_in_order if job not in seen]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run_and_keep, todo))
 
