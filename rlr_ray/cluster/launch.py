@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from rlr_ray.cluster.preflight import check_reachable, check_room
 from rlr_ray.cluster.rollouts import RolloutPool, start_actors
@@ -22,6 +22,8 @@ from rlr_ray.cluster.worker import Mailbox, run_worker
 from rlr_ray.config import ClusterConfig, RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Report
+
+_PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
 
 
 def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: Callable[[str], None]) -> None:
@@ -33,10 +35,7 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: C
             say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
             with _forwarding(mailbox, report):
                 _fit(config, cluster, rollouts, mailbox)
-        failure = ray.get(mailbox.failure.remote())
         ray.kill(mailbox)
-        if failure:
-            raise UserError(failure)
 
 
 @contextmanager
@@ -101,11 +100,16 @@ def _forwarding(mailbox: ray.actor.ActorHandle, report: Report) -> Iterator[None
 def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
     actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
     ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
-    role = config.on(cluster.worker_gpus)
-    TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"config": role, "rollouts": rollouts, "mailbox": mailbox, "ran_on": ran_on}
-        | {"folder": os.getcwd()},
+        train_loop_config={
+            "config": config.on(cluster.worker_gpus),
+            "folder": os.getcwd(),
+            "rollouts": rollouts,
+            "mailbox": mailbox,
+            "ran_on": ran_on,
+        },
+        torch_config=TorchConfig(timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=cluster.worker_demand
         ),
@@ -114,4 +118,10 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
             storage_path=str(config.folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    finally:
+        failure = ray.get(mailbox.failure.remote())
+        if failure:
+            raise UserError(failure)

@@ -38,10 +38,12 @@ class Mailbox:
 
 
 def run_worker(loop_config: dict[str, Any]) -> None:
-    """Train with the other workers. A user's error ends the run at once instead of being retried."""
+    """Train with the other workers. A user's error ends the run instead of being retried."""
     config: RunConfig = loop_config["config"]
     context = ray.train.get_context()
     mailbox = loop_config["mailbox"]
+    if ray.get(mailbox.failure.remote()):  # restarted after a user's error
+        return
 
     def report(row: dict[str, Any]) -> None:
         if context.get_world_rank() == 0:
@@ -55,6 +57,8 @@ def run_worker(loop_config: dict[str, Any]) -> None:
         train(Engine(config), loop_config["rollouts"], report, process)
     except UserError as error:
         ray.get(mailbox.fail.remote(str(error)))
+        if process.size > 1:
+            raise  # the others wait for this worker's share: Ray Train ends them
 
 
 def _all_reduce(value: Tensor) -> Tensor:

@@ -138,11 +138,22 @@ def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_bad_reward_ends_the_run_with_its_message(tmp_path: Path) -> None:
-    config = short_run(tmp_path, prompts=["a cat"], cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25})
+def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_reward_of_rank_0.py").write_text(
+        "import torch.distributed as group\n"
+        "def broken(images, prompts, metadata):\n"
+        "    zero = group.is_initialized() and group.get_rank() == 0\n"
+        "    return images.mean((1, 2, 3)) / (0 if zero else 1)\n"
+        "broken.differentiable = True\n"
+    )
+    keys = {"reward": {"name": "my_reward_of_rank_0:broken"}, "evaluation": {"judge": None}}
+    config = short_run(tmp_path, cluster={"workers": 2, "worker_cpus": 0.5, "rollout_cpus": 0.25}, **keys)
     RunFolder(config).prepare(resume=False, overwrite=False)
     assert config.cluster != "none"
-    with pytest.raises(UserError, match="names one digit, found 'a cat'"):
+    with pytest.raises(UserError, match="my_reward_of_rank_0:broken' returned inf"):
         run_on_ray(config, config.cluster, ignore, lambda text: None)
 
 
