@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
+
 from rlr_ray.recipes import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,14 +52,17 @@ def run(variant: str, seed: int, budget: int) -> dict[str, Any]:
     updates = round(budget / cost_per_update(overrides))
     with tempfile.TemporaryDirectory() as folder:
         keys = ["cluster=none", f"seed={seed}", f"train.iterations={updates}", f"output_dir={folder}"]
-        keys += ["evaluation.every=20", *overrides]
+        keys += [f"evaluation.every={updates // 4}", *overrides]
         command = [sys.executable, "-m", "rlr_ray", "train", "--config", "configs/digits.yaml"]
         command += [word for key in keys for word in ("--set", key)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         summary = json.loads((Path(folder) / "digits" / "summary.json").read_text())
+        rows = pyarrow.parquet.read_table(Path(folder) / "digits" / "metrics.parquet").to_pylist()
+    held_out = [row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None]
     kept = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
     kept += ("judge_before", "judge_after", "seconds", "versions")
-    return {"variant": variant, "seed": seed} | {name: summary[name] for name in kept}
+    quarters = {"held_out_by_quarter": held_out[:3]}  # of the cost: 1/4, 1/2, 3/4
+    return {"variant": variant, "seed": seed} | quarters | {name: summary[name] for name in kept}
 
 
 def main() -> None:

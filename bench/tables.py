@@ -23,8 +23,8 @@ after minus before, {chains} paired chains, mean over seeds (a single run's stan
 Judge: share of pictures that a classifier which is never trained on reads as the digit asked for; {judge:.2f} before.
 Machine: {machine}.
 
-| plan | updates | gain, mean | gain by seed | judge after, mean | judge by seed |
-|---|---|---|---|---|---|
+| plan | updates | gain at half the cost, by seed | gain, mean | gain by seed | judge after, mean | judge by seed |
+|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -62,7 +62,8 @@ def ablation() -> str:
 
 def _ablation_row(variant: str, runs: list[dict[str, Any]]) -> str:
     gains, judges = [run["gain"] for run in runs], [run["judge_after"] for run in runs]
-    cells = [variant, str(runs[0]["steps"]), f"{statistics.mean(gains):.2f}", _list(gains)]
+    half = [run["held_out_by_quarter"][1] - run["reward_before"] for run in runs]
+    cells = [variant, str(runs[0]["steps"]), _list(half), f"{statistics.mean(gains):.2f}", _list(gains)]
     cells += [f"{statistics.mean(judges):.2f}", _list(judges)]
     return f"| {' | '.join(cells)} |"
 
