@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlr_ray.loop import Report
 
+_PRINT_EVERY_S = 10.0  # where there is no terminal
 _SHORT = {"first_order": "FO", "half_order": "HO", "zeroth_order": "ZO"}
 
 
@@ -29,18 +30,19 @@ def progress(console: Console, total: int) -> Iterator[Report]:
         console=console,
         disable=not console.is_terminal,
     )
-    started, first, printed = time.monotonic(), None, 0.0
+    first: tuple[int, float] | None = None  # updates done and time at the first report: what came before was start-up
+    printed = 0.0
 
     def report(row: dict[str, Any]) -> None:
         nonlocal first, printed
-        done = row["step"] + 1
-        first = row["step"] if first is None else first
+        done, now = row["step"] + 1, time.monotonic()
+        first = first or (done, now)
         bar.update(task, completed=done, text=describe(row))
-        now = time.monotonic()
-        if not console.is_terminal and (now - printed > 10 or done == total):
+        if not console.is_terminal and (now - printed > _PRINT_EVERY_S or done == total):
             printed = now
-            left = (now - started) / max(done - first, 1) * (total - done)
-            console.print(f"update {done}/{total}  {describe(row)}  about {left:.0f} s left", soft_wrap=True)
+            pace = (now - first[1]) / (done - first[0]) if done > first[0] else row["seconds"]
+            text = f"update {done}/{total}  {describe(row)}  about {pace * (total - done):.0f} s left"
+            console.print(text, soft_wrap=True)
 
     with bar:
         task = bar.add_task("train", total=total, text="")
