@@ -64,6 +64,11 @@ def describe_results(folder: RunFolder) -> str:
         f"curve:    {folder.path / 'reward_curve.png'}",
         f"adapter:  {folder.path / summary['adapter']}",
     ]
+    if not summary["adapter"].startswith("lora/"):
+        lines.append(
+            "          (in PEFT's own format, which diffusers' load_lora_weights does not read; "
+            "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder))"
+        )
     return "\n".join(lines)
 
 

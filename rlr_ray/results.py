@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import statistics
-from importlib.metadata import version
+from importlib.metadata import distributions
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.run_folder import RunFolder, replace_file
 
-_VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft")
+_VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
 
 class Results:
@@ -68,7 +68,7 @@ class Results:
             "adapter": str(adapter.relative_to(self.folder.path)),
             "trained_numbers": len(theta),
             "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+            "versions": _versions(),
         }
         self.folder.save_summary(summary)
         return summary
@@ -90,6 +90,11 @@ class Results:
         save_reward_curve(
             self.folder.path / "reward_curve.png", rows, points | {len(rows): _mean_and_error(after.rewards)}
         )
+
+
+def _versions() -> dict[str, str]:
+    installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
 
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -48,6 +48,23 @@ def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFix
     assert -0.8 < summary["reward_before"] < 0 and summary["judge_before"] is None
 
 
+def test_an_adapter_that_diffusers_does_not_load_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = "adapter={type: IA3, target_modules: [attn2.to_out.0], feedforward_modules: []}"
+    assert main(["train", "--config", str(recipe), "--set", adapter, "--set", "train.iterations=1"]) == 0
+    assert "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder)" in capsys.readouterr().out
+    assert Path("runs/short/adapter/adapter_config.json").is_file()
+
+
+def test_a_run_in_one_process_needs_no_ray(recipe: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None  # importing it fails, as if it were not installed\n"
+        f"from rlr_ray.cli import main; sys.exit(main(['train', '--config', {str(recipe)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert Path("runs/short/summary.json").is_file()
+
+
 def test_dry_run_prints_the_plan_and_leaves_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out

@@ -16,9 +16,10 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import check_reachable, check_room
 from rlr_ray.cluster.rollouts import RolloutPool, start_actors
-from rlr_ray.cluster.worker import Mailbox, run_worker
+from rlr_ray.cluster.worker import run_worker
 from rlr_ray.config import ClusterConfig, RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Report

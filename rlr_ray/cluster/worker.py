@@ -16,27 +16,6 @@ from rlr_ray.errors import UserError
 from rlr_ray.loop import Process, train
 
 
-class Mailbox:
-    """Carries the updates' rows, and a user's error, from the leading worker to the driver."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.message: str | None = None
-
-    def put(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def take(self) -> list[dict[str, Any]]:
-        rows, self.rows = self.rows, []
-        return rows
-
-    def fail(self, message: str) -> None:
-        self.message = message
-
-    def failure(self) -> str | None:
-        return self.message
-
-
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
     config: RunConfig = loop_config["config"]
