@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import yaml
 from rich.console import Console
@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe, e.g. configs/digits.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
     parser.add_argument(
         "--dry-run", action="store_true", help="check the recipe, print the plan and its cost, and stop"
     )
@@ -64,19 +65,20 @@ def train_command(options: argparse.Namespace) -> None:
         console.print(describe_plan(config), markup=False, soft_wrap=True)
         return
     folder = RunFolder(config)
-    folder.prepare(resume=options.resume, overwrite=options.overwrite)
+    folder.check(resume=options.resume, overwrite=options.overwrite)
     console.print(describe_plan(config), markup=False, soft_wrap=True)
     with progress(console, config.train.iterations) as report:
-        run(config, report, console)
+        run(config, report, console, lambda: folder.begin(resume=options.resume))
     console.print(describe_results(folder), markup=False, soft_wrap=True)
 
 
-def run(config: RunConfig, report: Report, console: Console) -> None:
-    """Train a prepared run folder, in this process or on Ray."""
+def run(config: RunConfig, report: Report, console: Console, begin: Callable[[], None]) -> None:
+    """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
     if config.cluster == "none":
         engine = Engine(config)
+        begin()
         train(engine, engine.local_rollouts, report)
         return
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
 
-    run_on_ray(config, config.cluster, report, lambda text: console.print(text, markup=False))
+    run_on_ray(config, config.cluster, report, lambda text: console.print(text, markup=False), begin)

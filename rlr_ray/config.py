@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rlr_ray.checks import check_together
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.presets import PRESETS, merge
 
-Weight = Literal["auto"] | Annotated[float, Field(ge=0)]
+Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
@@ -71,7 +73,7 @@ class ZerothOrderConfig(Strict):
     directions: Literal["guided", "isotropic"] = "guided"
     count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
     chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
-    scale: float = Field(0.01, gt=0)  # standard deviation of a trained number's displacement
+    scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
     weight: Weight = "auto"
 
     @model_validator(mode="after")
@@ -95,8 +97,9 @@ class EstimatorConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset", "rlr") in PRESETS:
-            return merge(PRESETS[given.get("preset", "rlr")], given)
+        preset = given.get("preset", "rlr") if isinstance(given, dict) else None
+        if isinstance(preset, str) and preset in PRESETS:
+            return merge(PRESETS[preset], given)
         return given
 
     @field_validator("first_order_steps")
@@ -112,8 +115,8 @@ class TrainConfig(Strict):
     chains: int = Field(80, ge=1)  # B, an update
     chains_per_prompt: int = Field(8, ge=1)
     chunk_size: int = Field(16, ge=1)  # chains computed at once
-    learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
     checkpoint_every: int = Field(10, ge=1)  # updates
@@ -160,7 +163,7 @@ class ClusterConfig(Strict):
 
 
 class RunConfig(Strict):
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     output_dir: str = "runs"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -192,36 +195,8 @@ class RunConfig(Strict):
         )
 
     @model_validator(mode="after")
-    def _plan_works(self) -> RunConfig:
-        shape, estimator = self.plan_shape, self.estimator
-        half_order = shape.has_half_order
-        if half_order and self.sampler.eta == 0:
-            raise ValueError(
-                "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
-                "or estimator.sub_chain.length: 0 with rest: zeroth_order"
-            )
-        if half_order and estimator.half_order.baseline == "prompt" and self.train.chains_per_prompt < 2:
-            raise ValueError(
-                "estimator.half_order.baseline 'prompt' needs train.chains_per_prompt of 2 or more, found 1; "
-                "raise it or set the baseline to 'batch'"
-            )
-        if half_order and estimator.half_order.weight == "auto" and self.train.chains == self.train.chunk_size:
-            raise ValueError(
-                "estimator.half_order.weight 'auto' compares chunks, found one; lower train.chunk_size below "
-                f"train.chains ({self.train.chains}) or set the weight to 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_are_reserved(self) -> RunConfig:
-        if self.cluster == "none" or self.device != "cuda":
-            return self
-        for key in ("worker_gpus", "rollout_gpus"):
-            if not getattr(self.cluster, key):
-                raise ValueError(
-                    f"device is 'cuda', but cluster.{key} is 0; allowed: a number above 0, e.g. 1, or 0.25 to share a "
-                    "GPU between four; or set device: auto, which uses a GPU in the roles that have one"
-                )
+    def _works_together(self) -> RunConfig:
+        check_together(self)
         return self
 
     def on(self, gpus: float) -> RunConfig:

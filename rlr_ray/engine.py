@@ -6,7 +6,8 @@ never sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,19 @@ def check_reward(config: RunConfig) -> None:
             f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, or reward.differentiable: true "
             "if it is made of torch operations"
         )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise UserError where a GPU's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory ran out ({str(error).splitlines()[0]}); lower train.chunk_size or "
+            "estimator.zeroth_order.chunk_size, set estimator.checkpoint_steps: true, or lower "
+            "estimator.sub_chain.length"
+        ) from error
 
 
 class Engine:
@@ -109,6 +123,10 @@ class Engine:
 
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
+        with memory_errors():
+            return self._rollout(request, indices)
+
+    def _rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.engine import Engine, RolloutRequest, Rollouts, memory_errors
+from rlr_ray.errors import UserError
 from rlr_ray.results import Results
 from rlr_ray.run_folder import MetricsLog, RunFolder
 from rlr_ray.state import TrainState
@@ -39,12 +40,18 @@ def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Pr
 
     Every process takes the same updates; the leading one dispatches the rollouts and writes.
     """
+    with memory_errors():
+        _train(engine, rollouts, report, process)
+
+
+def _train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Process) -> None:
     config = engine.config
     folder = RunFolder(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
     saved = folder.load_checkpoint(engine.device)
     if saved:
         state.load_state_dict(saved)
+    _check_same_start(state.step, process, engine.device)
     results = Results(engine, folder, state.initial_theta) if process.leads else None
     log = MetricsLog(folder.path, state.step) if process.leads else None
     while state.step < config.train.iterations:
@@ -59,6 +66,16 @@ def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Pr
         report(row)
     if log is not None and results is not None:
         results.finish(state.theta.detach(), log.rows, process.ran_on)
+
+
+def _check_same_start(step: int, process: Process, device: torch.device) -> None:
+    """Raise UserError unless every process found the leading one's checkpoint."""
+    leading = int(process.reduce(torch.tensor([float(step if process.leads else 0)], device=device)))
+    if step != leading:
+        raise UserError(
+            f"worker {process.rank} found the run at update {step}, the leading one at {leading}; "
+            "workers on several nodes need output_dir on a disk that all of them share"
+        )
 
 
 def _due(step: int, every: int | None, last: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
+
+_KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
 def load_config(path: str, overrides: list[str]) -> RunConfig:
@@ -32,7 +36,7 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_describe(item) for item in error.errors())) from error
+        raise UserError(_describe(error.errors())) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -52,22 +56,33 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[key] = value
 
 
-def _describe(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+def _describe(items: Sequence[Any]) -> str:
+    """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        by_place.setdefault(_place(item), []).append(item)
+    shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
+    return "\n".join(_line(place, found) for place, found in by_place.items() if place not in shallow)
+
+
+def _place(item: Any) -> tuple[Any, ...]:
+    """The keys on the way to an error, without pydantic's names for the kinds of values that a key allows."""
+    return tuple(part for part in item["loc"] if isinstance(part, int) or _KEY.fullmatch(part))
+
+
+def _line(place: tuple[Any, ...], items: Sequence[Any]) -> str:
+    item, key = items[0], ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(item["loc"][:-1]))
-        return f"{place}: no such key; allowed here: {allowed}"
-    message = item["msg"].removeprefix("Value error, ")
-    found = item["input"]
-    shown = "" if item["type"] in ("value_error", "missing") or isinstance(found, dict) else f"found {found!r}; "
-    return f"{place}: {shown}{message}" if place else message
+        return f"{key}: no such key; allowed here: {', '.join(_fields_at(place[:-1]))}"
+    message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
+    told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
+    shown = "" if told else f"found {item['input']!r}; "
+    return f"{key}: {shown}{message}" if key else message
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     model: Any = RunConfig
     for part in location:
-        if part in ("ClusterConfig",):
-            continue
         annotation = model.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))

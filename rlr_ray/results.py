@@ -99,8 +99,9 @@ def _versions() -> dict[str, str]:
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Median over updates of each term's share of noise in the squared gradient."""
-    found = {name: [row[f"{name}_noise_share"] for row in rows if f"{name}_noise_share" in row] for name in TERMS}
-    return {name: statistics.median(shares) for name, shares in found.items() if shares}
+    found = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
+    known = {name: [share for share in shares if share is not None] for name, shares in found.items()}
+    return {name: statistics.median(shares) for name, shares in known.items() if shares}
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

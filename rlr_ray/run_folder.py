@@ -32,28 +32,27 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or check that the run in it may go on. Raises UserError if that is not what was asked."""
-        begun = (self.path / "config.yaml").is_file()
-        if overwrite and begun:
-            shutil.rmtree(self.path)
-        elif begun and not resume:
-            raise UserError(
-                f"{self.path} already holds a run ({self._progress()}); allowed: --resume to go on with it, "
-                "--overwrite to start again, or another --set name=..."
-            )
-        elif resume and not begun:
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise UserError if a run is in the folder that would be lost, or none that could be resumed."""
+        there = (self.path / "config.yaml").is_file()
+        if resume and not there:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
-        elif resume:
+        if resume:
             self._check_unchanged()
+        elif there and self._checkpoint_steps() and not overwrite:
+            raise UserError(
+                f"{self.path} already holds a run (checkpoint at update {self._checkpoint_steps()[-1]}); allowed: "
+                "--resume to go on with it, --overwrite to start again, or another --set name=..."
+            )
+
+    def begin(self, *, resume: bool) -> None:
+        """Make the folder; what an earlier run left there goes, unless it is resumed."""
+        if not resume and (self.path / "config.yaml").is_file():
+            shutil.rmtree(self.path)
         for folder in (self.path, self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         replace_file(self.path / "config.yaml", lambda file: file.write_text(text, "utf-8"))
-
-    def _progress(self) -> str:
-        steps = self._checkpoint_steps()
-        return f"checkpoint at update {steps[-1]}" if steps else "no checkpoint yet"
 
     def _check_unchanged(self) -> None:
         saved = _flat(yaml.safe_load((self.path / "config.yaml").read_text("utf-8")))

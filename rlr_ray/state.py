@@ -68,8 +68,8 @@ class TrainState:
             if not bool(torch.isfinite(term.gradient).all()):
                 raise UserError(
                     f"update {self.step}: the {name.replace('_', '-')} gradient is not finite, though the rewards are; "
-                    "lower train.learning_rate, set train.max_grad_norm, or use model.dtype: float32; "
-                    "then resume from the last checkpoint"
+                    "start a run of another name with a lower train.learning_rate, with train.max_grad_norm, or with "
+                    "model.dtype: float32"
                 )
             if name in ("first_order", "half_order"):
                 self.guides[name] = self._smooth(self.guides.get(name, 0.0), term.gradient)

@@ -129,6 +129,23 @@ def test_bad_input_is_named_with_its_remedy_and_no_traceback(
     assert said.count("error:") == 1 and "Traceback" not in said
 
 
+def test_a_bad_config_costs_no_earlier_run(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--config", str(recipe), "--set", "train.iterations=1"]
+    assert main(command) == 0
+    assert main([*command, "--overwrite", "--set", "adapter={type: LORA, target_modules: [nothing]}"]) == 2
+    assert Path("runs/short/summary.json").is_file()
+    assert main(command) == 2
+    assert "already holds a run (checkpoint at update 1); allowed: --resume" in capfd.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_run_that_never_started_stands_in_no_ones_way(recipe: Path) -> None:
+    Path("broken_rewards.py").write_text(BROKEN_REWARDS)
+    command = ["train", "--config", str(recipe), "--set", "train.iterations=1"]
+    assert main([*command, "--set", "reward={name: broken_rewards:nan}"]) == 2
+    assert main(command) == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
 def test_a_gpu_where_there_is_none(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(recipe), "--set", "device=cuda"]) == 2

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"core", "errors"},
     {"presets", "assets"},
-    {"config"},
+    {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "rewards"},
     {"engine", "pictures", "run_folder"},
@@ -39,7 +39,7 @@ def imports_of(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            names.add(node.module or "")
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 

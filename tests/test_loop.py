@@ -22,6 +22,7 @@ from rlr_ray.engine import Engine, RolloutRequest
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Process, train, update
 from rlr_ray.presets import PRESETS
+from rlr_ray.results import _noise_shares
 from rlr_ray.run_folder import RunFolder
 from rlr_ray.state import TrainState
 from tests.runs import short_run
@@ -35,7 +36,8 @@ def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = Non
             raise KeyboardInterrupt
 
     engine, folder = Engine(config), RunFolder(config)
-    folder.prepare(resume=resume, overwrite=False)
+    folder.check(resume=resume, overwrite=False)
+    folder.begin(resume=resume)
     train(engine, engine.local_rollouts, report)
     return folder.load_summary()
 
@@ -101,6 +103,18 @@ def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path
     )
     assert (small - large).norm() < 1e-2 * large.norm()  # float32 rounding, over a difference of rewards of .01
     assert large.norm() > 0
+
+
+def test_a_process_with_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    engine = Engine(short_run(tmp_path))
+    other = Process(rank=1, size=2, reduce=lambda value: value + 20)  # the leading one's share of the sum
+    with pytest.raises(UserError, match=r"worker 1 found the run at update 0, the leading one at 20.*shared|share"):
+        train(engine, None, lambda row: None, other)
+
+
+def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"half_order_noise_share": None}, {"half_order_noise_share": 0.5}, {}]
+    assert _noise_shares(rows) == {"half_order": 0.5}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -202,15 +216,15 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
 
 def test_a_run_is_never_overwritten_unasked(finished: RunConfig) -> None:
     with pytest.raises(UserError, match=r"already holds a run \(checkpoint at update 4\); allowed: --resume"):
-        RunFolder(finished).prepare(resume=False, overwrite=False)
+        RunFolder(finished).check(resume=False, overwrite=False)
 
 
 def test_resume_refuses_another_config(finished: RunConfig) -> None:
     other = finished.model_copy(update={"seed": 7})
     with pytest.raises(UserError, match="seed: was 0, now 7"):
-        RunFolder(other).prepare(resume=True, overwrite=False)
+        RunFolder(other).check(resume=True, overwrite=False)
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to resume"):
-        RunFolder(short_run(tmp_path)).prepare(resume=True, overwrite=False)
+        RunFolder(short_run(tmp_path)).check(resume=True, overwrite=False)

@@ -28,12 +28,16 @@ class Counting:
         self.start = start
     def __call__(self, images, prompts, metadata):
         return [self.start + len(prompt) for prompt in prompts]
+
+class Weightless:
+    def __init__(self): open("weights.bin")
 """
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_rewards_for_tests.py").write_text(OWN)
+    (tmp_path / "reward_with_a_typo.py").write_text("def f(images, prompts, metadata: return 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -88,6 +92,8 @@ def test_own_function_and_class_by_dotted_path() -> None:
         ("own_rewards_for_tests:nothing", {}, ["nothing", "after the colon"]),
         ("own_rewards_for_tests:brightness", {"powr": 2}, ["powr", "reward.options"]),
         ("own_rewards_for_tests:Counting", {"begin": 2}, ["begin", "reward.options"]),
+        ("own_rewards_for_tests:Weightless", {}, ["could not be built", "FileNotFoundError", "in __init__"]),
+        ("reward_with_a_typo:f", {}, ["reward_with_a_typo", "SyntaxError", "line 1"]),
     ],
 )
 def test_a_reward_that_cannot_be_built_is_refused(name: str, options: dict[str, Any], words: list[str]) -> None:

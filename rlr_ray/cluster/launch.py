@@ -14,10 +14,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.train
+from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlr_ray.cluster.mailbox import Mailbox
-from rlr_ray.cluster.preflight import check_reachable, check_room
+from rlr_ray.cluster.preflight import Room, check_reachable, room
 from rlr_ray.cluster.rollouts import RolloutPool, start_actors
 from rlr_ray.cluster.worker import run_worker
 from rlr_ray.config import ClusterConfig, RunConfig
@@ -27,16 +29,35 @@ from rlr_ray.loop import Report
 _PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
 
 
-def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, say: Callable[[str], None]) -> None:
-    """Train a prepared run folder on Ray. Raises UserError for what a user can mend, wherever it happened."""
-    with _connected(cluster, say) as local:
-        check_room(cluster, say, local=local)
-        mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-        with _rollouts(config, cluster, say) as rollouts:
-            say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
-            with _forwarding(mailbox, report):
-                _fit(config, cluster, rollouts, mailbox)
-        ray.kill(mailbox)
+def run_on_ray(
+    config: RunConfig,
+    cluster: ClusterConfig,
+    report: Report,
+    say: Callable[[str], None],
+    begin: Callable[[], None],
+) -> None:
+    """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
+
+    `begin` makes the run's folder, once there is room and the actors have built their engines.
+    """
+    actors = cluster.rollout_actors if config.plan_shape.has_zeroth_order else 0
+    with (
+        _connected(cluster, say) as local,
+        room(cluster, actors, say, local=local) as held,
+        _rollouts(config, cluster, actors, held, say) as rollouts,
+    ):
+        begin()
+        say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
+        held.release_workers()
+        mailbox = _mailbox()
+        with _forwarding(mailbox, report):
+            _fit(config, cluster, rollouts, mailbox)
+
+
+def _mailbox() -> ActorHandle:
+    """On the driver's node, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager
@@ -62,22 +83,24 @@ def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[b
 
 
 @contextmanager
-def _rollouts(config: RunConfig, cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[RolloutPool | None]:
+def _rollouts(
+    config: RunConfig, cluster: ClusterConfig, actors: int, held: Room, say: Callable[[str], None]
+) -> Iterator[RolloutPool | None]:
     """A pool of actors that ends with the block; None if the plan has no zeroth order."""
-    if not config.plan_shape.has_zeroth_order:
+    if not actors:
         yield None
         return
-    say(f"starting {cluster.rollout_actors} rollout actors")
-    actors = start_actors(config.on(cluster.rollout_gpus), cluster, os.getcwd())
+    say(f"starting {actors} rollout actors")
+    handles = start_actors(config.on(cluster.rollout_gpus), cluster, held.actors, os.getcwd())
     try:
-        yield RolloutPool(actors, cluster.max_retries)
+        yield RolloutPool(handles, cluster.max_retries)
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        for handle in handles:
+            ray.kill(handle)
 
 
 @contextmanager
-def _forwarding(mailbox: ray.actor.ActorHandle, report: Report) -> Iterator[None]:
+def _forwarding(mailbox: ActorHandle, report: Report) -> Iterator[None]:
     """Hand the leading worker's rows to `report` in this process until the block ends."""
     ended = threading.Event()
 
@@ -101,16 +124,17 @@ def _forwarding(mailbox: ray.actor.ActorHandle, report: Report) -> Iterator[None
 def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
     actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
     ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
+    role = config.on(cluster.worker_gpus)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
-            "config": config.on(cluster.worker_gpus),
+            "config": role,
             "folder": os.getcwd(),
             "rollouts": rollouts,
             "mailbox": mailbox,
             "ran_on": ran_on,
         },
-        torch_config=TorchConfig(timeout_s=_PATIENCE_S),
+        torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=cluster.worker_demand
         ),
@@ -124,5 +148,6 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
         trainer.fit()
     finally:
         failure = ray.get(mailbox.failure.remote())
+        ray.kill(mailbox)
         if failure:
             raise UserError(failure)

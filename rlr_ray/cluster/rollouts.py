@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.folder import enter
 from rlr_ray.config import ClusterConfig, RunConfig
@@ -41,13 +43,19 @@ class RolloutActor:
         return self.engine.rollout(request, indices)
 
 
-def start_actors(config: RunConfig, cluster: ClusterConfig, folder: str) -> list[ActorHandle]:
-    """Start the actors and build their engines. Raises UserError if one cannot, or draws other random numbers."""
+def start_actors(
+    config: RunConfig, cluster: ClusterConfig, group: PlacementGroup | None, folder: str
+) -> list[ActorHandle]:
+    """Start the actors in the room that is held for them, and build their engines.
+
+    Raises UserError if one cannot, or draws other random numbers.
+    """
     actor = ray.remote(RolloutActor).options(
         num_cpus=cluster.rollout_cpus,
         num_gpus=cluster.rollout_gpus,
         resources=cluster.rollout_resources,
         max_restarts=-1,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group else "DEFAULT",
     )
     actors = [actor.remote(config, folder) for _ in range(cluster.rollout_actors)]
     try:
@@ -120,7 +128,7 @@ class _Update:
             try:
                 try:
                     self.done.put(ray.get(actor.run.remote(self.request, chunk)))
-                except RayActorError as error:
+                except (RayActorError, OutOfMemoryError) as error:  # the latter: Ray ended it to save the node
                     self._run_again(chunk, tries, error)
                     _await_return(actor)
             except RayTaskError as error:  # the rollout itself failed; trying again would fail again
@@ -131,7 +139,7 @@ class _Update:
             except Exception as error:  # whatever it is, the caller must not wait for ever
                 self.done.put(error)
 
-    def _run_again(self, chunk: range, tries: int, error: RayActorError) -> None:
+    def _run_again(self, chunk: range, tries: int, error: Exception) -> None:
         if tries == self.max_retries:
             raise UserError(
                 f"rollouts {chunk.start} to {chunk.stop - 1} lost their actor {tries + 1} times; the last: {error}; "
@@ -147,5 +155,5 @@ def _await_return(actor: ActorHandle) -> None:
             return _check(ray.get(actor.checksum.remote()))
         except ActorDiedError:
             raise
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):
             time.sleep(_RETURN_S)

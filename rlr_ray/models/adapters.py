@@ -17,20 +17,27 @@ def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int
     """Freeze the module, add the adapter and return the module to call.
 
     LoRA is injected in place, as diffusers does, so that diffusers loads what is saved; others are wrapped as a
-    PeftModel. The initial values depend on `seed` alone. Raises UserError for a kind, an option or a target that PEFT
-    does not know.
+    PeftModel. Its parameters are float32 whatever the module's dtype; their initial values depend on `seed` alone.
+    Raises UserError for a kind, an option or a target that PEFT does not take.
     """
-    config = _peft_config(kind, options)
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws from the global generator; the fork gives it back as it was
         try:
+            config = _peft_config(kind, options)
             if kind == "LORA":
                 peft.inject_adapter_in_model(config, module)
             else:
                 module = peft.get_peft_model(module, config)
-        except ValueError as error:
-            raise UserError(f"PEFT refuses adapter {kind} with {options}: {error}") from error
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"PEFT refuses adapter {kind} with {options}: {error!r}; see PEFT's page of that adapter for its "
+                "options, and give target_modules as names of layers, e.g. [attn2.to_out.0]"
+            ) from error
+    for parameter in trainable(module).values():
+        parameter.data = parameter.data.float()
     return module.eval()
 
 

@@ -72,7 +72,7 @@ class StableDiffusion:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
         self.adapter_type = adapter.type
-        self.module = add_adapter(pipeline.unet, adapter.type, adapter.options, adapter.seed)
+        self.module: Any = add_adapter(pipeline.unet, adapter.type, adapter.options, adapter.seed)
         self.parameters = ParameterVector(trainable(self.module))
         self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
         self.schedule = schedule_of(
@@ -143,5 +143,6 @@ class StableDiffusion:
         if self.adapter_type != "LORA":
             return save_peft(self.module, folder / "adapter")
         layers = get_peft_model_state_dict(self.module)
-        self.pipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers)
+        metadata = self.module.peft_config["default"].to_dict()  # without it, alpha would be read as r
+        self.pipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
         return folder / "lora" / "pytorch_lora_weights.safetensors"

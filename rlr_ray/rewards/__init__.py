@@ -56,8 +56,11 @@ def _import_own(name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         raise UserError(
             f"reward {name!r}: no module {error.name!r} was found; allowed: a module on PYTHONPATH or in the working "
-            f"folder; run from the folder that holds {module_name.split('.')[0]}.py or set PYTHONPATH"
+            f"folder; run from the folder that holds {module_name.split('.')[0]}.py, set PYTHONPATH, or install "
+            f"{error.name!r}"
         ) from error
+    except Exception as error:
+        raise UserError(f"reward {name!r}: importing {module_name} raised {_told(error)}") from error
     if not callable(getattr(module, attribute, None)):
         raise UserError(
             f"reward {name!r}: {module_name} has no function or class {attribute!r}; write it after the colon"
@@ -73,12 +76,17 @@ def is_differentiable(name: str, stated: bool | None = None) -> bool:
 def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
     """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take."""
     found = find_reward(name)
+    is_class = inspect.isclass(found)
     try:
-        reward: Any = found(**options) if inspect.isclass(found) else functools.partial(found, **options)
-        if not inspect.isclass(found):
-            inspect.signature(found).bind(None, None, None, **options)
+        inspect.signature(found).bind(*[None] * (0 if is_class else 3), **options)
     except TypeError as error:
         raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
+    try:
+        reward: Any = found(**options) if is_class else functools.partial(found, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"reward {name!r} could not be built with {options}: {_told(error)}") from error
     built: Callable[..., Tensor] = reward.to(device) if hasattr(reward, "to") else reward
     return built
 
@@ -89,14 +97,12 @@ def score(
     """Call a reward and check what it returns: finite scores [B]. Raises UserError otherwise, or if the call fails."""
     try:
         scores = torch.as_tensor(reward(images, prompts, metadata), device=images.device)
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"reward {name!r} raised {type(error).__name__}: {error} ({where.filename}, line {where.lineno}, in "
-            f"{where.name}); it is called with images {list(images.shape)} in [0, 1], {len(prompts)} prompts and "
-            "as many metadata dictionaries"
+            f"reward {name!r} raised {_told(error)}; it is called with images {list(images.shape)} in [0, 1], "
+            f"{len(prompts)} prompts and as many metadata dictionaries"
         ) from error
     if scores.shape != (len(images),):
         raise UserError(
@@ -110,3 +116,9 @@ def score(
             "numbers; clamp logarithms and divisions inside the reward"
         )
     return scores.to(images.dtype)
+
+
+def _told(error: Exception) -> str:
+    """An error of a user's code: what, and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno}, in {where.name})"

@@ -37,9 +37,8 @@ def cluster_run(folder: Path, report: Report = ignore, **keys: Any) -> dict[str,
     """Run on Ray and return the summary."""
     cluster = {"worker_cpus": 0.5, "rollout_cpus": 0.25} | keys
     config = short_run(folder, name="-".join(f"{key}{value}" for key, value in keys.items()), cluster=cluster)
-    RunFolder(config).prepare(resume=False, overwrite=False)
     assert config.cluster != "none"
-    run_on_ray(config, config.cluster, report, lambda text: None)
+    run_on_ray(config, config.cluster, report, lambda text: None, lambda: RunFolder(config).begin(resume=False))
     return RunFolder(config).load_summary()
 
 
@@ -47,7 +46,7 @@ def cluster_run(folder: Path, report: Report = ignore, **keys: Any) -> dict[str,
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of the same run in this process."""
     config = short_run(tmp_path_factory.mktemp("local"), name="local")
-    RunFolder(config).prepare(resume=False, overwrite=False)
+    RunFolder(config).begin(resume=False)
     engine = Engine(config)
     train(engine, engine.local_rollouts, ignore)
     return RunFolder(config).load_summary()
@@ -131,9 +130,8 @@ def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
     )
     keys = {"reward": {"name": "my_reward_on_ray:brightness"}, "prompts": "my_prompts.txt", "train": {"iterations": 1}}
     config = short_run(tmp_path, cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25}, evaluation={"judge": None}, **keys)
-    RunFolder(config).prepare(resume=False, overwrite=False)
     assert config.cluster != "none"
-    run_on_ray(config, config.cluster, ignore, lambda text: None)
+    run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
     assert 0 < RunFolder(config).load_summary()["reward_before"] < 1
 
 
@@ -151,10 +149,9 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
     )
     keys = {"reward": {"name": "my_reward_of_rank_0:broken"}, "evaluation": {"judge": None}}
     config = short_run(tmp_path, cluster={"workers": 2, "worker_cpus": 0.5, "rollout_cpus": 0.25}, **keys)
-    RunFolder(config).prepare(resume=False, overwrite=False)
     assert config.cluster != "none"
     with pytest.raises(UserError, match="my_reward_of_rank_0:broken' returned inf"):
-        run_on_ray(config, config.cluster, ignore, lambda text: None)
+        run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
 
 
 def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:

@@ -75,7 +75,7 @@ def test_an_update_repeats(tmp_path: Path) -> None:
 def test_a_whole_run(tmp_path: Path) -> None:
     config: RunConfig = short_run(tmp_path, device="cuda")
     folder, engine = RunFolder(config), Engine(config)
-    folder.prepare(resume=False, overwrite=False)
+    folder.begin(resume=False)
     train(engine, engine.local_rollouts, lambda row: None)
     assert folder.load_summary()["steps"] == 4
 

@@ -9,7 +9,7 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.models import load_model
 from rlr_ray.rewards.digit_classifier import load_classifier
-from scripts.build_digits import accuracy, plain_samples, split_data
+from scripts.build_digits import accuracy, load_data, plain_samples, split_data
 
 SAMPLES = 400
 
@@ -26,6 +26,8 @@ def test_the_classifiers_read_digits_that_they_have_not_seen(name: str) -> None:
 def test_the_classifiers_saw_disjoint_pictures() -> None:
     parts = split_data()
     assert [len(labels) for _, labels in parts.values()] == [718, 719, 360]
+    pictures = torch.cat([images.flatten(1) for images, _ in parts.values()])
+    assert torch.equal(pictures, load_data()[0].flatten(1))  # each picture of the data in one part
 
 
 def test_plain_samples_leave_headroom() -> None:

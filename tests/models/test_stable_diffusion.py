@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
@@ -118,8 +119,9 @@ def test_gradient_is_that_of_the_modules_own_parameters() -> None:
     assert ours.norm() > 0
 
 
-def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Path) -> None:
-    model = load()
+@pytest.mark.parametrize("options", [{}, {"lora_alpha": 8}, {"use_rslora": True}], ids=str)
+def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = load(adapter=LORA | options)
     theta = some_theta(model)
     file = model.save_adapter(theta, tmp_path)
     assert file == tmp_path / "lora" / "pytorch_lora_weights.safetensors"
@@ -127,7 +129,21 @@ def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Pat
     pipeline.load_lora_weights(tmp_path / "lora")
     expected = plain_images(pipeline)
     torch.testing.assert_close(our_images(model, theta), expected, atol=1e-5, rtol=0)
-    assert (expected - plain_images(plain_pipeline())).abs().max() > 0.05  # the adapter does something
+    assert (expected - plain_images(plain_pipeline())).abs().max() > 0.01  # the adapter does something
+
+
+def test_a_bfloat16_model_saves_its_adapter_in_float32(tmp_path: Path) -> None:
+    model = load_model(
+        ModelConfig(name="digits", dtype="bfloat16"),
+        AdapterConfig(**LORA),
+        SamplerConfig(steps=4, guidance_scale=1.0),
+        torch.device("cpu"),
+    )
+    assert isinstance(model, StableDiffusion)
+    theta = some_theta(model)
+    saved = load_file(model.save_adapter(theta, tmp_path))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert torch.equal(torch.cat([t.flatten() for t in saved.values()]).sort().values, theta.sort().values)
 
 
 def test_other_adapters_load_with_peft_and_draw_the_same_pictures(tmp_path: Path) -> None:
@@ -174,6 +190,9 @@ def test_models_are_found_by_file_name() -> None:
         (LORA | {"type": "LOAR"}, ["LOAR", "LORA", "PEFT"]),
         (LORA | {"rank": 3}, ["rank", "allowed for LORA", "lora_alpha"]),
         (LORA | {"target_modules": ["nothing"]}, ["nothing", "PEFT"]),
+        (LORA | {"r": "four"}, ["four", "PEFT"]),
+        ({"type": "PREFIX_TUNING"}, ["PREFIX_TUNING", "PEFT"]),
+        (IA3 | {"feedforward_modules": ["ff"]}, ["ff", "PEFT"]),
     ],
 )
 def test_a_bad_adapter_is_refused(adapter: dict[str, Any], words: list[str]) -> None:

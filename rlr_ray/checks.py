@@ -1,0 +1,93 @@
+"""What no single key of a config can say: values that do not work together, refused when the config loads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rlr_ray.config import RunConfig
+
+
+def check_together(config: RunConfig) -> None:
+    """Raise UserError for the first combination that does not work."""
+    for check in (_plan_owns_something, _half_order, _zeroth_order, _devices, _workers):
+        check(config)
+
+
+def _plan_owns_something(config: RunConfig) -> None:
+    shape = config.plan_shape
+    if not shape.first_order_steps and not shape.has_half_order and not shape.has_zeroth_order:
+        raise UserError(
+            "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
+            "estimator.rest: half_order or zeroth_order, or estimator.first_order_steps above 0"
+        )
+
+
+def _half_order(config: RunConfig) -> None:
+    train, half_order = config.train, config.estimator.half_order
+    if not config.plan_shape.has_half_order:
+        return
+    if config.sampler.eta == 0:
+        raise UserError(
+            "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
+            "or estimator.sub_chain.length: 0 with rest: zeroth_order"
+        )
+    sharing = train.chains_per_prompt if half_order.baseline == "prompt" else train.chains
+    if sharing < 2:
+        raise UserError(
+            f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
+            "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baseline 'batch')"
+        )
+    if half_order.weight == "auto" and train.chains == train.chunk_size:
+        raise UserError(
+            "estimator.half_order.weight 'auto' compares chunks, found one; lower train.chunk_size below "
+            f"train.chains ({train.chains}) or set the weight to 1"
+        )
+
+
+def _zeroth_order(config: RunConfig) -> None:
+    shape, zeroth_order = config.plan_shape, config.estimator.zeroth_order
+    if not shape.has_zeroth_order:
+        return
+    if zeroth_order.weight == "auto" and zeroth_order.count < 2:
+        raise UserError(
+            "estimator.zeroth_order.weight 'auto' compares perturbations, found one; raise "
+            "estimator.zeroth_order.count or set the weight to 1"
+        )
+    if zeroth_order.directions == "guided" and not shape.first_order_steps and not shape.has_half_order:
+        raise UserError(
+            "estimator.zeroth_order.directions 'guided' follows the first-order and half-order gradients, and the plan "
+            "has neither; set directions: isotropic, or give some steps to the other orders"
+        )
+
+
+def _devices(config: RunConfig) -> None:
+    if config.cluster == "none":
+        return
+    for key in ("worker_gpus", "rollout_gpus"):
+        gpus = getattr(config.cluster, key)
+        if config.device == "cuda" and not gpus:
+            raise UserError(
+                f"device is 'cuda', but cluster.{key} is 0; allowed: a number above 0, e.g. 1; or set device: auto, "
+                "which uses a GPU in the roles that have one"
+            )
+        if config.device == "cpu" and gpus:
+            raise UserError(f"device is 'cpu', but cluster.{key} is {gpus:g}; set it to 0, or device: auto")
+
+
+def _workers(config: RunConfig) -> None:
+    if config.cluster == "none":
+        return
+    cluster, chunks = config.cluster, config.train.chains // config.train.chunk_size
+    if cluster.workers > chunks:
+        raise UserError(
+            f"cluster.workers is {cluster.workers}, but an update has {chunks} chunks to share (train.chains / "
+            f"train.chunk_size); allowed: 1 to {chunks}; lower cluster.workers or train.chunk_size"
+        )
+    if cluster.workers > 1 and 0 < cluster.worker_gpus < 1:
+        raise UserError(
+            f"cluster.worker_gpus is {cluster.worker_gpus:g} for {cluster.workers} workers, but NCCL refuses two "
+            "workers on one GPU; set it to 1, or cluster.workers: 1"
+        )
