@@ -33,10 +33,13 @@ def ignore(row: dict[str, Any]) -> None:
     pass
 
 
-def cluster_run(folder: Path, report: Report = ignore, **keys: Any) -> dict[str, Any]:
+def cluster_run(
+    folder: Path, report: Report = ignore, changes: dict[str, Any] | None = None, **keys: Any
+) -> dict[str, Any]:
     """Run on Ray and return the summary."""
     cluster = {"worker_cpus": 0.5, "rollout_cpus": 0.25} | keys
-    config = short_run(folder, name="-".join(f"{key}{value}" for key, value in keys.items()), cluster=cluster)
+    name = "-".join(f"{key}{value}" for key, value in keys.items())
+    config = short_run(folder, name=name, cluster=cluster, **changes or {})
     assert config.cluster != "none"
     run_on_ray(config, config.cluster, report, lambda text: None, lambda: RunFolder(config).begin(resume=False))
     return RunFolder(config).load_summary()
@@ -66,18 +69,34 @@ def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
     assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
 
 
+SLOW_DIGITS = """
+import time
+from rlr_ray.rewards.digits import Reward as Digits
+
+class Reward(Digits):
+    def forward(self, images, prompts, metadata):
+        time.sleep(0.2)
+        return super().forward(images, prompts, metadata)
+"""
+
+
 @pytest.mark.usefixtures("cluster")
-def test_a_killed_rollout_actor_changes_nothing(tmp_path: Path, local: dict[str, Any]) -> None:
+def test_a_killed_rollout_actor_changes_nothing(
+    tmp_path: Path, local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow_digits.py").write_text(SLOW_DIGITS)  # an update's rollouts take 0.8 s, so the kill falls among them
     killed: list[int] = []
 
     def kill_one(row: dict[str, Any]) -> None:
         if not killed:
+            assert row["step"] < 2
             actors = [child for child in psutil.Process().children(recursive=True) if _is_actor(child)]
             assert len(actors) == 2
             actors[0].send_signal(signal.SIGKILL)
             killed.append(actors[0].pid)
 
-    summary = cluster_run(tmp_path, kill_one, rollout_actors=2)
+    summary = cluster_run(tmp_path, kill_one, {"reward": {"name": "slow_digits:Reward"}}, rollout_actors=2)
     assert killed and not psutil.pid_exists(killed[0])
     assert summary["theta_sha256"] == local["theta_sha256"]
 
