@@ -1,9 +1,10 @@
 """What each term of the demo contributes: the same job under other plans, at equal cost, over several seeds.
 
     python bench/ablation.py --jobs 2     # resumable: a finished run is not run again
+    python bench/ablation.py --rank4      # the same with an adapter of rank 4 at half the learning rate
 
 Cost is counted in denoiser forwards, a backward as two. A plan that is cheaper per update gets more updates. Results
-are appended to bench/results/ablation.jsonl; `python bench/tables.py` puts them into docs/benchmarks.md.
+are appended to bench/results/ablation*.jsonl; `python bench/tables.py` puts them into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ import pyarrow.parquet
 from rlr_ray.recipes import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "ablation.jsonl"
+RESULTS = ROOT / "bench" / "results"
+RANK_4 = [
+    "adapter={type: LORA, r: 4, lora_alpha: 4, target_modules: [attn2.to_out.0]}",
+    "train.learning_rate=0.05",
+]
 SEEDS = (0, 1, 2)
 DEMO_UPDATES = 40
 # Variant -> overrides of configs/digits.yaml
@@ -46,9 +51,9 @@ def cost_per_update(overrides: list[str]) -> int:
     return forwards + 2 * config.train.chains * plan.backwards
 
 
-def run(variant: str, seed: int, budget: int) -> dict[str, Any]:
+def run(variant: str, seed: int, budget: int, base: list[str]) -> dict[str, Any]:
     """One run in a process of its own; its row."""
-    overrides = VARIANTS[variant]
+    overrides = [*base, *VARIANTS[variant]]
     updates = round(budget / cost_per_update(overrides))
     with tempfile.TemporaryDirectory() as folder:
         keys = ["cluster=none", f"seed={seed}", f"train.iterations={updates}", f"output_dir={folder}"]
@@ -68,16 +73,18 @@ def run(variant: str, seed: int, budget: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
-    jobs = parser.parse_args().jobs
-    RESULTS.parent.mkdir(exist_ok=True)
-    done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    parser.add_argument("--rank4", action="store_true", help="rank 4 at half the learning rate")
+    options = parser.parse_args()
+    base, results = (RANK_4, "ablation_rank4.jsonl") if options.rank4 else ([], "ablation.jsonl")
+    file = RESULTS / results
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     seen = {(row["variant"], row["seed"]) for row in done}
     budget = DEMO_UPDATES * cost_per_update([])
 
     def run_and_keep(job: tuple[str, int]) -> None:
-        row = run(*job, budget)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        row = run(*job, budget, base)
+        with file.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
         print(
             f"{row['variant']}, seed {row['seed']}: gain {row['gain']:.3f}, judge {row['judge_after']:.3f}", flush=True
         )
@@ -85,7 +92,7 @@ def main() -> None:
     names = list(VARIANTS)
     jobs_in_order = [(name, seed) for part in (names[:4], names[4:]) for seed in SEEDS for name in part]
     todo = [job for job in jobs_in_order if job not in seen]
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run_and_keep, todo))
 
 

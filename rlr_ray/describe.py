@@ -7,7 +7,6 @@ from rlr_ray.run_folder import RunFolder
 
 _HIGH = 0.8  # share of noise in the squared gradient from which a run says so
 _REMEDIES = {
-    "first_order": "raise train.chains",
     "half_order": "raise train.chains, or set estimator.half_order.weight: auto",
     "zeroth_order": "raise estimator.zeroth_order.count, train fewer numbers, or use directions: guided, weight: auto",
 }
@@ -73,7 +72,8 @@ def describe_results(folder: RunFolder) -> str:
 
 
 def _variance_note(shares: dict[str, float]) -> list[str]:
-    """A line if most of the gradient was noise: how much, from where, and what helps."""
+    """A line if most of the gradient was noise of half or zeroth order: how much, from where, and what helps."""
+    shares = {name: share for name, share in shares.items() if name in _REMEDIES}
     if sum(shares.values()) < _HIGH:
         return []
     worst = max(shares, key=lambda name: shares[name])

@@ -49,15 +49,19 @@ def run_on_ray(
         begin()
         say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
         held.release_workers()
-        mailbox = _mailbox()
-        with _forwarding(mailbox, report):
+        with _mailbox() as mailbox, _forwarding(mailbox, report):
             _fit(config, cluster, rollouts, mailbox)
 
 
-def _mailbox() -> ActorHandle:
+@contextmanager
+def _mailbox() -> Iterator[ActorHandle]:
     """On the driver's node, so that it lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    try:
+        yield mailbox
+    finally:
+        ray.kill(mailbox)
 
 
 @contextmanager
@@ -148,6 +152,5 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
         trainer.fit()
     finally:
         failure = ray.get(mailbox.failure.remote())
-        ray.kill(mailbox)
         if failure:
             raise UserError(failure)
