@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ablation import VARIANTS  # beside this file
+
 BENCH = Path(__file__).resolve().parent
 PAGE = BENCH.parent / "docs" / "benchmarks.md"
 
@@ -70,7 +72,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 def _ablation_table(title: str, rows: list[dict[str, Any]]) -> str:
     by_variant: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"])):
         by_variant.setdefault(row["variant"], []).append(row)
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     lines = "\n".join(_ablation_row(variant, runs) for variant, runs in by_variant.items())
