@@ -30,10 +30,6 @@ class Schedule:
         """Mean of x_next at step k; `latent` and `output` [B, C, H, W], `output` what the model predicted."""
         return self.latent_coefficient[k] * latent + self.output_coefficient[k] * output
 
-    def kappa(self, k: int) -> float:
-        """How strongly the model's output moves step k's mean, in sigmas; infinite where sigma is 0."""
-        return abs(self.output_coefficient[k]) / self.sigma[k] if self.sigma[k] else math.inf
-
 
 def ddim_schedule(
     timesteps: Sequence[int],  # [T]

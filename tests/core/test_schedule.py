@@ -41,16 +41,6 @@ def test_the_last_step_has_the_noise_that_the_scheduler_gives_it() -> None:
     assert ends[1] == pytest.approx(0.00085**0.5, rel=0.01)
 
 
-def test_kappa_is_the_mean_shift_in_sigmas() -> None:
-    """Against the closed form for epsilon-prediction: |-sqrt(a'(1-a)/a) + sqrt(1-a'-sigma^2)| / sigma."""
-    a, b = 0.4, 0.7
-    schedule = ddim_schedule([500], [a], [b], eta=1.0)
-    sigma = ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
-    assert schedule.sigma[0] == pytest.approx(sigma)
-    assert schedule.kappa(0) == pytest.approx(abs(-((b * (1 - a) / a) ** 0.5) + (1 - b - sigma**2) ** 0.5) / sigma)
-    assert ddim_schedule([500], [a], [b], eta=0.0).kappa(0) == float("inf")
-
-
 def test_leading_spacing_warns_and_an_unknown_prediction_is_refused() -> None:
     with pytest.warns(UserWarning, match="nearly the identity"):
         schedule_of(DDIMScheduler(**SD, timestep_spacing="leading"), 10, 1.0)
