@@ -45,10 +45,8 @@ VARIANTS: dict[str, list[str]] = {
 
 def cost_per_update(overrides: list[str]) -> int:
     config = load_config(str(ROOT / "configs" / "digits.yaml"), overrides)
-    plan, estimator = config.plan_shape.draw(0, 0), config.estimator
-    pairs = estimator.zeroth_order.count if plan.zeroth_order else 0
-    forwards = config.train.chains * plan.forwards(estimator.checkpoint_steps) + 2 * pairs * plan.steps
-    return forwards + 2 * config.train.chains * plan.backwards
+    forwards, backwards = config.cost(config.plan_shape.draw(0, 0))
+    return forwards + 2 * backwards
 
 
 def run(variant: str, seed: int, budget: int, base: list[str]) -> dict[str, Any]:

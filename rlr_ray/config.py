@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlr_ray.checks import check_together
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.presets import PRESETS, merge
 
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -193,6 +193,12 @@ class RunConfig(Strict):
             None if isinstance(place, str) else place,
             estimator.rest,
         )
+
+    def cost(self, plan: Plan) -> tuple[int, int]:
+        """Denoiser forwards and backwards, counted per chain, of one update."""
+        pairs = self.estimator.zeroth_order.count if plan.zeroth_order else 0
+        forwards = self.train.chains * plan.forwards(self.estimator.checkpoint_steps) + 2 * pairs * plan.steps
+        return forwards, self.train.chains * plan.backwards
 
     @model_validator(mode="after")
     def _works_together(self) -> RunConfig:

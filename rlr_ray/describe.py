@@ -15,13 +15,12 @@ _REMEDIES = {
 def describe_plan(config: RunConfig) -> str:
     """Which order owns what, what an update costs, and what the estimate is not."""
     shape, estimator, train = config.plan_shape, config.estimator, config.train
-    plan = shape.draw(config.seed, 0)
+    forwards, backwards = config.cost(shape.draw(config.seed, 0))
     pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0
-    forwards = train.chains * plan.forwards(estimator.checkpoint_steps) + 2 * pairs * plan.steps
     lines = [
         f"plan: {shape}",
         f"update: {train.chains} chains, {pairs} perturbation pairs: {forwards} denoiser forwards, "
-        f"{train.chains * plan.backwards} backwards; {train.iterations} updates",
+        f"{backwards} backwards; {train.iterations} updates",
         *(f"note: {note}" for note in _notes(config)),
     ]
     return "\n".join(lines)

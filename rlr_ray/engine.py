@@ -121,12 +121,9 @@ class Engine:
         x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
         return Chains(x_start, noise, self.model.encode(texts), objective)
 
+    @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
-        with memory_errors():
-            return self._rollout(request, indices)
-
-    def _rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(

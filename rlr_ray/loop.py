@@ -35,16 +35,12 @@ class Process:
         return self.rank == 0
 
 
+@memory_errors()
 def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Process = Process()) -> None:
     """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
 
     Every process takes the same updates; the leading one dispatches the rollouts and writes.
     """
-    with memory_errors():
-        _train(engine, rollouts, report, process)
-
-
-def _train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Process) -> None:
     config = engine.config
     folder = RunFolder(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
@@ -107,13 +103,13 @@ def update(engine: Engine, state: TrainState, rollouts: Rollouts | None, process
     weights = state.weights(estimate.terms)
     norm = state.update(estimate, weights)
     seconds = time.monotonic() - started
+    forwards, backwards = config.cost(plan)
     return _row(step, plan, estimate, weights) | {
         "gradient_norm": norm,
         "seconds": seconds,
         "rollouts_per_s": 2 * count / seconds,
-        "denoiser_forwards": config.train.chains * plan.forwards(config.estimator.checkpoint_steps)
-        + 2 * count * plan.steps,
-        "denoiser_backwards": config.train.chains * plan.backwards,
+        "denoiser_forwards": forwards,
+        "denoiser_backwards": backwards,
     }
 
 

@@ -54,6 +54,6 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:  # [B], [B] -> [B]
     if bool((others == 0).any()):
         raise UserError(
             "leave-one-out needs at least 2 chains of every prompt, found a prompt with 1; "
-            "raise train.chains_per_prompt or set estimator.baseline to 'batch'"
+            "raise train.chains_per_prompt or set estimator.half_order.baseline to 'batch'"
         )
     return rewards - ((same.to(rewards.dtype) @ rewards) - rewards) / others
