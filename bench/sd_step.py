@@ -153,7 +153,7 @@ class Bench:
         return half_order(*arguments, range(start, start + length), advantage)
 
     def rollout(self) -> Any:
-        plan = PlanShape(self.steps, 0, 0, None, "zeroth_order").draw(0)
+        plan = PlanShape(self.steps, 0, 0).draw(0)
         count = len(self.chains.x_start)
         directions = torch.randn(count, len(self.theta), device=self.device)
         return rollout(self.model, self.theta, self.model.schedule, plan, self.chains, directions, 1e-3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlr_ray.checks import check_together
-from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.plan import Plan, PlanShape, Truncation
 from rlr_ray.presets import PRESETS, merge
 
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,13 +55,18 @@ class RewardConfig(Strict):
 
 class SubChainConfig(Strict):
     length: int = Field(3, ge=0)  # h; 0: none
-    place: Literal["uniform"] | tuple[int, int] = "uniform"  # or [first, last] step, both included
+    count: int = Field(1, ge=1)
+    # importance: by measured gradient norms; cover: as many as cover the steps; or [first, last], both included
+    place: Literal["uniform", "importance", "cover"] | tuple[int, int] = "uniform"
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # of importance; higher is nearer to uniform
 
     @field_validator("place")
     @classmethod
     def _ordered(cls, place: str | tuple[int, int]) -> str | tuple[int, int]:
         if not isinstance(place, str) and not 0 <= place[0] <= place[1]:
-            raise ValueError(f"found {list(place)}; allowed: 'uniform' or [first, last] with 0 <= first <= last")
+            raise ValueError(
+                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', or [first, last] with 0 <= first <= last"
+            )
         return place
 
 
@@ -86,6 +92,8 @@ class ZerothOrderConfig(Strict):
 class EstimatorConfig(Strict):
     preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]  # defaults for the keys below
     first_order_steps: int | Literal["all"] = 3  # K
+    # Beyond K a random number of steps, uniform up to all: with inverse-probability weights, or without (biased)
+    truncation: Truncation = "fixed"
     checkpoint_steps: bool = False  # trade one more forward a first-order step for one step's memory
     sub_chain: SubChainConfig = SubChainConfig()
     rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
@@ -184,21 +192,23 @@ class RunConfig(Strict):
 
     @property
     def plan_shape(self) -> PlanShape:
-        estimator, place = self.estimator, self.estimator.sub_chain.place
-        steps = self.sampler.steps
+        estimator, steps = self.estimator, self.sampler.steps
         return PlanShape(
             steps,
             steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
             estimator.sub_chain.length,
-            None if isinstance(place, str) else place,
+            estimator.sub_chain.place,
             estimator.rest,
+            estimator.sub_chain.count,
+            estimator.truncation,
         )
 
-    def cost(self, plan: Plan) -> tuple[int, int]:
-        """Denoiser forwards and backwards, counted per chain, of one update."""
-        pairs = self.estimator.zeroth_order.count if plan.zeroth_order else 0
-        forwards = self.train.chains * plan.forwards(self.estimator.checkpoint_steps) + 2 * pairs * plan.steps
-        return forwards, self.train.chains * plan.backwards
+    def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
+        """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
+        size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpoint_steps
+        pairs = self.estimator.zeroth_order.count if plans[0].zeroth_order else 0
+        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + 2 * pairs * plans[0].steps
+        return forwards, sum(size * plan.backwards for plan in plans)
 
     @model_validator(mode="after")
     def _works_together(self) -> RunConfig:

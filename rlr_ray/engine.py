@@ -27,9 +27,10 @@ from rlr_ray.rewards import is_differentiable, load_reward, score
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One update's perturbation rollouts: the parameters, and where the directions come from."""
+    """One update's perturbation rollouts: the parameters, which steps are perturbed, and where directions come from."""
 
     step: int
+    plan: Plan
     theta: Tensor  # [P]
     directions: Directions
 
@@ -84,8 +85,10 @@ class Engine:
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
 
-    def plan(self, step: int) -> Plan:
-        return self.shape.draw(self.config.seed, step)
+    def plans(self, step: int, place_weights: Sequence[float] | None = None) -> list[Plan]:
+        """Each chunk's plan of an update."""
+        chunks = range(self.config.train.chains // self.config.train.chunk_size)
+        return [self.shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
 
     def groups(self) -> Tensor:  # [B]
         """Which chains of an update share a baseline."""
@@ -130,7 +133,7 @@ class Engine:
             self.model,
             request.theta.to(self.device),
             self.model.schedule,
-            self.plan(request.step),
+            request.plan,
             self.train_chains(request.step, indices),
             directions.to(self.device),
             request.directions.step_size,

@@ -82,10 +82,10 @@ def update(engine: Engine, state: TrainState, rollouts: Rollouts | None, process
     """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
     started = time.monotonic()
     config, step = engine.config, state.step
-    plan, theta = engine.plan(step), state.theta.detach()
-    request = RolloutRequest(step, theta.cpu().clone(), state.directions())
+    plans, theta = engine.plans(step, state.place_weights(config.sampler.steps)), state.theta.detach()
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions())
     zeroth = config.estimator.zeroth_order
-    count = zeroth.count if plan.zeroth_order else 0
+    count = zeroth.count if plans[0].zeroth_order else 0
     results = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
     size = config.train.chunk_size
     own = list(enumerate(_chunks(config.train.chains, size)))[process.rank :: process.size]
@@ -93,18 +93,18 @@ def update(engine: Engine, state: TrainState, rollouts: Rollouts | None, process
         engine.model,
         theta,
         engine.model.schedule,
-        plan,
-        {c: engine.train_chains(step, indices) for c, indices in own},
+        {c: (plans[c], engine.train_chains(step, indices)) for c, indices in own},
         engine.groups(),
         lambda: None if results is None else engine.zeroth_order(request, results),
         checkpoint_steps=config.estimator.checkpoint_steps,
         reduce=process.reduce,
     )
     weights = state.weights(estimate.terms)
+    state.note_place(plans[0], estimate)
     norm = state.update(estimate, weights)
     seconds = time.monotonic() - started
-    forwards, backwards = config.cost(plan)
-    return _row(step, plan, estimate, weights) | {
+    forwards, backwards = config.cost(plans)
+    return _row(step, plans[0], estimate, weights) | {
         "gradient_norm": norm,
         "seconds": seconds,
         "rollouts_per_s": 2 * count / seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _NO_SUB_CHAIN = {"length": 0}
+_FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
 _ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -17,8 +18,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "half_order": {"weight": 1.0},
         "zeroth_order": _ISOTROPIC,
     },
-    # Truncated backpropagation (Prabhudesai et al. 2023; DRaFT-K, Clark et al. 2023). Biased.
+    # Truncated backpropagation (AlignProp, Prabhudesai et al. 2023). Biased; set first_order_steps to its K.
     "alignprop": {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    # The same with a random K (AlignProp's randomized truncation): less biased, since every step is reached.
+    "alignprop-random": {
+        "first_order_steps": 1,
+        "truncation": "random",
+        "checkpoint_steps": True,
+        "sub_chain": _NO_SUB_CHAIN,
+        "rest": "none",
+    },
+    # DRaFT (Clark et al. 2023) backpropagates every step, DRaFT-K the last K.
+    "draft": _FULL,
+    "draft-1": {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    # A random K with inverse-probability weights: unbiased, at about half of full backpropagation's cost.
+    "russian-roulette": {
+        "first_order_steps": 1,
+        "truncation": "russian_roulette",
+        "checkpoint_steps": True,
+        "sub_chain": _NO_SUB_CHAIN,
+        "rest": "none",
+    },
     # REINFORCE on every step (Black et al. 2023, without its importance weights).
     "ddpo": {
         "first_order_steps": 0,
@@ -29,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Evolution strategies: parameter perturbations on every step.
     "es": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "zeroth_order": _ISOTROPIC},
     # Backpropagation through the whole chain, step by step.
-    "full_bp": {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    "full_bp": _FULL,
 }
 
 

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from rlr_ray.config import EstimatorConfig, TrainConfig
 from rlr_ray.core.gradient import GradientEstimate
+from rlr_ray.core.place import softmax_of_norms
+from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.errors import UserError
+
+_STATISTICS = ("step", "signals", "variances", "guides", "place_norms")
 
 
 class TrainState:
@@ -29,6 +33,7 @@ class TrainState:
         self.signals: dict[str, float] = {}  # smoothed squared norm of each term's expectation
         self.variances: dict[str, float] = {}  # smoothed variance of each term
         self.guides: dict[str, Tensor] = {}  # smoothed first-order and half-order gradients [P]
+        self.place_norms: dict[int, float] = {}  # first step of a sub-chain -> smoothed norm of its gradient
 
     def directions(self) -> Directions:
         """Where this update's perturbations are drawn. Guided ones lie in the span of what earlier updates left:
@@ -44,6 +49,19 @@ class TrainState:
             guides = [self.guides.get("first_order"), moment, way, self.guides.get("half_order")]
             basis = orthonormal_span([guide.cpu() for guide in guides if guide is not None])
         return Directions(len(self.theta), zeroth.scale, basis)
+
+    def place_weights(self, steps: int) -> list[float] | None:  # [T]
+        """The law of the next sub-chain's first step; None: uniform."""
+        sub_chain = self.estimator.sub_chain
+        if sub_chain.place != "importance":
+            return None
+        return softmax_of_norms([self.place_norms.get(k) for k in range(steps)], sub_chain.temperature)
+
+    def note_place(self, plan: Plan, estimate: GradientEstimate) -> None:
+        """Remember the norm of the half-order gradient at the place that the plan drew."""
+        if self.estimator.sub_chain.place == "importance" and self.estimator.rest != "half_order":
+            start, norm = plan.sub_chains[0].start, float(estimate.terms["half_order"].gradient.norm())
+            self.place_norms[start] = self._smooth(self.place_norms.get(start, norm), norm)
 
     def weights(self, terms: Mapping[str, TermEstimate]) -> dict[str, float]:
         """Each term's factor: 1 for first order, the configured or the least-mean-squared-error one for the others."""
@@ -82,16 +100,15 @@ class TrainState:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("step", "signals", "variances", "guides")
         return {
             "theta": self.theta.detach(),
             "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in _STATISTICS},
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         with torch.no_grad():
             self.theta.copy_(saved["theta"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("step", "signals", "variances", "guides"):
+        for name in _STATISTICS:
             setattr(self, name, saved[name])

@@ -24,6 +24,7 @@ FLOORS = [
     {"evaluate", "state"},
     {"results"},
     {"loop", "describe"},
+    {"lab"},
     {"progress"},
     {"cluster"},
     {"cli"},

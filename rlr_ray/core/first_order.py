@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,26 +21,69 @@ def first_order(
     objective: Objective,
     *,
     checkpoint_steps: bool = False,
-) -> tuple[Tensor, Tensor]:  # [P], rewards [B]
-    """Gradient of the mean reward through every step after the trajectory's end, and the rewards met on the way.
+    step_weights: Sequence[float] | None = None,  # [K]
+) -> tuple[Tensor, Tensor, Trajectory]:  # [P], rewards [B], the whole chain
+    """Gradient of the mean reward through every step after the trajectory's end; the rewards and latents met on the way.
 
     The first term of the paper's equation 6, for K = T - trajectory.stop steps. Its expectation is the part of
     grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and one step's
-    activations, for one more forward a step. Raises UserError if the rewards carry no gradient.
+    activations, for one more forward a step. `step_weights` multiply what passes through theta at each step: the
+    inverse probability of reaching it, if K is drawn at random. Raises UserError if the rewards carry no gradient.
     """
     theta = theta.detach().requires_grad_()
-    latent = trajectory.latents[-1]
-    for k in range(trajectory.stop, len(schedule)):
-        arguments = (denoiser, theta, schedule, k, latent, trajectory.noise[k], trajectory.conditioning)
+    thetas = [theta] * (len(schedule) - trajectory.stop)
+    if step_weights is not None:
+        thetas = [_scale_gradient(theta, weight) for weight in step_weights]
+    rewards, whole = _finish(denoiser, thetas, schedule, trajectory, objective, checkpoint_steps)
+    (gradient,) = torch.autograd.grad(rewards.mean(), theta)
+    return gradient, rewards.detach(), whole
+
+
+def step_gradients(
+    denoiser: Denoiser,
+    theta: Tensor,  # [P]
+    schedule: Schedule,
+    trajectory: Trajectory,
+    objective: Objective,
+) -> tuple[Tensor, Tensor]:  # [K, P], rewards [B]
+    """First order taken apart: the gradient of the mean reward through theta at each step alone, checkpointed.
+
+    The exact answer that any estimate of these steps is compared with.
+    """
+    count = len(schedule) - trajectory.stop
+    copies = theta.detach().expand(count, *theta.shape).clone().requires_grad_()
+    rewards, _ = _finish(denoiser, list(copies.unbind()), schedule, trajectory, objective, True)
+    (gradients,) = torch.autograd.grad(rewards.mean(), copies)
+    return gradients, rewards.detach()
+
+
+def _finish(
+    denoiser: Denoiser,
+    thetas: Sequence[Tensor],  # [K] of [P]
+    schedule: Schedule,
+    trajectory: Trajectory,
+    objective: Objective,
+    checkpoint_steps: bool,
+) -> tuple[Tensor, Trajectory]:  # rewards [B] with their graph, the whole chain without
+    """Run the steps after the trajectory's end with gradients, and rate the last latent."""
+    latents = [trajectory.latents[-1]]
+    for theta, k in zip(thetas, range(trajectory.stop, len(schedule)), strict=True):
+        arguments = (denoiser, theta, schedule, k, latents[-1], trajectory.noise[k], trajectory.conditioning)
         if checkpoint_steps:
-            latent = checkpoint(denoise_step, *arguments, use_reentrant=False, preserve_rng_state=False)
+            latents.append(checkpoint(denoise_step, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
-            latent = denoise_step(*arguments)
-    rewards = objective(latent)
+            latents.append(denoise_step(*arguments))
+    rewards = objective(latents[-1])
     if not rewards.requires_grad:
         raise UserError(
             "the reward carries no gradient, so first order cannot pass through it; "
             "compute it with torch operations outside torch.no_grad(), or use no first-order steps"
         )
-    (gradient,) = torch.autograd.grad(rewards.mean(), theta)
-    return gradient, rewards.detach()
+    whole = torch.cat([trajectory.latents[:-1], torch.stack([latent.detach() for latent in latents])])
+    return rewards, Trajectory(whole, trajectory.noise, trajectory.conditioning)
+
+
+def _scale_gradient(theta: Tensor, factor: float) -> Tensor:
+    """Theta itself, whose gradient is multiplied."""
+    fixed = theta.detach()
+    return fixed + factor * (theta - fixed)

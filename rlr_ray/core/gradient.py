@@ -28,6 +28,12 @@ class Chains:
     noise: Tensor  # [T, B, C, H, W]
     conditioning: Conditioning
     objective: Objective
+    surrogate: Objective | None = None  # differentiable; for plans whose first order carries it
+
+    def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
+        """What half and zeroth order carry: the reward, less the surrogate that first order carries."""
+        reward = self.objective(latent)
+        return reward if self.surrogate is None else reward - self.surrogate(latent)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def rollout(
     directions: Tensor,  # [n, P]
     step_size: float,
 ) -> tuple[Tensor, Tensor]:  # [n], [n]
-    """Rewards of each chain with its own direction added to, then taken from, theta at the zeroth-order steps.
+    """Rewards (residuals) of each chain with its own direction added to, then taken from, theta at zeroth-order steps.
 
     Both signs run in one batch, from the same start and with the same noises.
     """
@@ -67,7 +73,7 @@ def rollout(
     )
     plus, minus = trajectory.latents[-1].chunk(2)
     with torch.no_grad():
-        return chains.objective(plus), chains.objective(minus)
+        return chains.residual(plus), chains.residual(minus)
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,7 @@ def estimate_gradient(
     denoiser: Denoiser,
     theta: Tensor,  # [P]
     schedule: Schedule,
-    plan: Plan,
-    chunks: Mapping[int, Chains],  # chunk's number -> the chunk; those that this process computes
+    work: Mapping[int, tuple[Plan, Chains]],  # chunk's number -> its plan and chains; those that this process computes
     groups: Tensor,  # [all B] chains of a group share a baseline
     zeroth_order: Callable[[], TermEstimate | None],
     *,
@@ -103,20 +108,22 @@ def estimate_gradient(
     """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
 
     The batch is cut in chunks of equal size; each is computed by whichever process has it, and their estimates are
-    summed in the chunks' order, so the result does not depend on how many processes share the work. `zeroth_order`
-    collects that term (None in the processes that do not hold it) and is called last: its rollouts run meanwhile.
+    summed in the chunks' order, so the result does not depend on how many processes share the work. Chunks' plans may
+    differ in how deep first order goes. `zeroth_order` collects that term (None in the processes that do not hold it)
+    and is called last: its rollouts run meanwhile.
     """
-    count = len(groups) // len(next(iter(chunks.values())).x_start)
-    rewards = theta.new_zeros(count, len(groups) // count)
+    plan, chains = next(iter(work.values()))
+    count = len(groups) // len(chains.x_start)
+    rewards = theta.new_zeros(2, count, len(groups) // count)  # as they are, and what half order carries
     gradients = theta.new_zeros(2, count, len(theta))  # first order, half order; other processes' chunks stay 0
     trajectories = {}
-    for c, chains in chunks.items():
-        trajectories[c], gradients[0, c], rewards[c] = _sample_and_backpropagate(
-            denoiser, theta, schedule, plan, chains, checkpoint_steps
+    for c, (plan_c, chains_c) in work.items():
+        trajectories[c], gradients[0, c], rewards[:, c] = _sample_and_backpropagate(
+            denoiser, theta, schedule, plan_c, chains_c, checkpoint_steps
         )
     rewards = reduce(rewards)
     if plan.sub_chains:
-        advantage = leave_one_out(rewards.flatten(), groups).view_as(rewards)
+        advantage = leave_one_out(rewards[1].flatten(), groups).view_as(rewards[1])
         for c, trajectory in trajectories.items():
             for sub_chain in plan.sub_chains:
                 gradients[1, c] += half_order(denoiser, theta, schedule, trajectory, sub_chain, advantage[c])
@@ -125,22 +132,31 @@ def estimate_gradient(
     estimates = (average(gradients[0]), average(gradients[1]), zeroth)
     steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
     terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
-    return GradientEstimate(terms, rewards.flatten())
+    return GradientEstimate(terms, rewards[0].flatten())
 
 
 def _sample_and_backpropagate(
     denoiser: Denoiser, theta: Tensor, schedule: Schedule, plan: Plan, chains: Chains, checkpoint_steps: bool
-) -> tuple[Trajectory, Tensor, Tensor]:  # trajectory, [P], [B]
-    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward."""
+) -> tuple[Trajectory, Tensor, Tensor]:  # the whole trajectory, [P], [2, B] rewards and residuals
+    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward or surrogate."""
     start = (chains.x_start, chains.noise, chains.conditioning)
     trajectory = sample_chain(denoiser, theta, schedule, *start, stop=plan.first_order.start)
+    gradient, carried = torch.zeros_like(theta), None
     if plan.first_order:
-        gradient, rewards = first_order(
-            denoiser, theta, schedule, trajectory, chains.objective, checkpoint_steps=checkpoint_steps
+        gradient, carried, trajectory = first_order(
+            denoiser,
+            theta,
+            schedule,
+            trajectory,
+            chains.surrogate if plan.residual and chains.surrogate else chains.objective,
+            checkpoint_steps=checkpoint_steps,
+            step_weights=plan.step_weights,
         )
-        return trajectory, gradient, rewards
-    with torch.no_grad():
-        return trajectory, torch.zeros_like(theta), chains.objective(trajectory.latents[-1])
+    if carried is None or plan.residual:
+        with torch.no_grad():
+            rewards = chains.objective(trajectory.latents[-1])
+        return trajectory, gradient, torch.stack([rewards, rewards if carried is None else rewards - carried])
+    return trajectory, gradient, torch.stack([carried, carried])
 
 
 def _reduce_terms(gradients: Tensor, zeroth: TermEstimate | None, reduce: Reduce) -> tuple[Tensor, TermEstimate]:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlr_ray.core.place import covering_blocks, uniform_blocks, weighted_block
 from rlr_ray.core.schedule import Schedule
-from rlr_ray.core.seeds import uniform_integer
+from rlr_ray.core.seeds import uniform
 from rlr_ray.errors import UserError
 
 Rest = Literal["zeroth_order", "half_order", "none"]
+Place = Literal["uniform", "importance", "cover"] | tuple[int, int]  # the latter: first and last step, both included
+Truncation = Literal["fixed", "russian_roulette", "random"]
+
+_GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread evenly whatever their number
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One update's owner of every step: first order the last ones, half order its sub-chains, zeroth order the rest."""
+    """One chunk's owner of every step: first order the last ones, half order its sub-chains, zeroth order the rest.
+
+    With `residual`, first order carries a differentiable surrogate of the reward, and the other orders, which then own
+    any step, what the surrogate leaves of it.
+    """
 
     steps: int  # T
     first_order: range
     sub_chains: tuple[range, ...]
     zeroth_order: tuple[int, ...]
+    step_weights: tuple[float, ...] | None = None  # factor of each first-order step's gradient; None: 1
+    residual: bool = False
 
     def forwards(self, checkpoint_steps: bool = False) -> int:
         """Denoiser forwards that a chain costs; a perturbation pair costs 2 T more."""
@@ -40,42 +52,81 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanShape:
-    """What all updates' plans have in common; `draw` places the sub-chain for one update.
-
-    The paper's estimator is K = 1 and `rest = "zeroth_order"`; its sub-chain j .. j+h has `sub_chain_length` h + 1.
-    Raises UserError if the steps do not fit.
-    """
+    """What all updates of a run share; `draw` makes one chunk's plan of it. Raises UserError if it cannot be drawn."""
 
     steps: int  # T
-    first_order_steps: int  # K
+    first_order_steps: int  # K, 0 .. T; the least one if truncation is not fixed
     sub_chain_length: int  # h, 0 for none
-    place: tuple[int, int] | None = None  # the sub-chain lies in steps [first, last], both included; None: anywhere
+    place: Place = "uniform"
     rest: Rest = "zeroth_order"
+    sub_chain_count: int = 1
+    truncation: Truncation = "fixed"
+    residual: bool = False  # first order carries a surrogate
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_order_steps <= self.steps:
             raise UserError(
-                f"estimator.first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
+                f"first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
             )
-        low, high = self.room
-        if self.sub_chain_length and self.sub_chain_length > high - low + 1:
+        if self.truncation != "fixed":
+            self._check_truncation()
+        if self.residual and self.truncation == "fixed" and self.first_order_steps < self.steps:
             raise UserError(
-                f"a sub-chain of {self.sub_chain_length} steps does not fit in steps {low} to {high} "
-                f"(T = {self.steps}, the last {self.first_order_steps} are first order); "
-                f"allowed: 0 to {max(high - low + 1, 0)}; lower estimator.sub_chain.length, "
+                f"a surrogate needs its gradient through every step, found first_order_steps "
+                f"{self.first_order_steps}; set estimator.first_order_steps: all (with checkpoint_steps: true)"
+            )
+        if self.place == "importance" and self.sub_chain_count > 1:
+            raise UserError(
+                f"sub_chain.place 'importance' draws one sub-chain, found count {self.sub_chain_count}; "
+                "set estimator.sub_chain.count: 1 or place: uniform"
+            )
+        if self.place == "cover" and self.sub_chain_count > 1:
+            raise UserError(
+                f"sub_chain.place 'cover' makes as many sub-chains as it needs, found count {self.sub_chain_count}; "
+                "leave out estimator.sub_chain.count"
+            )
+        low, stop = self.room
+        needed = self.sub_chain_length * (1 if self.place == "cover" else self.sub_chain_count)
+        if self.sub_chain_length and needed > stop - low:
+            many = f"{self.sub_chain_count} sub-chains" if self.sub_chain_count > 1 else "a sub-chain"
+            raise UserError(
+                f"{many} of {self.sub_chain_length} steps does not fit in steps {low} to {stop - 1} "
+                f"(T = {self.steps}, the last {self.steps - self.free_stop} are first order); "
+                f"allowed: 0 to {max(stop - low, 0) // self.sub_chain_count}; lower estimator.sub_chain.length, "
                 "widen estimator.sub_chain.place or raise sampler.steps"
             )
 
+    def _check_truncation(self) -> None:
+        if not self.first_order_steps:
+            raise UserError(
+                f"truncation {self.truncation!r} backpropagates at least 1 step, found first_order_steps 0; "
+                "set estimator.first_order_steps to the least number of steps, or truncation: fixed"
+            )
+        if not self.residual and (self.sub_chain_length or self.rest != "none"):
+            raise UserError(
+                f"truncation {self.truncation!r} gives every step to first order, so nothing is left for the other "
+                "orders; set estimator.sub_chain.length: 0 and estimator.rest: none, or truncation: fixed"
+            )
+
+    @property
+    def free_stop(self) -> int:
+        """Half and zeroth order own steps 0 .. free_stop - 1 between them."""
+        if self.residual:
+            return self.steps
+        return 0 if self.truncation != "fixed" else self.steps - self.first_order_steps
+
     @property
     def room(self) -> tuple[int, int]:
-        """First and last step that a sub-chain may own."""
-        first, last = self.place or (0, self.steps - 1)
-        return first, min(last, self.steps - self.first_order_steps - 1)
+        """First step that a sub-chain may own, and the one after the last."""
+        first, last = self.place if isinstance(self.place, tuple) else (0, self.steps - 1)
+        return first, min(last + 1, self.free_stop)
 
     @property
     def free_steps(self) -> int:
-        """Steps that neither first order nor the sub-chain owns."""
-        return self.steps - self.first_order_steps - self.sub_chain_length
+        """Steps that neither first order nor a sub-chain owns."""
+        if self.place == "cover" and self.sub_chain_length:
+            return 0
+        return self.free_stop - self.sub_chain_length * self.sub_chain_count
 
     @property
     def has_zeroth_order(self) -> bool:
@@ -88,47 +139,101 @@ class PlanShape:
     @property
     def biased(self) -> bool:
         """True if some step's gradient is dropped."""
-        return self.rest == "none" and self.free_steps > 0
+        return self.truncation == "random" or (self.rest == "none" and self.free_steps > 0)
 
-    def draw(self, *seed: int | str) -> Plan:
-        """The plan of the update that `seed` names: the sub-chain's place is uniform over its room.
+    def draw(self, *seed: int | str, chunk: int = 0, place_weights: Sequence[float] | None = None) -> Plan:
+        """The plan of the update that `seed` names, for one of its chunks.
 
-        Any law of the place leaves the sum unbiased, since the rest covers what the sub-chain does not.
+        Sub-chains lie at the same place in all chunks, so that the other orders' steps are the same ones; any law of
+        the place leaves the sum unbiased, since the rest covers what the sub-chains do not. `place_weights` [T] is the
+        law of an `importance` sub-chain's start (None: uniform). A random depth is each chunk's own.
         """
-        tail = range(self.steps - self.first_order_steps, self.steps)
-        sub_chains = []
-        if self.sub_chain_length:
-            low, high = self.room
-            start = uniform_integer(low, high - self.sub_chain_length + 1, *seed, "place")
-            sub_chains.append(range(start, start + self.sub_chain_length))
-        owned = {k for steps in (tail, *sub_chains) for k in steps}
-        free = tuple(k for k in range(self.steps) if k not in owned)
+        depth, weights = self._depth(*seed, chunk=chunk)
+        sub_chains = self._sub_chains(*seed, place_weights=place_weights)
+        owned = {k for sub_chain in sub_chains for k in sub_chain}
+        free = [k for k in range(self.free_stop) if k not in owned]
         if self.rest == "half_order":
             sub_chains += [range(k, k + 1) for k in free]
-        zeroth = free if self.rest == "zeroth_order" else ()
-        return Plan(self.steps, tail, tuple(sub_chains), zeroth)
+        return Plan(
+            self.steps,
+            range(self.steps - depth, self.steps),
+            tuple(sub_chains),
+            tuple(free) if self.rest == "zeroth_order" else (),
+            weights,
+            self.residual,
+        )
+
+    def _depth(self, *seed: int | str, chunk: int) -> tuple[int, tuple[float, ...] | None]:
+        """How many steps a chunk backpropagates, uniform over K .. T unless fixed, and the steps' weights.
+
+        A step i from the end is reached with probability (T - i + 1) / (T - K + 1) beyond the K that always are;
+        Russian roulette divides by it, which makes first order unbiased for every step of the chain.
+        """
+        least, steps = self.first_order_steps, self.steps
+        if self.truncation == "fixed":
+            return least, None
+        choices = steps - least + 1
+        depth = least + int((uniform(*seed, "depth") + chunk * _GOLDEN) % 1 * choices)
+        if self.truncation == "random":
+            return depth, None
+        return depth, tuple(choices / min(steps - i + 1, choices) for i in range(depth, 0, -1))
+
+    def _sub_chains(self, *seed: int | str, place_weights: Sequence[float] | None) -> list[range]:
+        length, (low, stop) = self.sub_chain_length, self.room
+        if not length:
+            return []
+        if self.place == "cover":
+            return covering_blocks(stop, length)
+        if self.place == "importance" and place_weights is not None:
+            return [weighted_block(low, stop, length, place_weights, *seed, "place")]
+        return uniform_blocks(low, stop, length, self.sub_chain_count, *seed, "place")
 
     def check_noise(self, schedule: Schedule) -> None:
         """Raise UserError if half order may end at a step without noise."""
-        low, high = self.room
-        ends = range(low + self.sub_chain_length - 1, high + 1) if self.sub_chain_length else range(0)
-        steps = range(self.steps - self.first_order_steps) if self.rest == "half_order" else ends
-        silent = [k for k in steps if not schedule.sigma[k]]
+        silent = [k for k in self._possible_ends() if not schedule.sigma[k]]
         if silent:
             raise UserError(
                 f"half order would end at step {silent[0]}, where the sampler adds no noise (sigma 0); "
                 "set sampler.eta above 0, leave the step to first order, or use estimator.sub_chain.length: 0"
             )
 
+    def _possible_ends(self) -> list[int]:
+        if self.rest == "half_order":
+            return list(range(self.free_stop))
+        if not self.sub_chain_length:
+            return []
+        low, stop = self.room
+        if self.place == "cover":
+            return [block[-1] for block in covering_blocks(stop, self.sub_chain_length)]
+        return list(range(low + self.sub_chain_length - 1, stop))
+
     def __str__(self) -> str:
-        places = "" if self.place is None else f" within steps {self.place[0]}-{self.place[1]}"
-        parts = [f"first order on the last {self.first_order_steps}"] if self.first_order_steps else []
+        parts = [self._first_order_words()] if self.first_order_steps else []
         if self.sub_chain_length:
-            parts.append(f"half order on a sub-chain of {self.sub_chain_length}{places}")
-        if self.free_steps:
+            parts.append(f"half order on {self._sub_chain_words()}")
+        if self.free_steps > 0:
             orders = {"zeroth_order": "zeroth order", "half_order": "half order, step by step,", "none": "nothing"}
-            parts.append(f"{orders[self.rest]} on the other {self.free_steps}")
+            others = "every step" if self.free_steps == self.steps else f"the other {self.free_steps}"
+            parts.append(f"{orders[self.rest]} on {others}")
         return f"{self.steps} steps: " + "; ".join(parts) + (" (biased)" if self.biased else "")
+
+    def _first_order_words(self) -> str:
+        count = f"the last {self.first_order_steps}"
+        if self.truncation != "fixed":
+            law = {"russian_roulette": "divided by its probability", "random": "unweighted"}[self.truncation]
+            count += f" and a random number of earlier ones, each {law}"
+        elif self.first_order_steps == self.steps:
+            count = "every step"
+        return f"first order on {count}" + (" for the surrogate, of the rest of the reward:" if self.residual else "")
+
+    def _sub_chain_words(self) -> str:
+        length = f"{self.sub_chain_length} step{'s' * (self.sub_chain_length > 1)}"
+        if self.place == "cover":
+            return f"sub-chains of {length} that cover {'every step' if self.residual else 'the others'}"
+        many = f"{self.sub_chain_count} sub-chains" if self.sub_chain_count > 1 else "a sub-chain"
+        places = {"uniform": "", "importance": " drawn by gradient norm"}
+        where = places[self.place] if isinstance(self.place, str) else f" within steps {self.place[0]}-{self.place[1]}"
+        return f"{many} of {length}{where}"
 
 
 def _interval(steps: range) -> str:

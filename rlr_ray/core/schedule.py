@@ -26,6 +26,15 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def kappa(self) -> tuple[float, ...]:  # [T]
+        """How strongly a step's model output moves its mean, in sigmas; inf where there is no noise.
+
+        Half order's variance grows with its square.
+        """
+        pairs = zip(self.output_coefficient, self.sigma, strict=True)
+        return tuple(abs(c) / s if s else math.inf for c, s in pairs)
+
     def mean(self, k: int, latent: Tensor, output: Tensor) -> Tensor:
         """Mean of x_next at step k; `latent` and `output` [B, C, H, W], `output` what the model predicted."""
         return self.latent_coefficient[k] * latent + self.output_coefficient[k] * output

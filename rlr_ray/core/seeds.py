@@ -29,9 +29,9 @@ def permutation(size: int, *names: int | str) -> list[int]:
     return torch.randperm(size, generator=generator(*names)).tolist()
 
 
-def uniform_integer(low: int, high: int, *names: int | str) -> int:
-    """A uniform integer from low .. high, both included, for what `names` say."""
-    return int(torch.randint(low, high + 1, (), generator=generator(*names)))
+def uniform(*names: int | str) -> float:
+    """A uniform number of [0, 1) for what `names` say."""
+    return float(torch.rand((), generator=generator(*names), dtype=torch.float64))
 
 
 def chain_noise(seed: int, steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

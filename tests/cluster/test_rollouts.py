@@ -13,13 +13,14 @@ from ray.exceptions import ActorDiedError
 
 from rlr_ray.cluster.rollouts import RolloutPool, _check
 from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.engine import RolloutRequest
 from rlr_ray.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
-REQUEST = RolloutRequest(0, torch.arange(3.0), Directions(3, 0.1))
+REQUEST = RolloutRequest(0, PlanShape(4, 0, 0).draw(0), torch.arange(3.0), Directions(3, 0.1))
 CHUNKS = [range(first, first + 2) for first in range(0, 12, 2)]
 
 

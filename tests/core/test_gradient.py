@@ -13,10 +13,9 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate, average, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, zeroth_order
-from tests.toy import (
+from rlr_ray.lab.toy import (
     PARAMETERS,
     STEPS,
-    exact_gradient,
     toy_chains,
     toy_denoiser,
     toy_reward,
@@ -24,6 +23,7 @@ from tests.toy import (
     toy_theta,
     toy_trajectory,
 )
+from tests.toy import exact_gradient
 
 PLAN = Plan(STEPS, range(5, 6), (range(2, 4),), (0, 1, 4))
 SCHEDULE, SIZE = toy_schedule(), 8
@@ -54,8 +54,7 @@ def estimate(chains: Chains, own: list[int], leads: bool = True, **options) -> G
         toy_denoiser,
         toy_theta(),
         SCHEDULE,
-        PLAN,
-        {c: chunk(chains, c) for c in own},
+        {c: (PLAN, chunk(chains, c)) for c in own},
         torch.arange(count) // 4,
         lambda: zeroth_term(chains, order) if leads else None,
         **options,
@@ -67,7 +66,7 @@ def test_the_sum_is_its_terms() -> None:
     chains = toy_chains(32, seed=1)
     found = estimate(chains, [0, 1, 2, 3])
     trajectory = toy_trajectory(chains)
-    first, rewards = first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 5), toy_reward)
+    first, rewards, _ = first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 5), toy_reward)
     advantage = leave_one_out(rewards, torch.arange(32) // 4)
     half = half_order(toy_denoiser, toy_theta(), SCHEDULE, trajectory, range(2, 4), advantage)
     zeroth = zeroth_term(chains, list(range(32))).gradient
@@ -80,9 +79,9 @@ def test_the_sum_is_its_terms() -> None:
 def test_full_backpropagation_is_the_exact_gradient() -> None:
     chains = toy_chains(16, seed=2)
     plan = Plan(STEPS, range(STEPS), (), ())
-    chunks = {c: chunk(chains, c) for c in range(2)}
+    work = {c: (plan, chunk(chains, c)) for c in range(2)}
     found = estimate_gradient(
-        toy_denoiser, toy_theta(), SCHEDULE, plan, chunks, torch.zeros(16), lambda: None, checkpoint_steps=True
+        toy_denoiser, toy_theta(), SCHEDULE, work, torch.zeros(16), lambda: None, checkpoint_steps=True
     )
     torch.testing.assert_close(found.total({}), exact_gradient(chains, range(STEPS)).mean(0), rtol=1e-11, atol=1e-13)
 

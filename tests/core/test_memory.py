@@ -10,7 +10,7 @@ import torch
 
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from tests.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta, toy_trajectory
+from rlr_ray.lab.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta, toy_trajectory
 
 CHAINS = toy_chains(1000, seed=0)
 LATENT_BYTES = 1000 * 2 * 8

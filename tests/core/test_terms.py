@@ -19,19 +19,17 @@ from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
-from tests.toy import (
+from rlr_ray.lab.toy import (
     PARAMETERS,
     STEPS,
-    exact_gradient,
-    per_chain_theta,
     toy_chains,
     toy_denoiser,
     toy_reward,
     toy_schedule,
     toy_theta,
     toy_trajectory,
-    worst_z,
 )
+from tests.toy import exact_gradient, per_chain_theta, worst_z
 
 SUB_CHAINS = [range(2, 3), range(1, 3), range(2, 5), range(0, 5)]
 SCHEDULE = toy_schedule()
@@ -67,7 +65,7 @@ def plan_of(zeroth: tuple[int, ...]) -> Plan:
 def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
     """Against autograd through the whole chain, the copies of theta at earlier steps held fixed."""
     chains = toy_chains(64, seed=3)
-    gradient, rewards = first_order(
+    gradient, rewards, whole = first_order(
         toy_denoiser,
         toy_theta(),
         SCHEDULE,
@@ -78,6 +76,7 @@ def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
     exact = exact_gradient(chains, range(STEPS - last, STEPS)).mean(0)
     torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(rewards, toy_reward(toy_trajectory(chains).latents[-1]), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(whole.latents, toy_trajectory(chains).latents, rtol=1e-12, atol=1e-14)
 
 
 def test_first_order_refuses_a_reward_without_gradient() -> None:
@@ -151,7 +150,7 @@ def test_the_sum_is_unbiased() -> None:
     """The paper's shape (K = 1, a sub-chain of 2, zeroth order on the rest) for the whole gradient."""
     chains, sub_chain, zeroth = toy_chains(COUNT, seed=12), range(2, 4), (0, 1, 4)
     theta = per_chain_theta(chains)
-    first, _ = first_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains, STEPS - 1), toy_reward)
+    first, _, _ = first_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains, STEPS - 1), toy_reward)
     half = half_order_estimates(chains, sub_chain, one_group_advantage(chains))
     rest = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=13)
     assert worst_z(COUNT * first + half + rest, exact_gradient(chains, range(STEPS))) < 3.5

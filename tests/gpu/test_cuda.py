@@ -44,7 +44,7 @@ def test_chains_and_terms_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> 
         theta, schedule = _theta(engine), engine.model.schedule
         whole, head = _trajectory(engine), _trajectory(engine, stop=3)
         objective = engine.train_chains(0, range(8)).objective
-        first, rewards = first_order(engine.model, theta, schedule, head, objective)
+        first, rewards, _ = first_order(engine.model, theta, schedule, head, objective)
         ones = torch.ones(8, device=engine.device)
         half = half_order(engine.model, theta, schedule, whole, range(1, 3), ones)
         found.append([whole.latents[-1].cpu(), rewards.cpu(), first.cpu(), half.cpu()])
@@ -56,7 +56,7 @@ def test_rollouts_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
     rewards = []
     for engine in engines:
         theta = _theta(engine).cpu()
-        result = engine.rollout(RolloutRequest(0, theta, Directions(len(theta), 0.01)), range(8))
+        result = engine.rollout(RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01)), range(8))
         rewards.append(torch.cat([result.rewards_plus, result.rewards_minus]))
     torch.testing.assert_close(*rewards, atol=1e-2, rtol=1e-3)
 
