@@ -65,7 +65,8 @@ class SubChainConfig(Strict):
     def _ordered(cls, place: str | tuple[int, int]) -> str | tuple[int, int]:
         if not isinstance(place, str) and not 0 <= place[0] <= place[1]:
             raise ValueError(
-                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', or [first, last] with 0 <= first <= last"
+                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', or [first, last] with "
+                "0 <= first <= last"
             )
         return place
 

@@ -23,7 +23,7 @@ def first_order(
     checkpoint_steps: bool = False,
     step_weights: Sequence[float] | None = None,  # [K]
 ) -> tuple[Tensor, Tensor, Trajectory]:  # [P], rewards [B], the whole chain
-    """Gradient of the mean reward through every step after the trajectory's end; the rewards and latents met on the way.
+    """Gradient of the mean reward through every step after the trajectory's end, with what is met on the way.
 
     The first term of the paper's equation 6, for K = T - trajectory.stop steps. Its expectation is the part of
     grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and one step's

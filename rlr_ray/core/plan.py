@@ -66,7 +66,7 @@ class PlanShape:
     def __post_init__(self) -> None:
         if not 0 <= self.first_order_steps <= self.steps:
             raise UserError(
-                f"first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
+                f"estimator.first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
             )
         if self.truncation != "fixed":
             self._check_truncation()

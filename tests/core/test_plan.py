@@ -95,7 +95,7 @@ def test_russian_roulette_divides_by_the_probability_of_reaching_a_step(least: i
 
 
 def test_chunks_spread_a_random_depth_evenly() -> None:
-    """Eight chunks of an update reach 8 of 10 depths or more; the mean over updates is the law's, 5.5 +- .05."""
+    """Eight chunks of an update reach 7 of 10 depths or more; the mean over updates is the law's, 5.5 +- .05."""
     shape = PlanShape(10, 1, 0, rest="none", truncation="random")
     depths = [[len(shape.draw(0, step, chunk=c).first_order) for c in range(8)] for step in range(200)]
     assert all(len(set(row)) >= 7 for row in depths)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.chain import step_mean
-from rlr_ray.core.first_order import first_order
+from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
@@ -77,6 +77,17 @@ def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
     torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(rewards, toy_reward(toy_trajectory(chains).latents[-1]), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(whole.latents, toy_trajectory(chains).latents, rtol=1e-12, atol=1e-14)
+
+
+def test_step_gradients_are_first_order_taken_apart() -> None:
+    chains = toy_chains(64, seed=3)
+    arguments = (toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 2), toy_reward)
+    apart, _ = step_gradients(*arguments)
+    for k, gradient in zip(range(2, STEPS), apart, strict=True):
+        torch.testing.assert_close(gradient, exact_gradient(chains, [k]).mean(0), rtol=1e-12, atol=1e-14)
+    weights = [4.0, 0.5, 2.0, 1.0]
+    weighted, _, _ = first_order(*arguments, step_weights=weights)
+    torch.testing.assert_close(weighted, torch.tensor(weights).double() @ apart, rtol=1e-12, atol=1e-14)
 
 
 def test_first_order_refuses_a_reward_without_gradient() -> None:
