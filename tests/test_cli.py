@@ -68,7 +68,7 @@ def test_a_run_in_one_process_needs_no_ray(recipe: Path) -> None:
 def test_dry_run_prints_the_plan_and_leaves_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "first order on the last 1; half order on a sub-chain of 2; zeroth order on the other 2" in said
+    assert "first order on the last 1; half order on a sub-chain of 2 steps; zeroth order on the other 2" in said
     # 8 chains of 5 steps, 2 again for half order; 8 pairs of 5 steps; backwards through 1 + 2 steps
     assert "136 denoiser forwards, 24 backwards; 4 updates" in said
     assert not Path("runs").exists()
