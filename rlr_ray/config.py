@@ -186,6 +186,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: Literal["none"] | ClusterConfig = ClusterConfig()
+    memory_budget_gib: float | None = Field(None, gt=0)  # of one process; what `plan` and `estimator: auto` go by
 
     @property
     def folder(self) -> Path:

@@ -21,6 +21,7 @@ from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.models import load_model
+from rlr_ray.models.adapters import module_bytes
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
 
@@ -89,6 +90,10 @@ class Engine:
         """Each chunk's plan of an update."""
         chunks = range(self.config.train.chains // self.config.train.chunk_size)
         return [self.shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
+
+    def held_bytes(self) -> int:
+        """Bytes of what stays loaded: the model's weights and the reward's."""
+        return self.model.weights() + module_bytes(self.reward)
 
     def groups(self) -> Tensor:  # [B]
         """Which chains of an update share a baseline."""

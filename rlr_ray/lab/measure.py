@@ -114,6 +114,7 @@ class Measurement:
     chunks: int
     cost: float  # denoiser forwards a chain, a backward as two
     variance: float  # E |estimate - its expectation|^2
+    variance_se: float
     term_variances: dict[str, float]  # first and half order per chain, zeroth order per pair; before weighting
     weights: dict[str, float]
     relative_bias: float  # (E estimate - g) . g / |g|^2
@@ -139,7 +140,7 @@ def summarise(candidate: Candidate, samples: Samples, reference: Tensor, size: i
         not candidate.biased,
         len(reference),
         candidate.cost(samples.plans),
-        _update_variance(candidate, rows, weights, size),
+        *_update_variance(candidate, rows, weights, size),
         variances,
         weights,
         bias,
@@ -168,14 +169,26 @@ def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> flo
 
 def _update_variance(
     candidate: Candidate, rows: Mapping[str, Tensor], weights: Mapping[str, float], size: int
-) -> float:
-    """Variance of an update times its chains. Zeroth order's directions are independent of all else, so it adds up."""
+) -> tuple[float, float]:
+    """Variance of an update times its chains, with its standard error.
+
+    Zeroth order's directions are independent of all else, so its variance adds up, whatever number of pairs it has.
+    """
     own = [weights[name] * row for name, row in rows.items() if name != "zeroth_order"]
-    spread = size * variance(torch.stack(own).sum(0)) if own else 0.0
+    parts = [torch.stack(own).sum(0)] if own else []
+    scales = [1.0] * len(parts)
     if "zeroth_order" in rows:
-        pairs = size * variance(weights["zeroth_order"] * rows["zeroth_order"])
-        spread += pairs * candidate.chains / candidate.pairs
-    return spread
+        parts.append(weights["zeroth_order"] * rows["zeroth_order"])
+        scales.append(candidate.chains / candidate.pairs)
+    spread = sum(scale * variance(part) for scale, part in zip(scales, parts, strict=True))
+    errors = [scale * variance_se(part) for scale, part in zip(scales, parts, strict=True)]
+    return size * spread, size * math.hypot(*errors)
+
+
+def variance_se(rows: Tensor) -> float:  # [n, P]
+    """Standard error of `variance(rows)`."""
+    squares = (rows - rows.mean(0)).double().square().sum(1)
+    return float(squares.std()) / math.sqrt(len(rows))
 
 
 def relative_bias(estimates: Tensor, reference: Tensor) -> tuple[float, float]:  # [n, P], [n, P]

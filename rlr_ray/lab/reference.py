@@ -1,4 +1,4 @@
-"""What estimates are held against: the exact gradient of every chunk, or where there is none a long unbiased average."""
+"""What estimates are held against: every chunk's exact gradient, or where there is none a long unbiased average."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ class Reference:
 
 def exact_reference(subject: Subject, chunks: int) -> Reference:
     """Checkpointed backpropagation through the whole chain of every chunk."""
-    return _gather(subject, "full backpropagation", (_exact(subject, subject.chains(c)) for c in range(chunks)))
+    return _gather(subject, "full backpropagation", (exact_by_step(subject, subject.chains(c)) for c in range(chunks)))
 
 
 def unbiased_reference(subject: Subject, chunks: int) -> Reference:
     """REINFORCE on every step, for rewards without a gradient: right on average, and noisy."""
-    return _gather(subject, "REINFORCE", (_reinforce(subject, subject.chains(c)) for c in range(chunks)))
+    return _gather(subject, "REINFORCE", (reinforce_by_step(subject, subject.chains(c)) for c in range(chunks)))
 
 
 def half_order_variances(subject: Subject, chunks: int) -> list[float]:  # [T]
     """Each step's variance per chain under REINFORCE; nan where the sampler adds no noise."""
-    return _gather(subject, "", (_reinforce(subject, subject.chains(c)) for c in range(chunks))).step_variances
+    return _gather(subject, "", (reinforce_by_step(subject, subject.chains(c)) for c in range(chunks))).step_variances
 
 
-def _exact(subject: Subject, chains: Chains) -> Tensor:  # [T, P]
+def exact_by_step(subject: Subject, chains: Chains) -> Tensor:  # [T, P]
     start = (chains.x_start, chains.noise, chains.conditioning)
     trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
     arguments = (subject.denoiser, subject.theta, subject.schedule, trajectory, chains.objective)
     return step_gradients(*arguments)[0].cpu()
 
 
-def _reinforce(subject: Subject, chains: Chains) -> Tensor:  # [T, P]
+def reinforce_by_step(subject: Subject, chains: Chains) -> Tensor:  # [T, P]
     """Half order of every step alone, on one trajectory; nan where it cannot be."""
     start = (chains.x_start, chains.noise, chains.conditioning)
     trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start)

@@ -73,7 +73,8 @@ class Laboratory:
         zeroth = config.estimator.zeroth_order
         if self.guides is None and config.plan_shape.has_zeroth_order and zeroth.directions == "guided":
             self.guides = guides_of(self.subject, config)
-        return candidate_of(name, config, self.subject, reference, self.guides)
+        norms = reference.place_norms(config.plan_shape.sub_chain_length)
+        return candidate_of(name, config, self.subject, self.guides, norms)
 
     def measure(self, candidate: Candidate, keys: Estimator, reference: Reference, cost: float) -> Result:
         """Spend about `cost` denoiser forwards on a plan; memory is traced on a chunk more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from rlr_ray.core.place import softmax_of_norms
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.engine import Engine
 from rlr_ray.lab.measure import Candidate, Subject, sample
-from rlr_ray.lab.reference import Reference
 
 _FIRST_STEP = 1_000_000  # chains of updates that no run comes to
 _GUIDE_CHUNKS = 8  # chunks apart from the measured ones whose gradients guide
@@ -31,13 +31,13 @@ def subject_of(engine: Engine, theta: Tensor) -> Subject:
     return Subject(engine.model, theta, engine.model.schedule, chains, groups.to(engine.device))
 
 
-def candidate_of(name: str, config: RunConfig, subject: Subject, reference: Reference, guides: Tensor) -> Candidate:
+def candidate_of(
+    name: str, config: RunConfig, subject: Subject, guides: Tensor | None, place_norms: Sequence[float | None]
+) -> Candidate:
     """A recipe's plan with the directions, weights and place that its updates would have."""
-    estimator, zeroth = config.estimator, config.estimator.zeroth_order
+    estimator, zeroth, shape = config.estimator, config.estimator.zeroth_order, config.plan_shape
     basis = guides if zeroth.directions == "guided" else None
     weights = {"half_order": estimator.half_order.weight, "zeroth_order": zeroth.weight}
-    shape = config.plan_shape
-    norms = reference.place_norms(shape.sub_chain_length)
     return Candidate(
         name,
         shape,
@@ -47,7 +47,7 @@ def candidate_of(name: str, config: RunConfig, subject: Subject, reference: Refe
         zeroth.count,
         {term: weight for term, weight in weights.items() if getattr(shape, f"has_{term}")},
         estimator.weight_averaging,
-        softmax_of_norms(norms, estimator.sub_chain.temperature) if norms else None,
+        softmax_of_norms(place_norms, estimator.sub_chain.temperature) if place_norms else None,
     )
 
 

@@ -29,6 +29,8 @@ class Model(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor: ...  # [B, C, H, W] -> images [B, 3, h, w] in [0, 1]
 
+    def weights(self) -> int: ...  # bytes that stay loaded
+
     def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...
 
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.parameters import ParameterVector
 from rlr_ray.errors import UserError
-from rlr_ray.models.adapters import add_adapter, save_peft, trainable
+from rlr_ray.models.adapters import add_adapter, module_bytes, save_peft, trainable
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
 
 
@@ -135,6 +135,10 @@ class StableDiffusion:
         vae = self.pipeline.vae
         images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def weights(self) -> int:
+        """Bytes of the pipeline's parameters and buffers."""
+        return sum(module_bytes(part) for part in self.pipeline.components.values())
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path:
         """Save theta: LoRA as lora/ for diffusers' `load_lora_weights`, others as adapter/ in PEFT's format."""

@@ -1,0 +1,143 @@
+"""Variances of whole families of plans from one pass over some chunks.
+
+Every chunk's exact gradient by step and its REINFORCE gradient by step give, as sums over steps, the estimate of each
+plan "first order on the last K steps, REINFORCE on the others", of truncated backpropagation and of Russian roulette.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlr_ray.lab.measure import Subject
+from rlr_ray.lab.reference import exact_by_step, reinforce_by_step
+
+_LEAST_CHUNKS = 8
+Spread = tuple[float, float]  # a variance per chain and its standard error
+
+
+@dataclass
+class Moments:
+    """Running mean and spread of estimates [P]."""
+
+    total: Tensor | float = 0.0  # [P]
+    squares: list[float] = field(default_factory=list)  # squared norms
+
+    def add(self, estimate: Tensor) -> None:
+        self.total = self.total + estimate
+        self.squares.append(float(estimate.double().square().sum()))
+
+    @property
+    def count(self) -> int:
+        return len(self.squares)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.as_tensor(self.total) / self.count
+
+    def variance(self) -> float:
+        """E |estimate - expectation|^2."""
+        return max(sum(self.squares) - self.count * float(self.mean.double().square().sum()), 0.0) / (self.count - 1)
+
+    def variance_se(self) -> float:
+        """Standard error of the variance, whose spread is nearly all that of the squared norms."""
+        return statistics.stdev(self.squares) / self.count**0.5
+
+
+@dataclass
+class Families:
+    """Statistics by K of the chunks seen so far; `chunk` chains each, variances per chain."""
+
+    steps: int
+    chunk: int
+    exact: bool  # the reward has a gradient
+    last: list[Moments] = field(default_factory=list)  # [T + 1] first order on the last K
+    mixed: list[Moments] = field(default_factory=list)  # [T + 1] with REINFORCE on the others
+    first_order: list[Moments] = field(default_factory=list)  # [T] the exact gradient of one step
+    half_order: list[Moments] = field(default_factory=list)  # [T] REINFORCE on one step
+    roulettes: dict[int, list[float]] = field(default_factory=dict)  # least depth -> each chunk's mean squared norm
+    rows: list[Tensor] = field(default_factory=list)  # each chunk's gradient [P], exact if there is one
+
+    def __post_init__(self) -> None:
+        self.last = [Moments() for _ in range(self.steps + 1)]
+        self.mixed = [Moments() for _ in range(self.steps + 1)]
+        self.first_order = [Moments() for _ in range(self.steps)]
+        self.half_order = [Moments() for _ in range(self.steps)]
+        self.roulettes = {least: [] for least in sorted({max(self.steps * part // 4, 1) for part in range(4)})}
+
+    def add(self, exact: Tensor, reinforce: Tensor) -> None:  # [T, P], [T, P]; nan where REINFORCE cannot be
+        zero = torch.zeros_like(exact[:1])
+        last = torch.cat([zero, exact.flip(0).cumsum(0)])  # [T + 1, P] by K
+        others = torch.cat([zero, reinforce.cumsum(0)]).flip(0)  # [T + 1, P] by K
+        for k in range(self.steps + 1):
+            self.last[k].add(last[k])
+            self.mixed[k].add(last[k] + others[k])
+        for k in range(self.steps):
+            self.first_order[k].add(exact[k])
+            self.half_order[k].add(reinforce[k])
+        for least in self.roulettes:
+            self.roulettes[least].append(roulette_square(exact, least))
+        self.rows.append(last[-1] if self.exact else others[0])
+
+    @property
+    def gradient(self) -> Tensor:  # [P]
+        return self.last[self.steps].mean if self.exact else self.mixed[0].mean
+
+    def reinforce_variance(self, k: int) -> Spread:
+        """Of first order on the last k steps and REINFORCE on the others."""
+        return self._spread(self.mixed[k])
+
+    def truncated_variance(self, k: int) -> Spread:
+        """Of first order on the last k steps alone."""
+        return self._spread(self.last[k])
+
+    def _spread(self, moments: Moments) -> Spread:
+        return self.chunk * moments.variance(), self.chunk * moments.variance_se()
+
+    def truncated_bias(self, k: int) -> float:
+        """Relative bias along the gradient of first order on the last k steps alone."""
+        g = self.gradient
+        return float(self.last[k].mean @ g / (g @ g)) - 1
+
+    def roulette_variance(self, least: int) -> Spread:
+        """Of Russian roulette over at least `least` steps (one of `roulettes`), its depth averaged exactly."""
+        full = self.last[self.steps]
+        signal = float(full.mean.double().square().sum()) - full.variance() / full.count
+        squares = self.roulettes[least]
+        error = statistics.stdev(squares) / len(squares) ** 0.5
+        return self.chunk * max(statistics.mean(squares) - signal, 0.0), self.chunk * error
+
+    def signal(self, k: int) -> float:
+        """Squared norm of the expected gradient through step k, unbiased."""
+        moments = self.first_order[k]
+        return float(moments.mean.double().square().sum()) - moments.variance() / moments.count
+
+
+def roulette_square(exact: Tensor, least: int) -> float:
+    """Mean over the depth K, uniform on least .. T, of the squared norm of Russian roulette's estimate.
+
+    `exact` [T, P] is a chunk's gradient by step. An estimate of depth K is the sum over the last K steps of the
+    step's gradient divided by the probability that it is reached.
+    """
+    steps = len(exact)
+    choices = steps - least + 1
+    weights = torch.tensor([choices / min(steps - i + 1, choices) for i in range(1, steps + 1)]).to(exact)
+    estimates = (weights[:, None] * exact.flip(0)).cumsum(0)  # [T, P] by depth
+    return float(estimates[least - 1 :].double().square().sum(1).mean())
+
+
+def gather(subject: Subject, exact: bool, chunks: int, patience_s: float = float("inf")) -> Families:
+    """Statistics of `chunks` chunks, or of as many, but 8 at least, as `patience_s` allows."""
+    families = Families(len(subject.schedule), len(subject.groups), exact)
+    started = time.monotonic()
+    for chunk in range(chunks):
+        chains = subject.chains(chunk)
+        reinforce = reinforce_by_step(subject, chains)
+        families.add(exact_by_step(subject, chains) if exact else torch.zeros_like(reinforce), reinforce)
+        if chunk + 1 >= min(_LEAST_CHUNKS, chunks) and time.monotonic() - started > patience_s:
+            break
+    return families

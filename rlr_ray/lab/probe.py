@@ -1,0 +1,119 @@
+"""Memory and seconds of an update's parts, each measured on one chunk of a recipe's chains."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlr_ray.core.budget import Line, MemoryModel
+from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.first_order import first_order
+from rlr_ray.core.gradient import rollout
+from rlr_ray.core.half_order import half_order
+from rlr_ray.core.plan import PlanShape
+from rlr_ray.engine import Engine
+from rlr_ray.lab.measure import Subject
+from rlr_ray.lab.memory import peak_bytes
+
+_CHECKPOINTED_STEPS = 4  # further ones add little, so the slope is taken over a few
+
+
+@dataclass(frozen=True)
+class Probe:
+    memory: MemoryModel
+    seconds: dict[str, float]  # per chunk: forward (one step), backward (one step), rollout (a chunk of pairs)
+
+
+def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
+    """Run every part twice at most. First order is left at 0 for a reward without a gradient."""
+    work = Work(engine, subject)
+    steps = len(subject.schedule)
+    peaks = {name: peak_bytes(part, engine.device) for name, part in work.parts(steps, differentiable).items()}
+    seconds = {
+        "forward": _seconds(work.sampling) / steps,
+        "backward": max(_seconds(lambda: work.half_order(2)) - _seconds(lambda: work.half_order(1)), 0.0),
+        "rollout": _seconds(work.rollout),
+    }
+    memory = MemoryModel(
+        work.held(),
+        peaks["sampling"],
+        _line(peaks, "plain", 2),
+        _line(peaks, "checkpointed", min(_CHECKPOINTED_STEPS, steps)),
+        _line(peaks, "half", 2),
+        peaks["rollout"],
+    )
+    return Probe(memory, seconds)
+
+
+def _line(peaks: Mapping[str, int], name: str, count: int) -> Line:
+    first, last = peaks.get(f"{name} 1", 0), peaks.get(f"{name} {count}", 0)
+    return Line(first, max(last - first, 0) / (count - 1) if count > 1 else 0.0)
+
+
+class Work:
+    """The parts of an update as functions that can be run and measured."""
+
+    def __init__(self, engine: Engine, subject: Subject):
+        self.engine, self.subject = engine, subject
+        self.chains = subject.chains(0)
+        self.trajectory: Trajectory = self.sampling()
+        zeroth = engine.config.estimator.zeroth_order
+        self.pairs = engine.train_chains(0, range(zeroth.chunk_size))
+
+    def parts(self, steps: int, differentiable: bool) -> dict[str, Callable[[], Any]]:
+        parts: dict[str, Callable[[], Any]] = {"sampling": self.sampling, "rollout": self.rollout}
+        parts |= {f"half {h}": functools.partial(self.half_order, h) for h in (1, min(2, steps))}
+        if differentiable:
+            counts = {"plain": (1, min(2, steps)), "checkpointed": (1, min(_CHECKPOINTED_STEPS, steps))}
+            for name, (one, more) in counts.items():
+                saving = name == "checkpointed"
+                parts |= {f"{name} {k}": functools.partial(self.first_order, k, saving) for k in (one, more)}
+        return parts
+
+    def sampling(self) -> Trajectory:
+        chains, subject = self.chains, self.subject
+        start = (chains.x_start, chains.noise, chains.conditioning)
+        return sample_chain(subject.denoiser, subject.theta, subject.schedule, *start)
+
+    def first_order(self, steps: int, checkpoint_steps: bool) -> Any:
+        whole, subject = self.trajectory, self.subject
+        start = Trajectory(whole.latents[: len(whole.latents) - steps], whole.noise, whole.conditioning)
+        arguments = (subject.denoiser, subject.theta, subject.schedule, start, self.chains.objective)
+        return first_order(*arguments, checkpoint_steps=checkpoint_steps)
+
+    def half_order(self, length: int) -> Any:
+        """At the chain's start, where every schedule has noise; memory does not depend on the place."""
+        subject, advantage = self.subject, self.subject.theta.new_ones(len(self.chains.x_start))
+        arguments = (subject.denoiser, subject.theta, subject.schedule, self.trajectory)
+        return half_order(*arguments, range(length), advantage)
+
+    def rollout(self) -> Any:
+        subject, steps = self.subject, len(self.subject.schedule)
+        directions = torch.zeros(len(self.pairs.x_start), len(subject.theta)).to(subject.theta)
+        plan = PlanShape(steps, 0, 0).draw("probe")
+        return rollout(subject.denoiser, subject.theta, subject.schedule, plan, self.pairs, directions, 0.0)
+
+    def held(self) -> float:
+        """What an update holds all along: weights, all chains and trajectories, theta and its chunks' gradients."""
+        config, latent = self.engine.config, self.chains.x_start
+        trajectory = _bytes(latent) / len(latent) * 2 * (len(self.subject.schedule) + 1)
+        chunks = config.train.chains / config.train.chunk_size
+        gradients = _bytes(self.subject.theta) * (4 * chunks + 6)  # two terms, summed once; optimizer, guides
+        return self.engine.held_bytes() + config.train.chains * trajectory + gradients
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.monotonic()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - started
