@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray train`."""
+"""The commands: `rlr-ray train | lab | plan`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
+from rlr_ray.lab.commands import add_lab_arguments, add_plan_arguments
+from rlr_ray.lab.planner import Choice, choose
+from rlr_ray.lab.plans import with_plan
+from rlr_ray.lab.report import choice_words, write_choice
 from rlr_ray.loop import Report, train
 from rlr_ray.progress import progress
 from rlr_ray.prompts import load_prompts
@@ -21,25 +25,26 @@ from rlr_ray.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 2 if the user must mend something."""
+    """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of processors that no run uses
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except UserError as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted; the same command with --resume goes on from the last checkpoint", soft_wrap=True)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlr-ray", description="Fine-tune a diffusion model to raise a reward.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
+    add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
+    add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
     return parser
 
 
@@ -64,12 +69,42 @@ def train_command(options: argparse.Namespace) -> None:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(describe_plan(config), markup=False, soft_wrap=True)
         return
+    if options.resume:
+        config = RunFolder(config).as_started(config)
+    RunFolder(config).check(resume=options.resume, overwrite=options.overwrite)
+    choice = None
+    if config.estimator.preset == "auto":
+        choice = choose_plan(config, console)
+        config = with_plan(config, choice.best.keys)
     folder = RunFolder(config)
-    folder.check(resume=options.resume, overwrite=options.overwrite)
+
+    def begin() -> None:
+        folder.begin(resume=options.resume)
+        if choice:
+            write_choice(folder.path, config, choice)
+
     console.print(describe_plan(config), markup=False, soft_wrap=True)
     with progress(console, config.train.iterations) as report:
-        run(config, report, console, lambda: folder.begin(resume=options.resume))
+        run(config, report, console, begin)
     console.print(describe_results(folder), markup=False, soft_wrap=True)
+
+
+def choose_plan(config: RunConfig, console: Console) -> Choice:
+    """Measure which plan is best, on the device that will backpropagate."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    if config.cluster == "none":
+        choice = choose(config, say)
+    elif not config.cluster.worker_gpus:
+        choice = choose(config.on(0), say)
+    else:
+        from rlr_ray.cluster.launch import choose_on_ray  # only here, as in `run`
+
+        choice = choose_on_ray(config, config.cluster, say)
+    say(choice_words(choice))
+    return choice
 
 
 def run(config: RunConfig, report: Report, console: Console, begin: Callable[[], None]) -> None:

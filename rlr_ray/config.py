@@ -212,6 +212,14 @@ class RunConfig(Strict):
         forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + 2 * pairs * plans[0].steps
         return forwards, sum(size * plan.backwards for plan in plans)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, given: Any) -> Any:
+        """`estimator: auto` is short for its preset."""
+        if isinstance(given, dict) and given.get("estimator") == "auto":
+            return given | {"estimator": {"preset": "auto"}}
+        return given
+
     @model_validator(mode="after")
     def _works_together(self) -> RunConfig:
         check_together(self)

@@ -11,6 +11,8 @@ _ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {
     # Three orders, guided directions, weights of least mean squared error: what works for small adapters.
     "rlr": {},
+    # The plan that `rlr-ray plan` would choose, measured at the start of the run.
+    "auto": {},
     # The paper's equation 6 as written: one first-order step, one sub-chain (its j .. j+1), isotropic, weights 1.
     "rlr-paper": {
         "first_order_steps": 1,

@@ -15,15 +15,18 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.train
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import Room, check_reachable, room
 from rlr_ray.cluster.rollouts import RolloutPool, start_actors
 from rlr_ray.cluster.worker import run_worker
 from rlr_ray.config import ClusterConfig, RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.loop import Report
 
 _PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
@@ -51,6 +54,25 @@ def run_on_ray(
         held.release_workers()
         with _mailbox() as mailbox, _forwarding(mailbox, report):
             _fit(config, cluster, rollouts, mailbox)
+
+
+def choose_on_ray(config: RunConfig, cluster: ClusterConfig, say: Callable[[str], None]) -> Choice:
+    """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
+    with _connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
+        say("measuring plans on a worker's device")
+        placed = PlacementGroupSchedulingStrategy(held.workers)
+        gpus, cpus = cluster.worker_gpus, cluster.worker_cpus
+        task = ray.remote(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
+        try:
+            choice: Choice = ray.get(task.remote(config.on(gpus), os.getcwd()))
+        except RayTaskError as error:
+            raise error.cause from None
+    return choice
+
+
+def _choose(config: RunConfig, folder: str) -> Choice:
+    enter(folder)
+    return choose(config, lambda text: None)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ the exact gradient and along 20 random directions must stay below 3.5 for every 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Certified:
     relative_bias_se: float
     variance: float
     cost: float
+    biased: bool  # claims nothing
     ok: bool  # True also for plans that claim nothing
 
 
@@ -119,6 +120,7 @@ def certify(candidate: Candidate, chunks: int) -> Certified:
         measured.relative_bias_se,
         measured.variance,
         measured.cost,
+        candidate.shape.biased,
         candidate.shape.biased or max(z.values()) <= LIMIT,
     )
 
@@ -171,8 +173,3 @@ def worst_z(differences: Tensor, g: Tensor, random_directions: int = 20) -> floa
         return 0.0
     z = along.mean(0) / (along.std(0) / len(along) ** 0.5)
     return float(z.abs().max())
-
-
-def as_row(certified: Certified) -> dict[str, Any]:
-    """For JSON and tables."""
-    return asdict(certified)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
+from rlr_ray.core.plan import Plan
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
 from rlr_ray.lab.memory import peak_bytes
-from rlr_ray.lab.plans import Estimator, covered, paper, reinforce, roulette, truncated, with_plan
+from rlr_ray.lab.plans import FULL, Estimator, covered, paper, reinforce, roulette, truncated, with_plan
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.loop import Process, update
@@ -24,7 +25,18 @@ from rlr_ray.state import TrainState
 GIB = 2**30
 _CHUNKS = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
+_DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 _DIRECT_CHUNKS = 8  # of plans that are measured one by one
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan's statistics, whatever the budget; each with its standard error."""
+
+    name: str
+    keys: Estimator
+    variance: Spread  # per chain
+    bias: Spread = (0.0, 0.0)  # relative, along the gradient
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,6 @@ class Choice:
     rule: PaperRule | None
     chunks: int
     measured_gib: float  # peak of a real update under the best plan
-    notes: list[str] = field(default_factory=list)
 
     @property
     def error(self) -> float:
@@ -100,11 +111,13 @@ class Planner:
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
         self.families: Families = gather(self.subject, self.exact, _CHUNKS, _PATIENCE_S)
-        self.direct: dict[str, Option] = {}
+        self.direct: dict[str, Found] = {}
 
     def choose(self, budget_gib: float | None) -> Choice:
         rule = self._rule(budget_gib)
-        options = sorted(self._options(budget_gib, rule), key=lambda option: option.variance_cost)
+        budget = float("inf") if budget_gib is None else budget_gib * GIB
+        options = [self._option(found, budget) for found in self._found(rule)]
+        options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
         able = [option for option in options if option.fits and option.unbiased]
         if not able:
             least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
@@ -144,92 +157,84 @@ class Planner:
         length = closed_form_length(*values, steps)
         return PaperRule(length, values[1] / GIB, values[2] / GIB, values[3], values[4])
 
-    def _options(self, budget_gib: float | None, rule: PaperRule | None) -> Iterator[Option]:
-        families = self.families
-        if self.exact:
-            for k in range(1, families.steps + 1):
-                keys = {"preset": "full_bp"} if k == families.steps else reinforce(k)
-                name = "full_bp" if k == families.steps else f"FO({k}) + REINFORCE"
-                yield self._option(name, keys, families.reinforce_variance(k), (0.0, 0.0), budget_gib)
-            for least in families.roulettes:
-                variance = families.roulette_variance(least)
-                yield self._option(
-                    f"russian-roulette, at least {least}", roulette(least), variance, (0.0, 0.0), budget_gib
-                )
-            for k in sorted({1, min(3, families.steps - 1)} - {0}):
-                variance, bias = families.truncated_variance(k), families.truncated_bias(k)
-                yield self._option(f"alignprop, K = {k}", truncated(k), variance, (bias, float("nan")), budget_gib)
-        if self.config.sampler.eta:
-            yield self._option("ddpo", {"preset": "ddpo"}, families.reinforce_variance(0), (0.0, 0.0), budget_gib)
-        for name, keys in self._one_by_one(rule).items():
-            if name not in self.direct:
-                self.say(f"measuring {name}")
-                self.direct[name] = self._measure(name, keys)
-            found = self.direct[name]
-            variance, bias = (found.variance, found.variance_se), (found.relative_bias, found.relative_bias_se)
-            yield self._option(name, keys, variance, bias, budget_gib)
+    def _found(self, rule: PaperRule | None) -> list[Found]:
+        """Every plan worth a look, with its variance and bias."""
+        return [*self._families(), *self._one_by_one(rule)]
 
-    def _one_by_one(self, rule: PaperRule | None) -> dict[str, Estimator]:
-        """Plans that the families do not hold."""
-        steps = self.families.steps
-        first = 1 if self.exact else 0
+    def _families(self) -> Iterator[Found]:
+        families = self.families
+        if self.config.sampler.eta:
+            yield Found("ddpo", {"preset": "ddpo"}, families.reinforce_variance(0))
+        if not self.exact:
+            return
+        for k in range(1 if self.config.sampler.eta else families.steps, families.steps + 1):
+            full = k == families.steps
+            name, keys = ("full_bp", FULL) if full else (f"FO({k}) + REINFORCE", reinforce(k))
+            yield Found(name, keys, families.reinforce_variance(k))
+        for least in families.roulettes:
+            yield Found(f"russian-roulette, at least {least}", roulette(least), families.roulette_variance(least))
+        for k in sorted({1, min(3, families.steps - 1)} - {0}):
+            bias = (families.truncated_bias(k), float("nan"))
+            yield Found(f"alignprop, K = {k}", truncated(k), families.truncated_variance(k), bias)
+
+    def _one_by_one(self, rule: PaperRule | None) -> Iterator[Found]:
+        """Plans that the families do not hold, measured once each."""
+        steps, first = self.families.steps, int(self.exact)
         plans: dict[str, Estimator] = {"es": {"preset": "es"}}
         if self.config.sampler.eta and steps > 2:
             plans |= {f"FO({first}) + HO, h = 2 cover": covered(first, 2)}
-        if self.exact and self.config.sampler.eta:
+        if self.config.sampler.eta and self.exact and steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
-            plans |= {f"rlr-paper, h = {length}": paper(length)} if length else {}
+            plans |= {f"rlr-paper, h = {length}": paper(length)}
         if self.config.estimator.preset != "auto":
             plans |= {"the recipe's": self.config.estimator.model_dump(mode="json", exclude={"preset"})}
-        return plans
+        for name, keys in plans.items():
+            if name not in self.direct:
+                self.say(f"measuring {name}")
+                self.direct[name] = self._measure(name, keys)
+            yield self.direct[name]
 
-    def _measure(self, name: str, keys: Estimator) -> Option:
+    def _measure(self, name: str, keys: Estimator) -> Found:
         """A plan's variance and bias from a few chunks."""
         config = with_plan(self.config, keys)
-        guided = config.plan_shape.has_zeroth_order and config.estimator.zeroth_order.directions == "guided"
-        guides = guides_of(self.subject, config) if guided else None
+        guides = guides_of(self.subject, config) if _guided(config) else None
         norms: list[float | None] = [None] * self.families.steps
         candidate = candidate_of(name, config, self.subject, guides, norms)
         reference = torch.stack(self.families.rows[:_DIRECT_CHUNKS])
-        found = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.families.chunk)
-        variance, bias = (found.variance, found.variance_se), (found.relative_bias, found.relative_bias_se)
-        return self._option(name, keys, variance, bias, None)
+        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.families.chunk)
+        return Found(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
 
-    def _option(self, name: str, keys: Estimator, variance: Spread, bias: Spread, budget_gib: float | None) -> Option:
+    def _option(self, found: Found, budget: float) -> Option:
         """Plain backpropagation where it fits, since it costs a forward a step less; else checkpointed."""
-        plain, saving = keys | {"checkpoint_steps": False}, keys | {"checkpoint_steps": True}
-        budget = float("inf") if budget_gib is None else budget_gib * GIB
-        chosen = next((one for one in (plain, saving) if self._peak(one) <= budget), saving)
-        config = with_plan(self.config, chosen)
-        candidate = candidate_of(name, config, self.subject, None, [])
-        plans = [candidate.plan(chunk) for chunk in range(64)]
-        unbiased = not (candidate.shape.biased or "auto" in candidate.weights.values() or _guided(config))
+        both = [found.keys | {"checkpoint_steps": saving} for saving in (False, True)]
+        keys = next((keys for keys in both if self._peak(keys) <= budget), both[1])
+        config = with_plan(self.config, keys)
+        candidate = candidate_of(found.name, config, self.subject, None, [])
+        plans = [candidate.plan(chunk) for chunk in range(_DRAWS)]
         return Option(
-            name,
-            chosen,
+            found.name,
+            keys,
             str(candidate.shape),
-            unbiased,
-            *variance,
-            *bias,
+            not (candidate.shape.biased or "auto" in candidate.weights.values() or _guided(config)),
+            *found.variance,
+            *found.bias,
             candidate.cost(plans),
-            self._peak(chosen) / GIB,
-            self._seconds(
-                config,
-                sum(plan.forwards(config.estimator.checkpoint_steps) for plan in plans) / 64,
-                sum(plan.backwards for plan in plans) / 64,
-            ),
-            self._peak(chosen) <= budget,
+            self._peak(keys) / GIB,
+            self._seconds(config, plans),
+            self._peak(keys) <= budget,
         )
 
     def _peak(self, keys: Estimator) -> float:
         config = with_plan(self.config, keys)
         return self.probe.memory.peak(config.plan_shape, config.estimator.checkpoint_steps)
 
-    def _seconds(self, config: RunConfig, forwards: float, backwards: float) -> float:
-        chunks, zeroth = config.train.chains / config.train.chunk_size, config.estimator.zeroth_order
-        seconds = chunks * (forwards * self.probe.seconds["forward"] + backwards * self.probe.seconds["backward"])
+    def _seconds(self, config: RunConfig, plans: Sequence[Plan]) -> float:
+        seconds, zeroth = self.probe.seconds, config.estimator.zeroth_order
+        forwards = sum(plan.forwards(config.estimator.checkpoint_steps) for plan in plans) / len(plans)
+        backwards = sum(plan.backwards for plan in plans) / len(plans)
+        chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
         rollouts = zeroth.count / zeroth.chunk_size if config.plan_shape.has_zeroth_order else 0
-        return seconds + rollouts * self.probe.seconds["rollout"]
+        return chunk * config.train.chains / config.train.chunk_size + rollouts * seconds["rollout"]
 
 
 def _guided(config: RunConfig) -> bool:

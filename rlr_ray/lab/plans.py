@@ -14,6 +14,7 @@ from rlr_ray.recipes import parse_config
 
 Estimator = dict[str, Any]  # keys of config.estimator
 
+FULL: Estimator = {"preset": "full_bp"}
 _NO_SUB_CHAIN = {"length": 0}
 _UNWEIGHTED = {"half_order": {"weight": 1.0}, "checkpoint_steps": True}
 
@@ -49,7 +50,7 @@ def default_plans(config: RunConfig) -> dict[str, Estimator]:
     steps = config.sampler.steps
     middle = max(steps // 2, 1)
     plans = {"the recipe's": config.estimator.model_dump(mode="json", exclude={"preset"})}
-    plans |= {"full_bp": {"preset": "full_bp"}}
+    plans |= {"full_bp": FULL}
     plans |= {f"russian-roulette, at least {k}": roulette(k) for k in sorted({1, middle})}
     plans |= {f"FO({k}) + REINFORCE": reinforce(k) for k in sorted({1, min(3, steps - 1), middle})}
     plans |= {"ddpo": {"preset": "ddpo"}}

@@ -1,0 +1,138 @@
+"""The commands `rlr-ray lab` and `rlr-ray plan`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rlr_ray.config import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.lab.certificate import LIMIT, certificate
+from rlr_ray.lab.planner import choose
+from rlr_ray.lab.plans import default_plans, parse_plans
+from rlr_ray.lab.report import (
+    certificate_table,
+    choice_table,
+    choice_words,
+    lab_table,
+    profile_table,
+    write_choice,
+    write_json,
+    write_lab,
+)
+from rlr_ray.lab.run import Laboratory, compare
+from rlr_ray.recipes import load_config
+from rlr_ray.state import TrainState
+
+_WIDTH = 140
+_COST = 20_000.0  # denoiser forwards a plan
+
+
+def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--config", help="a YAML recipe: its model, reward and prompts are measured")
+    subject.add_argument("--model", choices=["toy"], help="toy: the unbiasedness certificate on an analytic chain")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
+    parser.add_argument(
+        "--plan", action="append", default=[], metavar="NAME={KEYS}", help="a plan to measure, as keys of `estimator`"
+    )
+    parser.add_argument("--only", action="store_true", help="the plans of --plan alone, without the usual ones")
+    parser.add_argument("--cost", type=float, default=_COST, help=f"denoiser forwards a plan (default {_COST:g})")
+    parser.add_argument("--chunks", type=int, help="chunks of the reference (default 400 for toy, else 40)")
+    parser.add_argument("--out", type=Path, default=Path("lab"), help="folder of lab.json, lab.parquet and lab.png")
+    parser.add_argument("--json", action="store_true", help="write no table, but lab.json to the terminal")
+    parser.set_defaults(command=lab_command)
+
+
+def lab_command(options: argparse.Namespace) -> int:
+    """0, or 1 if a plan of the certificate that claims to be unbiased is not."""
+    console = _console()
+    if options.model == "toy":
+        return _certify(options, console)
+    _compare(options, console)
+    return 0
+
+
+def _certify(options: argparse.Namespace, console: Console) -> int:
+    torch.set_num_threads(1)  # the toy's tensors are too small to share
+    rows = []
+    for row in certificate(options.chunks or 400):
+        rows.append(row)
+        if not options.json:
+            console.print(f"{row.name}: {'biased, as it says' if row.biased else 'ok' if row.ok else 'FAILED'}")
+    failed = [row.name for row in rows if not row.ok]
+    whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "lab.json", whole)
+    if options.json:
+        print((options.out / "lab.json").read_text("utf-8"), end="")
+    else:
+        console.print(certificate_table(rows))
+        console.print(f"failed: {', '.join(failed)}" if failed else f"every z-score is at most {LIMIT}", style="bold")
+    return 1 if failed else 0
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    config = load_config(options.config, options.set)
+    own = parse_plans(options.plan)
+    plans = own if options.only else default_plans(config) | own
+    if not plans:
+        raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
+    theta, guides = _standing(options.at, config)
+    laboratory = Laboratory(config, theta, guides, options.chunks or 40)
+    quiet = lambda text: None if options.json else console.print(text, markup=False)  # noqa: E731
+    reference, results = compare(laboratory, plans, options.cost, quiet)
+    profile = laboratory.profile(reference)
+    write_lab(options.out, config, reference, results, profile)
+    if options.json:
+        print((options.out / "lab.json").read_text("utf-8"), end="")
+        return
+    console.print(lab_table(results))
+    console.print(profile_table(profile))
+    console.print(f"lab.json, lab.parquet and lab.png are in {options.out}", markup=False)
+
+
+def _standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Theta and the span of guided directions at a checkpoint; None, None at the start of a run."""
+    if checkpoint is None:
+        return None, None
+    if not Path(checkpoint).is_file():
+        raise UserError(
+            f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
+        )
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = TrainState(saved["theta"], config.train, config.estimator)
+    state.load_state_dict(saved)
+    return saved["theta"], state.directions().basis
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
+    parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
+    parser.set_defaults(command=plan_command)
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    console = _console()
+    if options.memory_budget_gib is not None:
+        options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
+    config = load_config(options.config, options.set)
+    choice = choose(config, lambda text: console.print(text, markup=False))
+    path = write_choice(options.out, config, choice)
+    console.print(choice_table(choice))
+    console.print(choice_words(choice), markup=False, soft_wrap=True)
+    console.print(f"recipe: {path}; run it with `rlr-ray train --config {path}`", markup=False, soft_wrap=True)
+    return 0
+
+
+def _console() -> Console:
+    """Wide enough for a table's line where there is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)

@@ -1,0 +1,197 @@
+"""What the laboratory and the planner show: tables for a terminal, files for programs, a figure for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pyarrow
+import pyarrow.parquet
+import yaml
+from rich.table import Table
+
+from rlr_ray.config import RunConfig
+from rlr_ray.lab.certificate import Certified
+from rlr_ray.lab.planner import Choice, Option
+from rlr_ray.lab.plans import with_plan
+from rlr_ray.lab.reference import Reference
+from rlr_ray.lab.run import Result
+from rlr_ray.run_folder import replace_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def certificate_table(rows: Sequence[Certified]) -> Table:
+    """One line a plan: each term's worst z-score and the sum's, and the bias along the exact gradient."""
+    heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "variance", "cost", "")
+    table = _table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
+    for row in rows:
+        z = [_z(row.z.get(name)) for name in ("first_order", "half_order", "zeroth_order", "sum")]
+        bias = f"{row.relative_bias:+.3f} ± {row.relative_bias_se:.3f}"
+        verdict = "biased" if row.biased else "ok" if row.ok else "FAILED"
+        table.add_row(row.name, *z, bias, f"{row.variance:.3g}", f"{row.cost:.1f}", verdict)
+    return table
+
+
+def lab_table(results: Sequence[Result]) -> Table:
+    """One line a plan, unbiased ones first, least variance at equal cost on top."""
+    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "chunks")
+    table = _table("Per chain; a backward costs two forwards; * biased", heads)
+    for result in ranked(results):
+        row = result.measurement
+        table.add_row(
+            row.name + ("" if row.unbiased else " *"),
+            f"{row.relative_bias:+.2f} ± {row.relative_bias_se:.2f}",
+            f"{row.variance:.3g} ± {row.variance_se:.1g}",
+            f"{row.cost:.1f}",
+            f"{row.variance_cost:.3g}",
+            f"{row.cosine:.2f}",
+            f"{result.peak_mib:.1f}",
+            str(row.chunks),
+        )
+    return table
+
+
+def profile_table(profile: Sequence[dict[str, float]]) -> Table:
+    """One line a step."""
+    table = _table("Steps; variances per chain", list(profile[0]))
+    for row in profile:
+        table.add_row(*(f"{value:.3g}" for value in row.values()))
+    return table
+
+
+def ranked(results: Sequence[Result]) -> list[Result]:
+    return sorted(results, key=lambda result: (not result.measurement.unbiased, result.measurement.variance_cost))
+
+
+def write_lab(
+    folder: Path, config: RunConfig, reference: Reference, results: Sequence[Result], profile: list[dict[str, float]]
+) -> None:
+    """lab.json, lab.parquet (a row a plan) and lab.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [result.row() for result in ranked(results)]
+    whole = {
+        "config": config.model_dump(mode="json"),
+        "reference": {"kind": reference.kind, "chunks": len(reference.rows)},
+        "gradient_norm": float(reference.rows.mean(0).norm()),
+        "trained_numbers": reference.rows.shape[1],
+        "plans": rows,
+        "profile": profile,
+    }
+    write_json(folder / "lab.json", whole)
+    table = pyarrow.Table.from_pylist(rows)
+    replace_file(folder / "lab.parquet", lambda file: pyarrow.parquet.write_table(table, file))
+    save_figure(folder / "lab.png", results)
+
+
+def save_figure(path: Path, results: Sequence[Result]) -> None:
+    """Variance at equal cost against memory, both on log axes; biased plans are hollow."""
+    figure, axis = pyplot.subplots(figsize=(9, 6))
+    for result in results:
+        row = result.measurement
+        face = "tab:blue" if row.unbiased else "none"
+        axis.scatter(result.peak_mib, row.variance_cost, s=45, facecolors=face, edgecolors="tab:blue")
+        axis.annotate(row.name, (result.peak_mib, row.variance_cost), (5, 3), textcoords="offset points", fontsize=7)
+    axis.set(xscale="log", yscale="log", xlabel="peak memory of a chunk, MiB", ylabel="variance x cost")
+    axis.set_title("Lower left is better; filled: unbiased, hollow: biased", fontsize=10)
+    figure.tight_layout()
+    replace_file(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+    pyplot.close(figure)
+
+
+def choice_table(choice: Choice) -> Table:
+    """The plans that fit, unbiased ones first; those that do not at the end."""
+    heads = ("plan", "variance", "cost", "variance x cost", "bias along g", "peak GiB", "s / update", "")
+    table = _table("Per chain; a backward costs two forwards; * biased", heads)
+    for option in sorted(choice.options, key=lambda option: not option.fits):
+        mark = "chosen" if option is choice.best else "" if option.fits else "does not fit"
+        table.add_row(*_option_cells(option), mark, style="bold" if option is choice.best else None)
+    return table
+
+
+def _option_cells(option: Option) -> list[str]:
+    bias = "0" if option.unbiased else f"{option.relative_bias:+.2f}" + _error(option.relative_bias_se)
+    saving = " (checkpointed)" if option.keys["checkpoint_steps"] else ""
+    return [
+        option.name + saving + ("" if option.unbiased else " *"),
+        f"{option.variance:.3g}{_error(option.variance_se)}",
+        f"{option.cost:.1f}",
+        f"{option.variance_cost:.3g}",
+        bias,
+        f"{option.peak_gib:.3g}",
+        f"{option.seconds:.2f}",
+    ]
+
+
+def choice_words(choice: Choice) -> str:
+    """What was chosen and why, and the paper's rule beside it."""
+    best = choice.best
+    budget = "no memory budget" if choice.budget_gib is None else f"budget {choice.budget_gib:g} GiB"
+    lines = [f"{budget}: {best.name}: {best.plan}"]
+    lines.append(
+        f"predicted peak {best.peak_gib:.4g} GiB, measured on a real update {choice.measured_gib:.4g} GiB "
+        f"({choice.error:+.1%})"
+    )
+    ties = [option.name for option in choice.options if option.fits and option.unbiased and _tied(option, best)]
+    if ties:
+        lines.append(f"within the errors of the variances: {', '.join(ties)}")
+    if choice.rule:
+        rule = choice.rule
+        lines.append(
+            f"the paper's closed form: h* = {rule.length} (B_h {rule.memory_half_gib:.3g} GiB, B_z "
+            f"{rule.memory_zeroth_gib:.3g} GiB a step, V_h {rule.variance_half:.3g}, V_z {rule.variance_zeroth:.3g})"
+        )
+    return "\n".join(lines)
+
+
+def _tied(option: Option, best: Option) -> bool:
+    error = math.hypot(option.variance_se * option.cost, best.variance_se * best.cost)
+    return option is not best and option.variance_cost - best.variance_cost < error
+
+
+def write_choice(folder: Path, config: RunConfig, choice: Choice) -> Path:
+    """plan.json with every option, and plan.yaml, a recipe that `train` takes; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", asdict(choice))
+    recipe = with_plan(config, choice.best.keys).model_dump(mode="json", exclude_defaults=True)
+    recipe["estimator"] = choice.best.keys | {
+        key: value for key, value in recipe.get("estimator", {}).items() if key not in ("preset", *choice.best.keys)
+    }
+    text = f"# {choice_words(choice).splitlines()[0]}\n" + yaml.safe_dump(recipe, sort_keys=False)
+    replace_file(folder / "plan.yaml", lambda file: file.write_text(text, "utf-8"))
+    return folder / "plan.yaml"
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(_finite(value), indent=2)
+    replace_file(path, lambda file: file.write_text(text + "\n", "utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _z(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _error(value: float) -> str:
+    return f" ± {value:.1g}" if math.isfinite(value) else ""
