@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    for check in (_plan_owns_something, _half_order, _zeroth_order, _devices, _workers):
+    of_plan = () if config.estimator.preset == "auto" else (_plan_owns_something, _half_order, _zeroth_order)
+    for check in (*of_plan, _devices, _workers):
         check(config)
 
 

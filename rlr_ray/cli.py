@@ -63,7 +63,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def train_command(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     config = load_config(options.config, options.set)
-    check_reward(config)
+    if config.estimator.preset != "auto":  # else there is no plan yet
+        check_reward(config)
     load_prompts(config.prompts)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)

@@ -14,7 +14,10 @@ _REMEDIES = {
 
 def describe_plan(config: RunConfig) -> str:
     """Which order owns what, what an update costs, and what the estimate is not."""
-    shape, estimator, train = config.plan_shape, config.estimator, config.train
+    estimator, train = config.estimator, config.train
+    if estimator.preset == "auto":
+        return f"plan: chosen by measurement at the start, as by `rlr-ray plan`; {train.iterations} updates"
+    shape = config.plan_shape
     chunks = range(train.chains // train.chunk_size)
     forwards, backwards = config.cost([shape.draw(config.seed, 0, chunk=c) for c in chunks])
     pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0

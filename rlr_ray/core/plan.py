@@ -166,8 +166,7 @@ class PlanShape:
     def _depth(self, *seed: int | str, chunk: int) -> tuple[int, tuple[float, ...] | None]:
         """How many steps a chunk backpropagates, uniform over K .. T unless fixed, and the steps' weights.
 
-        A step i from the end is reached with probability (T - i + 1) / (T - K + 1) beyond the K that always are;
-        Russian roulette divides by it, which makes first order unbiased for every step of the chain.
+        Russian roulette divides by the probability of reaching a step, which makes first order unbiased for all.
         """
         least, steps = self.first_order_steps, self.steps
         if self.truncation == "fixed":
@@ -176,7 +175,7 @@ class PlanShape:
         depth = least + int((uniform(*seed, "depth") + chunk * _GOLDEN) % 1 * choices)
         if self.truncation == "random":
             return depth, None
-        return depth, tuple(choices / min(steps - i + 1, choices) for i in range(depth, 0, -1))
+        return depth, inverse_probabilities(steps, least)[steps - depth :]
 
     def _sub_chains(self, *seed: int | str, place_weights: Sequence[float] | None) -> list[range]:
         length, (low, stop) = self.sub_chain_length, self.room
@@ -234,6 +233,12 @@ class PlanShape:
         places = {"uniform": "", "importance": " drawn by gradient norm"}
         where = places[self.place] if isinstance(self.place, str) else f" within steps {self.place[0]}-{self.place[1]}"
         return f"{many} of {length}{where}"
+
+
+def inverse_probabilities(steps: int, least: int) -> tuple[float, ...]:  # [T]
+    """1 / probability that a step is among the last K of `steps`, K uniform on least .. steps."""
+    choices = steps - least + 1
+    return tuple(choices / min(k + 1, choices) for k in range(steps))
 
 
 def _interval(steps: range) -> str:

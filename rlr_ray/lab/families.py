@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlr_ray.core.plan import inverse_probabilities
 from rlr_ray.lab.measure import Subject
 from rlr_ray.lab.reference import exact_by_step, reinforce_by_step
 
@@ -123,10 +124,8 @@ def roulette_square(exact: Tensor, least: int) -> float:
     `exact` [T, P] is a chunk's gradient by step. An estimate of depth K is the sum over the last K steps of the
     step's gradient divided by the probability that it is reached.
     """
-    steps = len(exact)
-    choices = steps - least + 1
-    weights = torch.tensor([choices / min(steps - i + 1, choices) for i in range(1, steps + 1)]).to(exact)
-    estimates = (weights[:, None] * exact.flip(0)).cumsum(0)  # [T, P] by depth
+    weights = torch.tensor(inverse_probabilities(len(exact), least), dtype=exact.dtype)
+    estimates = (weights[:, None] * exact).flip(0).cumsum(0)  # [T, P] by depth
     return float(estimates[least - 1 :].double().square().sum(1).mean())
 
 

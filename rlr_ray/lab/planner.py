@@ -10,7 +10,7 @@ import torch
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
 from rlr_ray.core.plan import Plan
-from rlr_ray.engine import Engine
+from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
@@ -101,16 +101,15 @@ def choose(config: RunConfig, say: Callable[[str], None]) -> Choice:
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None]):
+    def __init__(self, config: RunConfig, say: Callable[[str], None], patience_s: float = _PATIENCE_S):
         self.config, self.say = config, say
         self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
-        base = with_plan(config, {"preset": "ddpo"})  # any plan will do to build the engine
-        self.engine = Engine(base)
+        self.engine = Engine(with_plan(config, {"preset": "es"}))  # a plan that every recipe allows
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta)
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
-        self.families: Families = gather(self.subject, self.exact, _CHUNKS, _PATIENCE_S)
+        self.families: Families = gather(self.subject, self.exact, _CHUNKS, patience_s)
         self.direct: dict[str, Found] = {}
 
     def choose(self, budget_gib: float | None) -> Choice:
@@ -189,10 +188,19 @@ class Planner:
         if self.config.estimator.preset != "auto":
             plans |= {"the recipe's": self.config.estimator.model_dump(mode="json", exclude={"preset"})}
         for name, keys in plans.items():
+            if name == "the recipe's" and not self._allowed(keys):
+                continue
             if name not in self.direct:
                 self.say(f"measuring {name}")
                 self.direct[name] = self._measure(name, keys)
             yield self.direct[name]
+
+    def _allowed(self, keys: Estimator) -> bool:
+        try:
+            check_reward(with_plan(self.config, keys))
+        except UserError:
+            return False
+        return True
 
     def _measure(self, name: str, keys: Estimator) -> Found:
         """A plan's variance and bias from a few chunks."""

@@ -1,0 +1,76 @@
+"""`rlr-ray lab` on the embedded model: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from rlr_ray.cli import main
+from tests.runs import RECIPE
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE | {"output_dir": "runs"}))
+    return file
+
+
+def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "mine={first_order_steps: 2, sub_chain: {length: 2}, zeroth_order: {directions: isotropic, weight: 1.0}}"
+    assert main(["lab", "--config", str(recipe), "--chunks", "8", "--cost", "1", "--plan", own]) == 0
+    said = capsys.readouterr().out
+    assert "variance x cost" in said and "kappa" in said and "left out" not in said
+    told = json.loads(Path("lab/lab.json").read_text())
+    rows = {row["name"]: row for row in told["plans"]}
+    assert {"full_bp", "ddpo", "es", "rlr-paper, h = 2", "alignprop, K = 1", "mine", "the recipe's"} <= set(rows)
+    assert told["reference"] == {"kind": "full backpropagation", "chunks": 8}
+    assert rows["full_bp"]["relative_bias"] == pytest.approx(0, abs=1e-5)
+    assert rows["full_bp"]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert rows["full_bp"]["cost"] == 5 + 5 + 2 * 5  # checkpointed: every step twice forwards, once back
+    assert rows["mine"]["cost"] == 5 + 2 + 2 * (2 + 2) + 2 * 5
+    assert not rows["the recipe's"]["unbiased"] and rows["rlr-paper, h = 2"]["unbiased"]
+    assert [row["step"] for row in told["profile"]] == [0, 1, 2, 3, 4]
+    assert sum(row["gradient_share"] for row in told["profile"]) == pytest.approx(1)
+    table = pyarrow.parquet.read_table("lab/lab.parquet").to_pylist()
+    assert [row["name"] for row in table] == list(rows)
+    assert Path("lab/lab.png").stat().st_size > 10_000
+
+
+def test_a_black_box_reward_is_held_against_reinforce(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["reward.differentiable=false", "estimator={preset: ddpo}"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["lab", "--config", str(recipe), *words, "--chunks", "8", "--cost", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["reference"]["kind"] == "REINFORCE"
+    assert {row["name"] for row in told["plans"]} == {"the recipe's", "ddpo", "es"}
+    ddpo = next(row for row in told["plans"] if row["name"] == "ddpo")
+    assert ddpo["relative_bias"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_checkpoint_is_where_it_measures(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(recipe), "--set", "train.iterations=2"]) == 0
+    words = ["lab", "--config", str(recipe), "--chunks", "8", "--cost", "1", "--only", "--plan", "fo={preset: full_bp}"]
+    assert main([*words, "--out", "start"]) == 0
+    assert main([*words, "--out", "later", "--at", "runs/short/checkpoints/update_000002.pt"]) == 0
+    norms = [json.loads(Path(folder, "lab.json").read_text())["gradient_norm"] for folder in ("start", "later")]
+    assert norms[0] != norms[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plan", "mine"], "holds no keys"),
+        (["--plan", "mine={a: ["], "not YAML"),
+        (["--only"], "--only leaves no plan"),
+        (["--at", "nowhere.pt"], "is no file"),
+    ],
+)
+def test_what_it_refuses(recipe: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "--config", str(recipe), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""The planner on the embedded model: memory against measured peaks, its choice, and what train makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rlr_ray.cli import main
+from rlr_ray.errors import UserError
+from rlr_ray.lab.measure import estimate_chunk
+from rlr_ray.lab.memory import peak_bytes
+from rlr_ray.lab.planner import GIB, Planner
+from rlr_ray.lab.plans import covered, truncated, with_plan
+from rlr_ray.lab.subject import candidate_of
+from rlr_ray.recipes import load_config
+from tests.runs import RECIPE, short_run
+
+LENGTHS = range(1, 9)
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
+    config = short_run(tmp_path_factory.mktemp("plan"), sampler={"steps": 10}, train={"chunk_size": 4})
+    return Planner(config, lambda text: None, patience_s=0.0)
+
+
+def test_peak_bytes_are_those_of_the_tensors_alive() -> None:
+    """Three tensors of 1 MiB, at most two of them at once."""
+
+    def work() -> None:
+        a = torch.zeros(2**18)
+        b = a + 1
+        del a
+        b.add_(1)
+        c = b + 1
+        del b, c
+
+    assert peak_bytes(work, torch.device("cpu")) == pytest.approx(2 * 2**20, rel=1e-4)  # and a scalar or two
+
+
+@pytest.mark.parametrize("checkpoint_steps", [False, True])
+def test_memory_is_predicted_within_15_percent(planner: Planner, checkpoint_steps: bool) -> None:
+    """First order on the last 1 .. 8 steps and sub-chains of 1 .. 8, each chunk's real peak; the worst is about 3 %."""
+    for count in LENGTHS:
+        for keys in (truncated(count), covered(0, count)):
+            config = with_plan(planner.config, keys | {"checkpoint_steps": checkpoint_steps})
+            candidate = candidate_of("c", config, planner.subject, None, [])
+            predicted = max(planner.probe.memory.parts(config.plan_shape, checkpoint_steps).values())
+            measured = peak_bytes(lambda c=candidate: estimate_chunk(planner.subject, c, 0), planner.engine.device)
+            assert predicted == pytest.approx(measured, rel=0.15), f"{candidate.shape}"
+
+
+def test_the_choice_has_the_least_variance_x_cost_that_fits(planner: Planner) -> None:
+    by_budget = {budget: planner.choose(budget) for budget in (0.008, 0.011, 0.05, None)}
+    for budget, choice in by_budget.items():
+        able = [option for option in choice.options if option.fits and option.unbiased]
+        assert choice.best in able
+        assert choice.best.variance_cost == min(option.variance_cost for option in able)
+        assert abs(choice.error) < 0.15
+        assert all(option.fits == (budget is None or option.peak_gib <= budget) for option in choice.options)
+    assert by_budget[0.008].best.variance_cost >= by_budget[0.05].best.variance_cost
+    assert {option.name for option in by_budget[None].options} >= {"ddpo", "es", "full_bp", "alignprop, K = 3"}
+    names = [option.name for option in by_budget[None].options if not option.unbiased]
+    assert names and all(not option.unbiased for option in by_budget[None].options[-len(names) :])
+    rule = by_budget[0.05].rule
+    assert rule and 0 <= rule.length <= 9
+    assert rule.memory_half_gib == planner.probe.memory.half_order.further / GIB
+
+
+def test_a_budget_too_small_for_anything_says_how_much_is_needed(planner: Planner) -> None:
+    with pytest.raises(UserError, match=r"memory_budget_gib is 0.001, but the least .* needs is 0\.00\d+ GiB \(\w+\)"):
+        planner.choose(0.001)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE | {"output_dir": "runs"}))
+    return file
+
+
+def test_the_plan_is_a_recipe_that_train_takes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(recipe), "--memory-budget-gib", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert "the paper's closed form: h* =" in said and "measured on a real update" in said
+    told = json.loads(Path("plan/plan.json").read_text())
+    chosen = load_config("plan/plan.yaml", ["train.iterations=1"])
+    assert str(chosen.plan_shape) == told["best"]["plan"]
+    assert chosen.train.chains == 8 and chosen.memory_budget_gib == 0.05
+    assert main(["train", "--config", "plan/plan.yaml", "--set", "train.iterations=1"]) == 0
+
+
+def test_auto_chooses_once_and_resumes_with_its_choice(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    auto = ["train", "--config", str(recipe), "--set", "estimator=auto"]
+    assert main([*auto, "--dry-run"]) == 0
+    assert "plan: chosen by measurement at the start" in capsys.readouterr().out
+    assert main([*auto, "--set", "train.iterations=1"]) == 0
+    assert "measuring memory" in capsys.readouterr().out
+    config = yaml.safe_load(Path("runs/short/config.yaml").read_text())
+    told = json.loads(Path("runs/short/plan.json").read_text())
+    assert config["estimator"]["rest"] == told["best"]["keys"].get("rest", config["estimator"]["rest"])
+    assert config["estimator"]["preset"] != "auto"
+    assert main([*auto, "--resume", "--set", "train.iterations=2"]) == 0
+    assert "measuring memory" not in capsys.readouterr().out
+    assert json.loads(Path("runs/short/summary.json").read_text())["plan"] == told["best"]["plan"]
+
+
+def test_auto_with_a_black_box_reward_has_no_first_order(recipe: Path) -> None:
+    changes = ["estimator=auto", "reward.differentiable=false", "train.iterations=1"]
+    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
+    told = json.loads(Path("runs/short/plan.json").read_text())
+    assert "first order" not in told["best"]["plan"]
+    assert all("first order" not in option["plan"] for option in told["options"])
