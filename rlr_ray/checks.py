@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    of_plan = () if config.estimator.preset == "auto" else (_plan_owns_something, _half_order, _zeroth_order)
-    for check in (*of_plan, _devices, _workers):
+    of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
+    for check in (*(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
         check(config)
 
 
@@ -26,6 +26,29 @@ def _plan_owns_something(config: RunConfig) -> None:
         )
 
 
+def _surrogate(config: RunConfig) -> None:
+    surrogate = config.estimator.surrogate
+    if surrogate is None:
+        return
+    if surrogate.name == "online" and config.plan_shape.has_zeroth_order:
+        raise UserError(
+            "zeroth order would carry what the surrogate 'online' leaves of the reward, but rollout actors do not hold "
+            "its weights; set estimator.rest: half_order, estimator.sub_chain.place: cover, or name a differentiable "
+            "reward in estimator.surrogate.name"
+        )
+    if surrogate.coefficient == "auto" and _sharing(config) < 2:
+        raise UserError(
+            "estimator.surrogate.coefficient 'auto' compares chains that share a baseline, found 1 of a prompt; raise "
+            "train.chains_per_prompt, set estimator.half_order.baseline: batch, or give the coefficient as a number"
+        )
+
+
+def _sharing(config: RunConfig) -> int:
+    """Chains that share a baseline."""
+    train, baseline = config.train, config.estimator.half_order.baseline
+    return train.chains_per_prompt if baseline == "prompt" else train.chains
+
+
 def _half_order(config: RunConfig) -> None:
     train, half_order = config.train, config.estimator.half_order
     if not config.plan_shape.has_half_order:
@@ -35,8 +58,7 @@ def _half_order(config: RunConfig) -> None:
             "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
             "or estimator.sub_chain.length: 0 with rest: zeroth_order"
         )
-    sharing = train.chains_per_prompt if half_order.baseline == "prompt" else train.chains
-    if sharing < 2:
+    if _sharing(config) < 2:
         raise UserError(
             f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
             "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baseline 'batch')"

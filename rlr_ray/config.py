@@ -90,6 +90,27 @@ class ZerothOrderConfig(Strict):
         return self
 
 
+class SurrogateConfig(Strict):
+    """A differentiable Q of which first order carries c Q, while the other orders carry R - c Q on every step."""
+
+    name: str = "online"  # learned during the run, or a differentiable reward
+    options: dict[str, Any] = {}  # of that reward
+    # c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
+    coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
+    threshold: float = Field(0.3, ge=0, lt=1)
+    window: int = Field(4, ge=1)  # updates that give correlation and slope
+    replay: int = Field(2000, ge=1)  # samples that online keeps, and writes to every checkpoint
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    steps_per_update: int = Field(50, ge=1)
+    batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _read(self) -> SurrogateConfig:
+        if self.name == "online" and self.options:
+            raise ValueError(f"the surrogate 'online' takes no options, found {sorted(self.options)}; leave them out")
+        return self
+
+
 class EstimatorConfig(Strict):
     preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]  # defaults for the keys below
     first_order_steps: int | Literal["all"] = 3  # K
@@ -100,6 +121,7 @@ class EstimatorConfig(Strict):
     rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
     half_order: HalfOrderConfig = HalfOrderConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
+    surrogate: SurrogateConfig | None = None  # for rewards that are black-box
     weight_averaging: float = Field(8, ge=1)  # m of the auto weights: updates that the optimizer averages
     smoothing: float = Field(0.9, ge=0, lt=1)  # of the auto weights' statistics and the guides
 
@@ -203,6 +225,7 @@ class RunConfig(Strict):
             estimator.rest,
             estimator.sub_chain.count,
             estimator.truncation,
+            estimator.surrogate is not None,
         )
 
     def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:

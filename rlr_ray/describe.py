@@ -33,11 +33,13 @@ def describe_plan(config: RunConfig) -> str:
 def _notes(config: RunConfig) -> list[str]:
     shape, estimator = config.plan_shape, config.estimator
     notes = []
-    if shape.biased:
+    if shape.residual:
+        notes += _surrogate_notes(config)
+    elif shape.biased:
         notes.append("biased: the gradient through the steps that nothing owns is dropped")
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
-    if weighed:
+    if weighed and not shape.residual:
         notes.append(
             f"weight auto on {' and '.join(weighed)}: least mean squared error, so the sum is biased towards the "
             "other terms until their noise falls"
@@ -46,6 +48,30 @@ def _notes(config: RunConfig) -> list[str]:
         notes.append("guided directions: zeroth order estimates its part's projection on 3 or 4 earlier gradients")
     if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
         notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
+    return notes
+
+
+def _surrogate_notes(config: RunConfig) -> list[str]:
+    """What a plan with a surrogate estimates, and which bias its weights bring."""
+    shape, estimator = config.plan_shape, config.estimator
+    surrogate = estimator.surrogate
+    assert surrogate is not None
+    names = [name for name in ("half_order", "zeroth_order") if getattr(shape, f"has_{name}")]
+    carriers = " and ".join(name.replace("_", " ") for name in names)
+    weights = [getattr(estimator, name).weight for name in names]
+    if shape.biased:
+        said = "biased towards its gradient: nothing carries what it misses of the reward at some or all steps"
+    elif "auto" in weights:
+        said = f"{carriers} what it leaves of the reward: weight auto, so the sum is biased towards the surrogate's "
+        said += "gradient until the residual's noise falls"
+    elif all(weight == 1 for weight in weights):
+        said = f"{carriers} what it leaves of the reward: weight 1, so the sum is unbiased, whatever it misses"
+    else:
+        said = f"{carriers} what it leaves of the reward: weight {weights}, so the sum is biased by what it misses"
+    notes = [f"first order carries the surrogate {surrogate.name!r}, {said}"]
+    if surrogate.coefficient == "auto":
+        otherwise = f"the whole reward is left to {carriers}" if carriers else "theta stays as it is"
+        notes.append(f"while the surrogate's correlation is below {surrogate.threshold:g}, {otherwise}")
     return notes
 
 
@@ -58,6 +84,12 @@ def describe_results(folder: RunFolder) -> str:
     ]
     if summary["judge_before"] is not None:
         lines.append(f"judge {summary['judge_before']:.3f} -> {summary['judge_after']:.3f} (never trained on)")
+    surrogate = summary["surrogate"]
+    if surrogate is not None:
+        lines.append(
+            f"surrogate: correlation {surrogate['correlation']:.2f} with the reward on chains that it had not learned "
+            f"from (median of the last quarter), used in {surrogate['share_of_updates']:.0%} of updates"
+        )
     lines += _variance_note(summary["noise_shares"])
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "

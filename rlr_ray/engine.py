@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
+from rlr_ray.core.chain import Objective
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.seeds import chain_noise, seed_of
@@ -24,6 +26,7 @@ from rlr_ray.models import load_model
 from rlr_ray.models.adapters import module_bytes
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
+from rlr_ray.surrogate import OnlineSurrogate
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RolloutRequest:
     plan: Plan
     theta: Tensor  # [P]
     directions: Directions
+    coefficient: float = 0.0  # of the surrogate
 
 
 # Starts the rollouts of some chunks of perturbations; their results come in any order.
@@ -49,13 +53,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_reward(config: RunConfig) -> None:
-    """Raise UserError if the reward is not known, or is black-box under a plan with first-order steps."""
-    reward = config.reward
-    if config.plan_shape.first_order_steps and not is_differentiable(reward.name, reward.differentiable):
+    """Raise UserError if the reward is not known, or if first order would pass through a black box."""
+    reward, surrogate = config.reward, config.estimator.surrogate
+    differentiable = is_differentiable(reward.name, reward.differentiable)
+    if surrogate is not None and surrogate.name != "online" and not is_differentiable(surrogate.name):
+        raise UserError(
+            f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order passes "
+            "through the surrogate; allowed: 'online' or a differentiable reward; set estimator.surrogate.name: online"
+        )
+    if surrogate is None and config.plan_shape.first_order_steps and not differentiable:
         raise UserError(
             f"reward {reward.name!r} is black-box (differentiable: false), but estimator.first_order_steps is "
-            f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, or reward.differentiable: true "
-            "if it is made of torch operations"
+            f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, estimator.preset: surrogate, "
+            "or reward.differentiable: true if it is made of torch operations"
         )
 
 
@@ -83,13 +93,34 @@ class Engine:
         self.prompts = load_prompts(config.prompts)
         self.model = load_model(config.model, config.adapter, config.sampler, self.device)
         self.reward = load_reward(config.reward.name, config.reward.options, self.device)
+        surrogate = config.estimator.surrogate
+        self.surrogate_reward = None
+        if surrogate is not None and surrogate.name != "online":
+            self.surrogate_reward = load_reward(surrogate.name, surrogate.options, self.device)
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
 
-    def plans(self, step: int, place_weights: Sequence[float] | None = None) -> list[Plan]:
-        """Each chunk's plan of an update."""
+    def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
+        """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""
         chunks = range(self.config.train.chains // self.config.train.chunk_size)
-        return [self.shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
+        shape = self.shape if surrogate else self.shape.without_surrogate()
+        return [shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
+
+    def online_surrogate(self) -> OnlineSurrogate | None:
+        """A new one, if the config asks for it."""
+        config = self.config.estimator.surrogate
+        if config is None or config.name != "online":
+            return None
+        return OnlineSurrogate(
+            self.model.latent_shape,
+            OnlineSurrogate.features(self.model.encode([self.prompts[0].text])).shape[1],
+            seed=self.config.seed,
+            device=self.device,
+            replay=config.replay,
+            learning_rate=config.learning_rate,
+            steps_per_update=config.steps_per_update,
+            batch_size=config.batch_size,
+        )
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights and the reward's."""
@@ -127,7 +158,14 @@ class Engine:
             return score(self.reward, self.model.decode(latents), texts, metadata, self.config.reward.name)
 
         x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
-        return Chains(x_start, noise, self.model.encode(texts), objective)
+        return Chains(x_start, noise, self.model.encode(texts), objective, self._surrogate(texts, metadata))
+
+    def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
+        """The named reward that stands in for the true one, if any."""
+        reward, config = self.surrogate_reward, self.config.estimator.surrogate
+        if reward is None or config is None:
+            return None
+        return lambda latents: score(reward, self.model.decode(latents), texts, metadata, config.name)
 
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
@@ -139,7 +177,7 @@ class Engine:
             request.theta.to(self.device),
             self.model.schedule,
             request.plan,
-            self.train_chains(request.step, indices),
+            self.train_chains(request.step, indices).with_share(request.coefficient),
             directions.to(self.device),
             request.directions.step_size,
         )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
+from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.engine import Engine, RolloutRequest, Rollouts, memory_errors
 from rlr_ray.errors import UserError
 from rlr_ray.results import Results
 from rlr_ray.run_folder import MetricsLog, RunFolder
 from rlr_ray.state import TrainState
+from rlr_ray.surrogate import OnlineSurrogate
 
 Report = Callable[[dict[str, Any]], None]  # is given every update's row
 
@@ -44,21 +45,25 @@ def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Pr
     config = engine.config
     folder = RunFolder(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    online = engine.online_surrogate()
     saved = folder.load_checkpoint(engine.device)
     if saved:
         state.load_state_dict(saved)
+        if online is not None:
+            online.load_state_dict(saved["online_surrogate"])
     _check_same_start(state.step, process, engine.device)
     results = Results(engine, folder, state.initial_theta) if process.leads else None
     log = MetricsLog(folder.path, state.step) if process.leads else None
     while state.step < config.train.iterations:
-        row = update(engine, state, rollouts, process)
+        row = update(engine, state, rollouts, process, online)
         if log is not None and results is not None:
             if _due(state.step, config.evaluation.every, config.train.iterations):
                 row |= results.measure(state.theta.detach())
             log.add(row)
             if state.step % config.train.checkpoint_every == 0 or state.step == config.train.iterations:
                 log.save()
-                folder.save_checkpoint(state.step, state.state_dict())
+                learned = {} if online is None else {"online_surrogate": online.state_dict()}
+                folder.save_checkpoint(state.step, state.state_dict() | learned)
         report(row)
     if log is not None and results is not None:
         results.finish(state.theta.detach(), log.rows, process.ran_on)
@@ -78,39 +83,84 @@ def _due(step: int, every: int | None, last: int) -> bool:
     return every is not None and step % every == 0 and step < last
 
 
-def update(engine: Engine, state: TrainState, rollouts: Rollouts | None, process: Process) -> dict[str, Any]:
+def update(
+    engine: Engine,
+    state: TrainState,
+    rollouts: Rollouts | None,
+    process: Process,
+    online: OnlineSurrogate | None = None,
+) -> dict[str, Any]:
     """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
     started = time.monotonic()
-    config, step = engine.config, state.step
-    plans, theta = engine.plans(step, state.place_weights(config.sampler.steps)), state.theta.detach()
-    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions())
+    config, step, theta = engine.config, state.step, state.theta.detach()
+    coefficient = state.coefficient()  # this update's chains have no say in it
+    plans = engine.plans(step, state.place_weights(config.sampler.steps), surrogate=coefficient != 0)
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient)
     zeroth = config.estimator.zeroth_order
     count = zeroth.count if plans[0].zeroth_order else 0
     results = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
-    size = config.train.chunk_size
-    own = list(enumerate(_chunks(config.train.chains, size)))[process.rank :: process.size]
+    chains = _own_chains(engine, step, process, online)
     estimate = estimate_gradient(
         engine.model,
         theta,
         engine.model.schedule,
-        {c: (plans[c], engine.train_chains(step, indices)) for c, indices in own},
+        {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
         engine.groups(),
         lambda: None if results is None else engine.zeroth_order(request, results),
         checkpoint_steps=config.estimator.checkpoint_steps,
         reduce=process.reduce,
     )
-    weights = state.weights(estimate.terms)
+    weights = state.weights(estimate.terms, residual=plans[0].residual)
     state.note_place(plans[0], estimate)
-    norm = state.update(estimate, weights)
-    seconds = time.monotonic() - started
-    forwards, backwards = config.cost(plans)
-    return _row(step, plans[0], estimate, weights) | {
-        "gradient_norm": norm,
-        "seconds": seconds,
-        "rollouts_per_s": 2 * count / seconds,
-        "denoiser_forwards": forwards,
-        "denoiser_backwards": backwards,
-    }
+    row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
+    if config.estimator.surrogate is not None:
+        row["surrogate_coefficient"] = coefficient
+        row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
+    row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans)
+    row["seconds"] = time.monotonic() - started
+    return row | {"rollouts_per_s": 2 * count / row["seconds"]}
+
+
+def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:
+    """This process's chunks of an update, with the surrogate at its full size."""
+    train = engine.config.train
+    own = list(enumerate(_chunks(train.chains, train.chunk_size)))[process.rank :: process.size]
+    chains = {c: engine.train_chains(step, indices) for c, indices in own}
+    if online is None:
+        return chains
+    return {c: replace(one, surrogate=online.objective(one.conditioning)) for c, one in chains.items()}
+
+
+def _show_surrogate(
+    engine: Engine,
+    state: TrainState,
+    step: int,
+    chains: Mapping[int, Chains],
+    estimate: GradientEstimate,
+    process: Process,
+    online: OnlineSurrogate | None,
+) -> float:
+    """Measure the surrogate on an update's chains, then, if it learns, show it what the reward said of them.
+
+    Returns the correlation. Every process is given the same numbers.
+    """
+    count = len(estimate.rewards) // len(next(iter(chains.values())).x_start)
+
+    def gather(own: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
+        some = next(iter(own.values()))
+        every = some.new_zeros(count, *some.shape)  # other processes' chunks stay 0
+        for c, value in own.items():
+            every[c] = value
+        return process.reduce(every).flatten(0, 1)
+
+    with torch.no_grad():
+        scores = {c: one.surrogate(estimate.latents[c]) for c, one in chains.items() if one.surrogate is not None}
+    correlation = state.note_agreement(gather(scores), estimate.rewards, engine.groups())
+    if online is not None:
+        prompts = gather({c: online.features(one.conditioning) for c, one in chains.items()})
+        online.learn(step, gather(estimate.latents), prompts, estimate.rewards)
+        online.share(process.leads, process.reduce)
+    return correlation
 
 
 def _chunks(count: int, size: int) -> list[range]:

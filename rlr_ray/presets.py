@@ -48,6 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rest": "half_order",
         "half_order": {"weight": 1.0},
     },
+    # A black-box reward that is learned meanwhile: backpropagation of a surrogate, REINFORCE on what it misses.
+    "surrogate": _FULL | {"rest": "half_order", "surrogate": {"name": "online"}},
     # Evolution strategies: parameter perturbations on every step.
     "es": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "zeroth_order": _ISOTROPIC},
     # Backpropagation through the whole chain, step by step.

@@ -57,6 +57,8 @@ def describe(row: dict[str, Any]) -> str:
     for name, short in _SHORT.items():
         if f"{name}_norm" in row:
             parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
+    if row.get("surrogate_coefficient") is not None:
+        parts.append(f"Q correlates {row['surrogate_correlation']:.2f}")
     if row["rollouts_per_s"]:
         parts.append(f"{row['rollouts_per_s']:.0f} rollouts/s")
     return "  ".join(parts)

@@ -60,6 +60,7 @@ class Results:
             "judge_after": None if after.judge is None else float(after.judge.mean()),
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
+            "surrogate": _surrogate(rows),
             "steps": len(rows),
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
             "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
@@ -102,6 +103,17 @@ def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     found = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
     known = {name: [share for share in shares if share is not None] for name, shares in found.items()}
     return {name: statistics.median(shares) for name, shares in known.items() if shares}
+
+
+def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
+    """How well the surrogate followed the reward at the end, and how often first order carried it; None without one."""
+    if rows[0].get("surrogate_correlation") is None:
+        return None
+    last = rows[-math.ceil(len(rows) / 4) :]
+    return {
+        "correlation": statistics.median(row["surrogate_correlation"] for row in last),
+        "share_of_updates": statistics.mean(row["surrogate_coefficient"] != 0 for row in rows),
+    }
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

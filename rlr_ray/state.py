@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import EstimatorConfig, TrainConfig
+from rlr_ray.core.agreement import Moments, correlation_and_slope, moments
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.place import softmax_of_norms
 from rlr_ray.core.plan import Plan
@@ -16,7 +17,7 @@ from rlr_ray.core.terms import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.errors import UserError
 
-_STATISTICS = ("step", "signals", "variances", "guides", "place_norms")
+_STATISTICS = ("step", "signals", "variances", "guides", "place_norms", "agreement")
 
 
 class TrainState:
@@ -34,6 +35,7 @@ class TrainState:
         self.variances: dict[str, float] = {}  # smoothed variance of each term
         self.guides: dict[str, Tensor] = {}  # smoothed first-order and half-order gradients [P]
         self.place_norms: dict[int, float] = {}  # first step of a sub-chain -> smoothed norm of its gradient
+        self.agreement: list[Moments] = []  # of surrogate and reward in the last updates
 
     def directions(self) -> Directions:
         """Where this update's perturbations are drawn. Guided ones lie in the span of what earlier updates left:
@@ -44,7 +46,7 @@ class TrainState:
         zeroth = self.estimator.zeroth_order
         basis = None
         if zeroth.directions == "guided" and self.step:
-            moment = self.optimizer.state[self.theta]["exp_avg"]
+            moment = self.optimizer.state[self.theta].get("exp_avg")  # None while no update had a term
             way = self.theta.detach() - self.initial_theta
             guides = [self.guides.get("first_order"), moment, way, self.guides.get("half_order")]
             basis = orthonormal_span([guide.cpu() for guide in guides if guide is not None])
@@ -63,24 +65,59 @@ class TrainState:
             start, norm = plan.sub_chains[0].start, float(estimate.terms["half_order"].gradient.norm())
             self.place_norms[start] = self._smooth(self.place_norms.get(start, norm), norm)
 
-    def weights(self, terms: Mapping[str, TermEstimate]) -> dict[str, float]:
-        """Each term's factor: 1 for first order, the configured or the least-mean-squared-error one for the others."""
-        for name, term in terms.items():
-            self.signals[name] = self._smooth(self.signals.get(name, 0.0), term.signal)
-            self.variances[name] = self._smooth(self.variances.get(name, 0.0), term.variance)
-        stated = {"half_order": self.estimator.half_order.weight, "zeroth_order": self.estimator.zeroth_order.weight}
-        return {name: self._weight(name, stated.get(name, 1.0)) for name in terms}
+    def coefficient(self) -> float:
+        """The surrogate's share c of the next update's reward, 0 for none.
 
-    def _weight(self, name: str, stated: float | str) -> float:
+        From earlier updates' chains only: a c that was fitted to the chains it is used on would bias the sum.
+        """
+        surrogate = self.estimator.surrogate
+        if surrogate is None:
+            return 0.0
+        if surrogate.coefficient != "auto":
+            return surrogate.coefficient
+        correlation, slope = correlation_and_slope(self.agreement)
+        return slope if correlation >= surrogate.threshold else 0.0
+
+    def note_agreement(self, scores: Tensor, rewards: Tensor, groups: Tensor) -> float:
+        """Remember how the surrogate's scores [B] of an update's chains, not yet learned from, follow the rewards.
+
+        Returns their correlation.
+        """
+        assert self.estimator.surrogate is not None
+        measured = moments(scores, rewards, groups)
+        self.agreement = [*self.agreement, measured][-self.estimator.surrogate.window :]
+        return correlation_and_slope([measured])[0]
+
+    def weights(self, terms: Mapping[str, TermEstimate], *, residual: bool = False) -> dict[str, float]:
+        """Each term's factor: 1 for first order, the configured or the least-mean-squared-error one for the others.
+
+        What a term's signal and noise were when it carried the whole reward says nothing of the `residual`.
+        """
+        stated = {"half_order": self.estimator.half_order.weight, "zeroth_order": self.estimator.zeroth_order.weight}
+        weights = {}
+        for name, term in terms.items():
+            key = f"{name}_of_residual" if residual else name
+            self.signals[key] = self._smooth(self.signals.get(key, 0.0), term.signal)
+            self.variances[key] = self._smooth(self.variances.get(key, 0.0), term.variance)
+            weights[name] = self._weight(key, stated.get(name, 1.0))
+        return weights
+
+    def _weight(self, key: str, stated: float | str) -> float:
         if isinstance(stated, str):
-            return mse_weight(self.signals[name], self.variances[name], self.estimator.weight_averaging)
+            return mse_weight(self.signals[key], self.variances[key], self.estimator.weight_averaging)
         return stated
 
     def _smooth(self, old: Any, new: Any) -> Any:
         return self.estimator.smoothing * old + (1 - self.estimator.smoothing) * new
 
     def update(self, estimate: GradientEstimate, weights: Mapping[str, float]) -> float:
-        """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if not finite."""
+        """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if not finite.
+
+        Without a term (a plan of nothing but a surrogate that is not trusted) theta stays as it is.
+        """
+        if not estimate.terms:
+            self.step += 1
+            return 0.0
         gradient = estimate.total(weights)
         for name, term in estimate.terms.items():
             if not bool(torch.isfinite(term.gradient).all()):

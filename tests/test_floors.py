@@ -19,7 +19,7 @@ FLOORS = [
     {"presets", "assets"},
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
-    {"prompts", "models", "rewards"},
+    {"prompts", "models", "rewards", "surrogate"},
     {"engine", "pictures", "run_folder"},
     {"evaluate", "state"},
     {"results"},

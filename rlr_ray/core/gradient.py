@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ class Chains:
         """What half and zeroth order carry: the reward, less the surrogate that first order carries."""
         reward = self.objective(latent)
         return reward if self.surrogate is None else reward - self.surrogate(latent)
+
+    def with_share(self, coefficient: float) -> Chains:
+        """These chains with the surrogate times a coefficient; without it if that is 0."""
+        surrogate = self.surrogate
+        if surrogate is None or not coefficient:
+            return replace(self, surrogate=None)
+        return replace(self, surrogate=lambda latent: coefficient * surrogate(latent))
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,19 @@ def rollout(
 
 @dataclass(frozen=True)
 class GradientEstimate:
-    """The terms of one update, equal in every process."""
+    """The terms of one update and the rewards, equal in every process, and what only this process has."""
 
     terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
-    rewards: Tensor  # [B] of the unperturbed chains
+    rewards: Tensor  # [all B] of the unperturbed chains
+    latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
-        """Weighted sum of the terms; unbiased when every weight is 1."""
+        """Weighted sum of the terms, of which there must be one; unbiased when every weight is 1."""
         return torch.stack([weights.get(name, 1.0) * term.gradient for name, term in self.terms.items()]).sum(0)
 
     def noise_shares(self, weights: Mapping[str, float]) -> dict[str, float]:
         """How much of the total's squared norm is each term's own variance, 0 .. 1; left out where it is not known."""
-        norm = float(self.total(weights).double().square().sum())
+        norm = float(self.total(weights).double().square().sum()) if self.terms else 0.0
         shares = {name: weights.get(name, 1.0) ** 2 * term.variance / norm for name, term in self.terms.items() if norm}
         return {name: min(share, 1.0) for name, share in shares.items() if not math.isnan(share)}
 
@@ -132,7 +140,8 @@ def estimate_gradient(
     estimates = (average(gradients[0]), average(gradients[1]), zeroth)
     steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
     terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
-    return GradientEstimate(terms, rewards[0].flatten())
+    latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
+    return GradientEstimate(terms, rewards[0].flatten(), latents)
 
 
 def _sample_and_backpropagate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlr_ray.core.place import covering_blocks, uniform_blocks, weighted_block
@@ -70,10 +70,11 @@ class PlanShape:
             )
         if self.truncation != "fixed":
             self._check_truncation()
-        if self.residual and self.truncation == "fixed" and self.first_order_steps < self.steps:
+        if self.residual and self.truncation != "russian_roulette" and self.first_order_steps < self.steps:
             raise UserError(
-                f"a surrogate needs its gradient through every step, found first_order_steps "
-                f"{self.first_order_steps}; set estimator.first_order_steps: all (with checkpoint_steps: true)"
+                f"a surrogate needs its gradient through every step, found first_order_steps {self.first_order_steps} "
+                f"with truncation {self.truncation!r}; set estimator.first_order_steps: all, or truncation: "
+                "russian_roulette (either with checkpoint_steps: true)"
             )
         if self.place == "importance" and self.sub_chain_count > 1:
             raise UserError(
@@ -107,6 +108,12 @@ class PlanShape:
                 f"truncation {self.truncation!r} gives every step to first order, so nothing is left for the other "
                 "orders; set estimator.sub_chain.length: 0 and estimator.rest: none, or truncation: fixed"
             )
+
+    def without_surrogate(self) -> PlanShape:
+        """The plan of an update whose surrogate is not trusted: the other orders' steps are the same ones."""
+        if not self.residual:
+            return self
+        return replace(self, first_order_steps=0, truncation="fixed", residual=False)
 
     @property
     def free_stop(self) -> int:
@@ -207,13 +214,17 @@ class PlanShape:
         return list(range(low + self.sub_chain_length - 1, stop))
 
     def __str__(self) -> str:
-        parts = [self._first_order_words()] if self.first_order_steps else []
+        parts = []
         if self.sub_chain_length:
             parts.append(f"half order on {self._sub_chain_words()}")
         if self.free_steps > 0:
             orders = {"zeroth_order": "zeroth order", "half_order": "half order, step by step,", "none": "nothing"}
             others = "every step" if self.free_steps == self.steps else f"the other {self.free_steps}"
             parts.append(f"{orders[self.rest]} on {others}")
+        if self.residual:
+            parts[0] = f"of what that leaves of the reward: {parts[0]}"
+        if self.first_order_steps:
+            parts.insert(0, self._first_order_words())
         return f"{self.steps} steps: " + "; ".join(parts) + (" (biased)" if self.biased else "")
 
     def _first_order_words(self) -> str:
@@ -223,7 +234,7 @@ class PlanShape:
             count += f" and a random number of earlier ones, each {law}"
         elif self.first_order_steps == self.steps:
             count = "every step"
-        return f"first order on {count}" + (" for the surrogate, of the rest of the reward:" if self.residual else "")
+        return f"first order {'of the surrogate ' if self.residual else ''}on {count}"
 
     def _sub_chain_words(self) -> str:
         length = f"{self.sub_chain_length} step{'s' * (self.sub_chain_length > 1)}"

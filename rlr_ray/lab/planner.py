@@ -15,7 +15,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
 from rlr_ray.lab.memory import peak_bytes
-from rlr_ray.lab.plans import FULL, Estimator, covered, paper, reinforce, roulette, truncated, with_plan
+from rlr_ray.lab.plans import FULL, Estimator, covered, paper, recipes_own, reinforce, roulette, truncated, with_plan
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.loop import Process, update
@@ -185,8 +185,7 @@ class Planner:
         if self.config.sampler.eta and self.exact and steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
             plans |= {f"rlr-paper, h = {length}": paper(length)}
-        if self.config.estimator.preset != "auto":
-            plans |= {"the recipe's": self.config.estimator.model_dump(mode="json", exclude={"preset"})}
+        plans |= recipes_own(self.config)
         for name, keys in plans.items():
             if name == "the recipe's" and not self._allowed(keys):
                 continue

@@ -49,7 +49,7 @@ def default_plans(config: RunConfig) -> dict[str, Estimator]:
     """The recipe's own plan, and one of every kind beside it."""
     steps = config.sampler.steps
     middle = max(steps // 2, 1)
-    plans = {"the recipe's": config.estimator.model_dump(mode="json", exclude={"preset"})}
+    plans = recipes_own(config)
     plans |= {"full_bp": FULL}
     plans |= {f"russian-roulette, at least {k}": roulette(k) for k in sorted({1, middle})}
     plans |= {f"FO({k}) + REINFORCE": reinforce(k) for k in sorted({1, min(3, steps - 1), middle})}
@@ -61,6 +61,13 @@ def default_plans(config: RunConfig) -> dict[str, Estimator]:
     plans |= {f"alignprop, K = {k}": truncated(k) for k in sorted({1, min(3, steps)})}
     plans |= {"alignprop-random": {"preset": "alignprop-random"}}
     return plans
+
+
+def recipes_own(config: RunConfig) -> dict[str, Estimator]:
+    """The recipe's own plan; none if that is to be chosen, or has a surrogate, which only a run can learn."""
+    if config.estimator.preset == "auto" or config.estimator.surrogate:
+        return {}
+    return {"the recipe's": config.estimator.model_dump(mode="json", exclude={"preset"})}
 
 
 def parse_plans(texts: list[str]) -> dict[str, Estimator]:

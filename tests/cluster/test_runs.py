@@ -69,6 +69,21 @@ def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
     assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
 
 
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", ["online", "digits"])
+def test_a_surrogate_is_the_same_on_a_cluster(tmp_path: Path, name: str) -> None:
+    """Learned by two workers alike; or a named one, of which the actors are told how much to take off the reward."""
+    surrogate = {"name": name, "coefficient": 0.7, "steps_per_update": 5}
+    estimator = {"first_order_steps": "all", "sub_chain": {"length": 0}, "surrogate": surrogate}
+    changes = {"estimator": estimator | {"rest": "half_order" if name == "online" else "zeroth_order"}}
+    config = short_run(tmp_path, name="local", **changes)
+    RunFolder(config).begin(resume=False)
+    engine = Engine(config)
+    train(engine, engine.local_rollouts, ignore)
+    summary = cluster_run(tmp_path, changes=changes, workers=2)
+    assert summary["theta_sha256"] == RunFolder(config).load_summary()["theta_sha256"]
+
+
 SLOW_DIGITS = """
 import time
 from rlr_ray.rewards.digits import Reward as Digits
