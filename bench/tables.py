@@ -1,51 +1,60 @@
-"""Write docs/benchmarks.md from bench/results: `python bench/tables.py`. Figures cannot drift from data."""
+"""Write docs/benchmarks.md and its figures from bench/results: `python bench/tables.py`."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from ablation import VARIANTS  # beside this file
-
-BENCH = Path(__file__).resolve().parent
-PAGE = BENCH.parent / "docs" / "benchmarks.md"
+import ablation as ablation_runs  # beside this file, as the next three
+from ablation_page import ablation
+from lab_page import lab, planner
+from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
 
 HEAD = """# Benchmarks
 
-Written by `python bench/tables.py` from the files in `bench/results`; do not edit.
+Written by `python bench/tables.py` from the files in `bench/results`; do not edit: figures cannot drift from data. What
+it means, and which plan to use when: [estimators.md](estimators.md).
 """
 
-ABLATION = """## What each term of the demo contributes
+SURROGATE = """## Black-box rewards: a surrogate learned online
 
-`python bench/ablation.py`: `configs/digits.yaml` in one process (`cluster: none`, the same numbers as on Ray) under
-other plans, each with the same cost in denoiser forwards (a backward counts two). Gain: held-out reward after minus
-before, 400 paired chains; a single run's standard error is about {error:.2f}, and the spread over seeds is larger, so
-rows that differ by less than that spread are ties. Judge: share of pictures that a classifier which is never trained
-on reads as the digit asked for; {judge:.2f} before. Machine: two x86-64 cores, one thread a run.
+`python bench/surrogate.py`: the demo's job with its reward taken as a black box, at the cost of {updates} updates of
+the demo. Learning rates as in the ablation; seeds {seeds}. Correlation of the surrogate with the reward on fresh
+chains: median over the last quarter. Machine: {machine}.
 
-{tables}"""
-
-TABLE = """{title}
-
-| plan | updates | gain at half the cost, by seed | gain, mean | gain by seed | judge after, mean | judge by seed |
-|---|---|---|---|---|---|---|
 {rows}
 """
 
-TITLES = {
-    "ablation.jsonl": "The demo's adapter (LoRA rank 1, learning rate .1), seeds {seeds}:",
-    "ablation_rank4.jsonl": "LoRA rank 4, learning rate .05 (`python bench/ablation.py --rank4`), seeds {seeds}:",
-}
+
+def surrogate() -> str:
+    rows = ablation_runs.read(RESULTS / "surrogate.jsonl")
+    runs = [row for row in rows if row["seed"] != ablation_runs.SWEEP_SEED]
+    if not runs:
+        return ""
+    variants = list(dict.fromkeys(row["variant"] for row in runs))
+    grouped = [[row for row in runs if row["variant"] == variant] for variant in variants]
+    heads = ("plan", "learning rate", "updates", "seeds", "gain", "judge", "correlation")
+    return SURROGATE.format(
+        updates=ablation_runs.UPDATES,
+        seeds=", ".join(map(str, sorted({row["seed"] for row in runs}))),
+        machine=MACHINE,
+        rows=table(heads, [_surrogate_row(part) for part in grouped]),
+    )
+
+
+def _surrogate_row(runs: Sequence[dict[str, Any]]) -> list[str]:
+    late = [value for run in runs for value in run["correlations"][-run["steps"] // 4 :] if value is not None]
+    cells = [runs[0]["variant"], f"{runs[0]['learning_rate']:g}", str(runs[0]["steps"]), str(len(runs))]
+    cells += [mean_se([run["gain"] for run in runs]), mean_se([run["judge_after"] for run in runs])]
+    return [*cells, f"{statistics.median(late):.2f}" if late else ""]
+
 
 STEP = """## Memory and seconds at Stable Diffusion 1.4's true size
 
 `bash bench/gpu.sh` (random weights, T = {steps}, guidance 5, 512 x 512 pixels, {batch} chain at once, LoRA rank 4:
 {trained_numbers:,} numbers; torch {torch}). Peak memory beyond the idle model. Machine: {machine}.
 
-| part of an update | seconds | peak GiB |
-|---|---|---|
 {rows}
 """
 
@@ -55,55 +64,22 @@ Not measured yet: `bash bench/gpu.sh` on a machine with a GPU fills this in.
 """
 
 
-def ablation() -> str:
-    files = {name: BENCH / "results" / name for name in TITLES}
-    runs = {name: _read(file) for name, file in files.items() if file.exists()}
-    every = [row for rows in runs.values() for row in rows]
-    return ABLATION.format(
-        error=statistics.mean(row["gain_se"] for row in every),
-        judge=statistics.mean(row["judge_before"] for row in every),
-        tables="\n".join(_ablation_table(TITLES[name], rows) for name, rows in runs.items()),
-    )
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda row: row["seed"])
-
-
-def _ablation_table(title: str, rows: list[dict[str, Any]]) -> str:
-    by_variant: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"])):
-        by_variant.setdefault(row["variant"], []).append(row)
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-    lines = "\n".join(_ablation_row(variant, runs) for variant, runs in by_variant.items())
-    return TABLE.format(title=title.format(seeds=seeds), rows=lines)
-
-
-def _ablation_row(variant: str, runs: list[dict[str, Any]]) -> str:
-    gains, judges = [run["gain"] for run in runs], [run["judge_after"] for run in runs]
-    half = [run["held_out_by_quarter"][1] - run["reward_before"] for run in runs]
-    cells = [variant, str(runs[0]["steps"]), _list(half), f"{statistics.mean(gains):.2f}", _list(gains)]
-    cells += [f"{statistics.mean(judges):.2f}", _list(judges)]
-    return f"| {' | '.join(cells)} |"
-
-
-def _list(values: list[float]) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)
-
-
 def step() -> str:
-    file = BENCH / "results" / "sd_step.json"
-    if not file.exists():
+    facts = read_json("sd_step.json")
+    if facts is None:
         return NO_STEP
-    facts = json.loads(file.read_text())
-    rows = [f"| {name} | {row['seconds']:.3f} | {row['peak_gib']:.2f} |" for name, row in facts.pop("rows").items()]
-    return STEP.format(rows="\n".join(rows), **facts)
+    parts = facts.pop("rows")
+    rows = [[name, f"{row['seconds']:.3f}", f"{row['peak_gib']:.2f}"] for name, row in parts.items()]
+    return STEP.format(rows=table(("part of an update", "seconds", "peak GiB"), rows), **facts)
 
 
 def main() -> None:
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join([HEAD, ablation(), step()]))
-    print(PAGE)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    rank_1 = ("ablation.jsonl", "python bench/ablation.py", "LoRA of rank 1, 576 trained numbers", "ablation.png")
+    rank_4 = ("ablation_rank4.jsonl", "python bench/ablation.py --rank4", "LoRA of rank 4", "ablation_rank4.png")
+    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), surrogate(), step()]
+    (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
+    print(DOCS / "benchmarks.md")
 
 
 if __name__ == "__main__":

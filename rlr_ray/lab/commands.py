@@ -88,7 +88,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     quiet = lambda text: None if options.json else console.print(text, markup=False)  # noqa: E731
     reference, results = compare(laboratory, plans, options.cost, quiet)
     profile = laboratory.profile(reference)
-    write_lab(options.out, config, reference, results, profile)
+    write_lab(options.out, config, options.cost, reference, results, profile)
     if options.json:
         print((options.out / "lab.json").read_text("utf-8"), end="")
         return

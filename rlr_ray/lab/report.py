@@ -71,13 +71,19 @@ def ranked(results: Sequence[Result]) -> list[Result]:
 
 
 def write_lab(
-    folder: Path, config: RunConfig, reference: Reference, results: Sequence[Result], profile: list[dict[str, float]]
+    folder: Path,
+    config: RunConfig,
+    cost: float,
+    reference: Reference,
+    results: Sequence[Result],
+    profile: list[dict[str, float]],
 ) -> None:
     """lab.json, lab.parquet (a row a plan) and lab.png."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [result.row() for result in ranked(results)]
     whole = {
         "config": config.model_dump(mode="json"),
+        "cost": cost,  # denoiser forwards spent on each plan
         "reference": {"kind": reference.kind, "chunks": len(reference.rows)},
         "gradient_norm": float(reference.rows.mean(0).norm()),
         "trained_numbers": reference.rows.shape[1],
