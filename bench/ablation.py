@@ -31,7 +31,7 @@ POINTS = 8  # held-out evaluations along a run
 SWEEP_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 BASE = ["cluster=none", "evaluation.chains=200"]
 RANK_4 = ["adapter={type: LORA, r: 4, lora_alpha: 4, target_modules: [attn2.to_out.0]}"]
-LEARNING_RATES = {False: (0.03, 0.1, 0.3), True: (0.015, 0.05, 0.15)}  # rank 4: True
+LEARNING_RATES = (0.01, 0.03, 0.1)
 NO_SUB_CHAIN, NO_REST = "estimator.sub_chain.length=0", "estimator.rest=none"
 ISOTROPIC = "zeroth_order: {count: 80, chunk_size: 20}"
 # Plan -> overrides of configs/digits.yaml
@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
     parser.add_argument("--rank4", action="store_true", help="an adapter of rank 4")
+    parser.add_argument("--plans", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="these alone")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds of the table")
     options = parser.parse_args()
     base, results = ([*BASE, *RANK_4], "ablation_rank4.jsonl") if options.rank4 else (BASE, "ablation.jsonl")
@@ -105,9 +106,9 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(keep, [job for job in jobs if job not in seen]))
 
-    run_all([(name, rate, SWEEP_SEED) for name in VARIANTS for rate in LEARNING_RATES[options.rank4]])
+    run_all([(name, rate, SWEEP_SEED) for name in options.plans for rate in LEARNING_RATES])
     rows = read(file)
-    run_all([(name, best_rate(rows, name), seed) for seed in SEEDS[: options.seeds] for name in VARIANTS])
+    run_all([(name, best_rate(rows, name), seed) for seed in SEEDS[: options.seeds] for name in options.plans])
 
 
 if __name__ == "__main__":

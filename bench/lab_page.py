@@ -12,7 +12,8 @@ LAB = """## Every plan's bias, variance and cost on the embedded model
 
 `rlr-ray lab --config configs/digits.yaml --set cluster=none --chunks {chunks} --cost {cost:g} --out bench/results/lab`:
 {numbers} trained numbers, theta at the start of a run, chunks of 20 chains; the reference is {kind} of {chunks} chunks,
-|g| = {norm:.3f}. Variance per chain; cost in denoiser forwards a chain, a backward counted as two; plans marked * are biased.
+|g| = {norm:.3f}. Variance per chain; cost in denoiser forwards a chain, a backward counted as two; plans marked * are
+biased.
 Machine: {machine}.
 
 {rows}
