@@ -81,6 +81,7 @@ class Choice:
     options: list[Option]
     rule: PaperRule | None
     chunks: int
+    probe: Probe
     measured_gib: float  # peak of a real update under the best plan
 
     @property
@@ -126,7 +127,8 @@ class Planner:
                 "estimator.zeroth_order.chunk_size"
             )
         self.say(f"checking the memory of {able[0].name} on a real update")
-        return Choice(budget_gib, able[0], options, rule, len(self.families.rows), self.measured_peak(able[0]) / GIB)
+        chunks, peak = len(self.families.rows), self.measured_peak(able[0])
+        return Choice(budget_gib, able[0], options, rule, chunks, self.probe, peak / GIB)
 
     def measured_peak(self, option: Option) -> float:
         """Bytes at the worst moment of a real update, weights included."""

@@ -19,6 +19,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.lab.certificate import Certified
 from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
+from rlr_ray.lab.probe import Probe
 from rlr_ray.lab.reference import Reference
 from rlr_ray.lab.run import Result
 from rlr_ray.run_folder import replace_file
@@ -147,6 +148,7 @@ def choice_words(choice: Choice) -> str:
     ties = [option.name for option in choice.options if option.fits and option.unbiased and _tied(option, best)]
     if ties:
         lines.append(f"within the errors of the variances: {', '.join(ties)}")
+    lines.append(_probe_words(choice.probe))
     if choice.rule:
         rule = choice.rule
         lines.append(
@@ -154,6 +156,23 @@ def choice_words(choice: Choice) -> str:
             f"{rule.memory_zeroth_gib:.3g} GiB a step, V_h {rule.variance_half:.3g}, V_z {rule.variance_zeroth:.3g})"
         )
     return "\n".join(lines)
+
+
+def _probe_words(found: Probe) -> str:
+    """What one chunk takes of memory and time."""
+    memory, seconds = found.memory, {name: f"{value:.3g}" for name, value in found.seconds.items()}
+    mib = {
+        "one more step of a sub-chain": memory.half_order.further,
+        "of plain first order": memory.first_order.further,
+        "of checkpointed first order": memory.first_order_checkpointed.further,
+        "a rollout": memory.rollout,
+        "held all along": memory.held,
+    }
+    return (
+        f"a chunk: {seconds['forward']} s a step forward, {seconds['backward']} s back, "
+        f"{seconds['rollout']} s a rollout; "
+        + ", ".join(f"{name} {value / 2**20:.3g} MiB" for name, value in mib.items())
+    )
 
 
 def _tied(option: Option, best: Option) -> bool:
