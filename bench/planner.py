@@ -43,10 +43,10 @@ def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds for the variances")
+    parser.add_argument("--chunks", type=int, default=128, help="for the variances")
     options = parser.parse_args()
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
-    planner = Planner(config, lambda text: print(text, flush=True), options.patience)
+    planner = Planner(config, lambda text: print(text, flush=True), options.chunks, 1e9)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]
     memory = planner.probe.memory
     write_json(

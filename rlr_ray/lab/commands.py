@@ -12,7 +12,7 @@ from rich.console import Console
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.certificate import LIMIT, certificate
-from rlr_ray.lab.planner import choose
+from rlr_ray.lab.planner import CHUNKS, choose
 from rlr_ray.lab.plans import default_plans, parse_plans
 from rlr_ray.lab.report import (
     certificate_table,
@@ -115,6 +115,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
+    parser.add_argument("--chunks", type=int, default=CHUNKS, help="for the variances, if half a minute allows")
     parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
     parser.set_defaults(command=plan_command)
 
@@ -124,7 +125,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.memory_budget_gib is not None:
         options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
     config = load_config(options.config, options.set)
-    choice = choose(config, lambda text: console.print(text, markup=False))
+    choice = choose(config, lambda text: console.print(text, markup=False), options.chunks)
     path = write_choice(options.out, config, choice)
     console.print(choice_table(choice))
     console.print(choice_words(choice), markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from rlr_ray.rewards import is_differentiable
 from rlr_ray.state import TrainState
 
 GIB = 2**30
-_CHUNKS = 64  # of the families' statistics, if time allows
+CHUNKS = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 _DIRECT_CHUNKS = 8  # of plans that are measured one by one
@@ -90,19 +90,21 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(config: RunConfig, say: Callable[[str], None]) -> Choice:
+def choose(config: RunConfig, say: Callable[[str], None], chunks: int = CHUNKS) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
     Raises UserError if no unbiased plan fits.
     """
-    planner = Planner(config, say)
+    planner = Planner(config, say, chunks)
     return planner.choose(config.memory_budget_gib)
 
 
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None], patience_s: float = _PATIENCE_S):
+    def __init__(
+        self, config: RunConfig, say: Callable[[str], None], chunks: int = CHUNKS, patience_s: float = _PATIENCE_S
+    ):
         self.config, self.say = config, say
         self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
         self.engine = Engine(with_plan(config, {"preset": "es"}))  # a plan that every recipe allows
@@ -110,7 +112,7 @@ class Planner:
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
-        self.families: Families = gather(self.subject, self.exact, _CHUNKS, patience_s)
+        self.families: Families = gather(self.subject, self.exact, chunks, patience_s)
         self.direct: dict[str, Found] = {}
 
     def choose(self, budget_gib: float | None) -> Choice:
