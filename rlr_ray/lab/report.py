@@ -99,16 +99,22 @@ def write_lab(
 
 def save_figure(path: Path, results: Sequence[Result]) -> None:
     """Variance at equal cost against memory, both on log axes; biased plans are hollow."""
-    figure, axis = pyplot.subplots(figsize=(9, 6))
-    for result in results:
+    figure, (axis, legend) = pyplot.subplots(1, 2, figsize=(11, 6), width_ratios=(3, 1))
+    lines = []
+    for number, result in enumerate(ranked(results), 1):
         row = result.measurement
-        face = "tab:blue" if row.unbiased else "none"
-        axis.scatter(result.peak_mib, row.variance_cost, s=45, facecolors=face, edgecolors="tab:blue")
-        axis.annotate(row.name, (result.peak_mib, row.variance_cost), (5, 3), textcoords="offset points", fontsize=7)
+        face = "tab:blue" if row.unbiased else "white"
+        place = (result.peak_mib * 1.004**number, row.variance_cost)  # plans of equal memory side by side
+        axis.scatter(*place, s=170, facecolors=face, edgecolors="tab:blue", zorder=2)
+        shade = "white" if row.unbiased else "tab:blue"
+        axis.annotate(str(number), place, ha="center", va="center", fontsize=8, color=shade, zorder=3)
+        lines.append(f"{number:>2}  {row.name}")
     axis.set(xscale="log", yscale="log", xlabel="peak memory of a chunk, MiB", ylabel="variance x cost")
     axis.set_title("Lower left is better; filled: unbiased, hollow: biased", fontsize=10)
+    legend.axis("off")
+    legend.text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.6)
     figure.tight_layout()
-    replace_file(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+    replace_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     pyplot.close(figure)
 
 
