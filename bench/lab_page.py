@@ -10,8 +10,9 @@ from page import IMAGES, MACHINE, RESULTS, read_json, table  # beside this file
 
 LAB = """## Every plan's bias, variance and cost on the embedded model
 
-`rlr-ray lab --config configs/digits.yaml --set cluster=none --chunks {chunks} --cost {cost:g} --out bench/results/lab`:
-{numbers} trained numbers, theta at the start of a run, chunks of 20 chains; the reference is {kind} of {chunks} chunks,
+`rlr-ray lab --config configs/digits.yaml --set cluster=none --batches {batches} --cost {cost:g}
+--out bench/results/lab`: {numbers} trained numbers, theta at the start of a run, batches of 40 chains in chunks of 20;
+the reference is {kind} of {batches} batches,
 |g| = {norm:.3f}. Variance per chain; cost in denoiser forwards a chain, a backward counted as two; plans marked * are
 biased.
 Machine: {machine}.
@@ -31,12 +32,12 @@ def lab() -> str:
     if found is None:
         return ""
     shutil.copy(RESULTS / "lab" / "lab.png", IMAGES / "lab.png")
-    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB of a chunk", "chunks")
+    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
     rows = [_lab_row(row) for row in found["plans"]]
     profile = found["profile"]
     cells = [[f"{value:.3g}" if value is not None else "" for value in row.values()] for row in profile]
     return LAB.format(
-        chunks=found["reference"]["chunks"],
+        batches=found["reference"]["batches"],
         cost=found["cost"],
         numbers=found["trained_numbers"],
         kind=found["reference"]["kind"],
@@ -56,13 +57,13 @@ def _lab_row(row: dict[str, Any]) -> list[str]:
         f"{row['variance_cost']:.3g}",
         f"{row['cosine']:.2f}",
         f"{row['peak_mib']:.1f}",
-        str(row["chunks"]),
+        str(row["batches"]),
     ]
 
 
 PLANNER = """## The planner's choice for three budgets
 
-`python bench/planner.py`: what `rlr-ray plan` does, with more time for the variances ({chunks} chunks). The choice is
+`python bench/planner.py`: what `rlr-ray plan` does, with more time for the variances ({batches} batches). The choice is
 the unbiased plan of least variance x cost that fits. Machine: {machine}.
 
 {rows}
@@ -71,7 +72,7 @@ the unbiased plan of least variance x cost that fits. Machine: {machine}.
 
 {options}
 
-Predicted against measured peaks of one chunk's estimate, in MiB:
+Predicted against measured peaks of one batch's estimate, in MiB:
 
 {memory}
 """
@@ -86,7 +87,7 @@ def planner() -> str:
     last = found["choices"][-1]
     shown = [option for option in last["options"] if option["unbiased"]][:12]
     return PLANNER.format(
-        chunks=last["chunks"],
+        batches=last["batches"],
         machine=MACHINE,
         rows=table(heads, rows),
         best=last["best"]["name"],

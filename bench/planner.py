@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlr_ray.lab.measure import estimate_chunk
+from rlr_ray.lab.measure import estimate_batch
 from rlr_ray.lab.memory import peak_bytes
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
@@ -26,7 +26,7 @@ BUDGETS_GIB = (0.012, 0.02, 0.05)
 
 
 def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
-    """First order on the last 1 .. 8 steps, plain and checkpointed, and sub-chains of 1 .. 8: peaks of a chunk."""
+    """First order on the last 1 .. 8 steps, plain and checkpointed, and sub-chains of 1 .. 8: peaks of a batch."""
     for count in range(1, 9):
         kinds = {
             "first order": (truncated(count), False),
@@ -37,16 +37,16 @@ def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
             config = with_plan(planner.config, keys | {"checkpoint_steps": saving})
             candidate = candidate_of(kind, config, planner.subject, None, [])
             predicted = max(planner.probe.memory.parts(config.plan_shape, saving).values())
-            measured = peak_bytes(lambda c=candidate: estimate_chunk(planner.subject, c, 0), planner.engine.device)
+            measured = peak_bytes(lambda c=candidate: estimate_batch(planner.subject, c, 0), planner.engine.device)
             yield {"part": kind, "steps": count, "predicted": predicted, "measured": measured}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, default=128, help="for the variances")
+    parser.add_argument("--batches", type=int, default=48, help="for the variances")
     options = parser.parse_args()
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
-    planner = Planner(config, lambda text: print(text, flush=True), options.chunks, 1e9)
+    planner = Planner(config, lambda text: print(text, flush=True), options.batches, 1e9)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]
     memory = planner.probe.memory
     write_json(
@@ -56,7 +56,7 @@ def main() -> None:
             "memory": list(memory_rows(planner)),
             "model": asdict(memory),
             "held_gib": memory.held / GIB,
-            "chunk": planner.families.chunk,
+            "batch": planner.families.size,
             "trained_numbers": len(planner.subject.theta),
         },
     )

@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 import yaml
 from rich.console import Console
 
+from rlr_ray.commands import add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
-from rlr_ray.lab.commands import add_lab_arguments, add_plan_arguments
-from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.lab.plans import with_plan
-from rlr_ray.lab.report import choice_words, write_choice
+from rlr_ray.lab.report import as_chosen, choice_words, write_choice
 from rlr_ray.loop import Report, train
 from rlr_ray.progress import progress
 from rlr_ray.prompts import load_prompts
@@ -63,19 +62,19 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def train_command(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     config = load_config(options.config, options.set)
-    if config.estimator.preset != "auto":  # else there is no plan yet
-        check_reward(config)
+    check_reward(config)
     load_prompts(config.prompts)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(describe_plan(config), markup=False, soft_wrap=True)
         return
     if options.resume:
-        config = RunFolder(config).as_started(config)
+        config = as_chosen(config, RunFolder(config).path)
     RunFolder(config).check(resume=options.resume, overwrite=options.overwrite)
     choice = None
     if config.estimator.preset == "auto":
         choice = choose_plan(config, console)
+        console.print(choice_words(choice), markup=False, soft_wrap=True)
         config = with_plan(config, choice.best.keys)
     folder = RunFolder(config)
 
@@ -88,24 +87,6 @@ def train_command(options: argparse.Namespace) -> None:
     with progress(console, config.train.iterations) as report:
         run(config, report, console, begin)
     console.print(describe_results(folder), markup=False, soft_wrap=True)
-
-
-def choose_plan(config: RunConfig, console: Console) -> Choice:
-    """Measure which plan is best, on the device that will backpropagate."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
-    if config.cluster == "none":
-        choice = choose(config, say)
-    elif not config.cluster.worker_gpus:
-        choice = choose(config.on(0), say)
-    else:
-        from rlr_ray.cluster.launch import choose_on_ray  # only here, as in `run`
-
-        choice = choose_on_ray(config, config.cluster, say)
-    say(choice_words(choice))
-    return choice
 
 
 def run(config: RunConfig, report: Report, console: Console, begin: Callable[[], None]) -> None:

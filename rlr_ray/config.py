@@ -111,6 +111,19 @@ class SurrogateConfig(Strict):
         return self
 
 
+def _check_auto(given: dict[str, Any]) -> None:
+    """The planner decides the plan; raise ValueError for keys that would decide it too."""
+    kept: dict[str, set[str]] = {"half_order": {"baseline"}, "zeroth_order": {"count", "chunk_size", "scale"}}
+    free = {"preset", "weight_averaging", "smoothing"}
+    wrong = [key for key in given if key not in free | kept.keys()]
+    wrong += [f"{key}.{name}" for key, names in kept.items() for name in given.get(key, {}) if name not in names]
+    if wrong:
+        raise ValueError(
+            f"preset 'auto' chooses the plan, found {', '.join(wrong)} beside it; allowed: {', '.join(sorted(free))}, "
+            "half_order.baseline, zeroth_order.count, .chunk_size and .scale; leave the others out"
+        )
+
+
 class EstimatorConfig(Strict):
     preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]  # defaults for the keys below
     first_order_steps: int | Literal["all"] = 3  # K
@@ -129,6 +142,8 @@ class EstimatorConfig(Strict):
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         preset = given.get("preset", "rlr") if isinstance(given, dict) else None
+        if preset == "auto":
+            _check_auto(given)
         if isinstance(preset, str) and preset in PRESETS:
             return merge(PRESETS[preset], given)
         return given
@@ -227,6 +242,25 @@ class RunConfig(Strict):
             estimator.truncation,
             estimator.surrogate is not None,
         )
+
+    @property
+    def guided(self) -> bool:
+        """True if zeroth order looks along a few directions only."""
+        return self.plan_shape.has_zeroth_order and self.estimator.zeroth_order.directions == "guided"
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The stated weights of the terms that the plan has, beside first order's 1."""
+        stated: dict[str, Weight] = {
+            "half_order": self.estimator.half_order.weight,
+            "zeroth_order": self.estimator.zeroth_order.weight,
+        }
+        return {name: weight for name, weight in stated.items() if getattr(self.plan_shape, f"has_{name}")}
+
+    @property
+    def biased(self) -> bool:
+        """True if the estimate's expectation is not the whole gradient: by steps left out, a span, or a weight."""
+        return self.plan_shape.biased or self.guided or any(weight != 1 for weight in self.weights.values())
 
     def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
         """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""

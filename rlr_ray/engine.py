@@ -6,6 +6,7 @@ never sent.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def check_reward(config: RunConfig) -> None:
     """Raise UserError if the reward is not known, or if first order would pass through a black box."""
     reward, surrogate = config.reward, config.estimator.surrogate
     differentiable = is_differentiable(reward.name, reward.differentiable)
+    if config.estimator.preset == "auto":  # there is no plan yet
+        return
     if surrogate is not None and surrogate.name != "online" and not is_differentiable(surrogate.name):
         raise UserError(
             f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order passes "
@@ -121,6 +124,13 @@ class Engine:
             steps_per_update=config.steps_per_update,
             batch_size=config.batch_size,
         )
+
+    def under(self, config: RunConfig) -> Engine:
+        """This engine with the plan of another config, whose model, reward and prompts are the same."""
+        other = copy.copy(self)
+        other.config, other.shape = config, config.plan_shape
+        other.shape.check_noise(self.model.schedule)
+        return other
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights and the reward's."""

@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from rlr_ray.config import EstimatorConfig, RunConfig
+from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 
 # What may change between the parts of a resumed run: none of these changes an update.
 _FREE_KEYS = {"cluster", "output_dir", "device", "evaluation.every", "train.iterations"}
-_FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints"}
+_FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
 
 
 class RunFolder:
@@ -44,14 +44,6 @@ class RunFolder:
                 f"{self.path} already holds a run (checkpoint at update {self._checkpoint_steps()[-1]}); allowed: "
                 "--resume to go on with it, --overwrite to start again, or another --set name=..."
             )
-
-    def as_started(self, config: RunConfig) -> RunConfig:
-        """The config with the plan that this run chose when it started, if it is to choose one (`estimator: auto`)."""
-        file = self.path / "config.yaml"
-        if config.estimator.preset != "auto" or not file.is_file():
-            return config
-        saved = yaml.safe_load(file.read_text("utf-8"))
-        return config.model_copy(update={"estimator": EstimatorConfig.model_validate(saved["estimator"])})
 
     def begin(self, *, resume: bool) -> None:
         """Make the folder; what an earlier run left there goes, unless it is resumed."""

@@ -27,6 +27,7 @@ FLOORS = [
     {"lab"},
     {"progress"},
     {"cluster"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

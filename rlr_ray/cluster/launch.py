@@ -56,7 +56,7 @@ def run_on_ray(
             _fit(config, cluster, rollouts, mailbox)
 
 
-def choose_on_ray(config: RunConfig, cluster: ClusterConfig, say: Callable[[str], None]) -> Choice:
+def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int, say: Callable[[str], None]) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
     with _connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
         say("measuring plans on a worker's device")
@@ -64,15 +64,15 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, say: Callable[[str]
         gpus, cpus = cluster.worker_gpus, cluster.worker_cpus
         task = ray.remote(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
         try:
-            choice: Choice = ray.get(task.remote(config.on(gpus), os.getcwd()))
+            choice: Choice = ray.get(task.remote(config.on(gpus), batches, os.getcwd()))
         except RayTaskError as error:
             raise error.cause from None
     return choice
 
 
-def _choose(config: RunConfig, folder: str) -> Choice:
+def _choose(config: RunConfig, batches: int, folder: str) -> Choice:
     enter(folder)
-    return choose(config, lambda text: None)
+    return choose(config, lambda text: None, batches)
 
 
 @contextmanager

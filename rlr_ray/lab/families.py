@@ -1,6 +1,6 @@
-"""Variances of whole families of plans from one pass over some chunks.
+"""Variances of whole families of plans from one pass over some batches.
 
-Every chunk's exact gradient by step and its REINFORCE gradient by step give, as sums over steps, the estimate of each
+Every batch's exact gradient by step and its REINFORCE gradient by step give, as sums over steps, the estimate of each
 plan "first order on the last K steps, REINFORCE on the others", of truncated backpropagation and of Russian roulette.
 """
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.plan import inverse_probabilities
-from rlr_ray.lab.measure import Subject
+from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 from rlr_ray.lab.reference import exact_by_step, reinforce_by_step
 
-_LEAST_CHUNKS = 8
 Spread = tuple[float, float]  # a variance per chain and its standard error
 
 
@@ -25,43 +24,40 @@ Spread = tuple[float, float]  # a variance per chain and its standard error
 class Moments:
     """Running mean and spread of estimates [P]."""
 
-    total: Tensor | float = 0.0  # [P]
-    squares: list[float] = field(default_factory=list)  # squared norms
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))  # [P]
+    parts: list[float] = field(default_factory=list)  # what each added to the sum of squared deviations (Welford)
 
     def add(self, estimate: Tensor) -> None:
-        self.total = self.total + estimate
-        self.squares.append(float(estimate.double().square().sum()))
+        off = estimate.double() - self.mean
+        self.mean = self.mean + off / (self.count + 1)
+        self.parts.append(float((off * (estimate.double() - self.mean)).sum()))
 
     @property
     def count(self) -> int:
-        return len(self.squares)
-
-    @property
-    def mean(self) -> Tensor:
-        return torch.as_tensor(self.total) / self.count
+        return len(self.parts)
 
     def variance(self) -> float:
         """E |estimate - expectation|^2."""
-        return max(sum(self.squares) - self.count * float(self.mean.double().square().sum()), 0.0) / (self.count - 1)
+        return sum(self.parts) / (self.count - 1)
 
     def variance_se(self) -> float:
-        """Standard error of the variance, whose spread is nearly all that of the squared norms."""
-        return statistics.stdev(self.squares) / self.count**0.5
+        """Standard error of the variance."""
+        return statistics.stdev(self.parts[1:]) / self.count**0.5 if self.count > 2 else float("inf")
 
 
 @dataclass
 class Families:
-    """Statistics by K of the chunks seen so far; `chunk` chains each, variances per chain."""
+    """Statistics by K of the batches seen so far; `size` chains each, variances per chain."""
 
     steps: int
-    chunk: int
+    size: int
     exact: bool  # the reward has a gradient
     last: list[Moments] = field(default_factory=list)  # [T + 1] first order on the last K
     mixed: list[Moments] = field(default_factory=list)  # [T + 1] with REINFORCE on the others
     first_order: list[Moments] = field(default_factory=list)  # [T] the exact gradient of one step
     half_order: list[Moments] = field(default_factory=list)  # [T] REINFORCE on one step
-    roulettes: dict[int, list[float]] = field(default_factory=dict)  # least depth -> each chunk's mean squared norm
-    rows: list[Tensor] = field(default_factory=list)  # each chunk's gradient [P], exact if there is one
+    roulettes: dict[int, list[float]] = field(default_factory=dict)  # least depth -> each batch's mean squared norm
+    rows: list[Tensor] = field(default_factory=list)  # each batch's gradient [P], exact if there is one
 
     def __post_init__(self) -> None:
         self.last = [Moments() for _ in range(self.steps + 1)]
@@ -97,7 +93,7 @@ class Families:
         return self._spread(self.last[k])
 
     def _spread(self, moments: Moments) -> Spread:
-        return self.chunk * moments.variance(), self.chunk * moments.variance_se()
+        return self.size * moments.variance(), self.size * moments.variance_se()
 
     def truncated_bias(self, k: int) -> float:
         """Relative bias along the gradient of first order on the last k steps alone."""
@@ -106,11 +102,12 @@ class Families:
 
     def roulette_variance(self, least: int) -> Spread:
         """Of Russian roulette over at least `least` steps (one of `roulettes`), its depth averaged exactly."""
-        full = self.last[self.steps]
-        signal = float(full.mean.double().square().sum()) - full.variance() / full.count
-        squares = self.roulettes[least]
-        error = statistics.stdev(squares) / len(squares) ** 0.5
-        return self.chunk * max(statistics.mean(squares) - signal, 0.0), self.chunk * error
+        mean = self.last[self.steps].mean
+        square = float(mean @ mean)
+        pairs = zip(self.roulettes[least], self.rows, strict=True)
+        parts = [moment - 2 * float(row.double() @ mean) + square for moment, row in pairs]  # about the mean
+        count = len(parts)
+        return self.size * sum(parts) / (count - 1), self.size * statistics.stdev(parts) / count**0.5
 
     def signal(self, k: int) -> float:
         """Squared norm of the expected gradient through step k, unbiased."""
@@ -121,7 +118,7 @@ class Families:
 def roulette_square(exact: Tensor, least: int) -> float:
     """Mean over the depth K, uniform on least .. T, of the squared norm of Russian roulette's estimate.
 
-    `exact` [T, P] is a chunk's gradient by step. An estimate of depth K is the sum over the last K steps of the
+    `exact` [T, P] is a batch's gradient by step. An estimate of depth K is the sum over the last K steps of the
     step's gradient divided by the probability that it is reached.
     """
     weights = torch.tensor(inverse_probabilities(len(exact), least), dtype=exact.dtype)
@@ -129,14 +126,13 @@ def roulette_square(exact: Tensor, least: int) -> float:
     return float(estimates[least - 1 :].double().square().sum(1).mean())
 
 
-def gather(subject: Subject, exact: bool, chunks: int, patience_s: float = float("inf")) -> Families:
-    """Statistics of `chunks` chunks, or of as many, but 8 at least, as `patience_s` allows."""
+def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> Families:
+    """Statistics of `batches` batches, or of as many, but 8 at least, as `patience_s` allows."""
     families = Families(len(subject.schedule), len(subject.groups), exact)
     started = time.monotonic()
-    for chunk in range(chunks):
-        chains = subject.chains(chunk)
-        reinforce = reinforce_by_step(subject, chains)
-        families.add(exact_by_step(subject, chains) if exact else torch.zeros_like(reinforce), reinforce)
-        if chunk + 1 >= min(_LEAST_CHUNKS, chunks) and time.monotonic() - started > patience_s:
+    for number in range(batches):
+        reinforce = reinforce_by_step(subject, number)
+        families.add(exact_by_step(subject, number) if exact else torch.zeros_like(reinforce), reinforce)
+        if number + 1 >= LEAST_BATCHES and time.monotonic() - started > patience_s:
             break
     return families

@@ -1,11 +1,13 @@
 """Any plan's gradient estimate, measured: bias against a reference on the same chains, variance, cost.
 
-n chunks of B chains; a chunk is one sample of every statistic.
+n batches of B chains; a batch is whole groups of chains that share a baseline, computed in chunks, and one sample of
+every statistic.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,16 +22,18 @@ from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.terms import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 
+LEAST_BATCHES = 8  # fewer say nothing of a variance
+
 
 @dataclass(frozen=True)
 class Subject:
-    """What plans are measured on: a denoiser at one theta, and chunks of chains by number, always the same."""
+    """What plans are measured on: a denoiser at one theta, and batches of chains by number, always the same."""
 
     denoiser: Denoiser
     theta: Tensor  # [P]
     schedule: Schedule
-    chains: Callable[[int], Chains]
-    groups: Tensor  # [B] chains of a chunk that share a baseline
+    batch: Callable[[int], Sequence[Chains]]  # its chunks
+    groups: Tensor  # [B] chains of a batch that share a baseline
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,15 @@ class Candidate:
     weights: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)  # of the terms; 1 if not given
     averaging: float = 1.0  # m of the auto weights
     place_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
+    biased: bool = False  # the expectation is not the whole gradient, whatever the reason
 
-    @property
-    def guided(self) -> bool:
-        return self.shape.has_zeroth_order and self.directions is not None and self.directions.basis is not None
+    def plan(self, batch: int) -> Plan:
+        """The batch's plan; every batch is drawn as if it were an update of its own.
 
-    @property
-    def biased(self) -> bool:
-        """True if the expectation is not the whole gradient, whatever the reason."""
-        return self.shape.biased or self.guided or "auto" in self.weights.values()
-
-    def plan(self, chunk: int) -> Plan:
-        """The chunk's plan; every chunk is drawn as if it were an update of its own."""
-        return self.shape.draw("lab", chunk, place_weights=self.place_weights)
+        A random depth is therefore each batch's own, where the chunks of an update spread theirs evenly: its variance
+        is somewhat less in a run than measured here.
+        """
+        return self.shape.draw("lab", batch, place_weights=self.place_weights)
 
     def cost(self, plans: Sequence[Plan]) -> float:
         """Denoiser forwards a chain, a backward counted as two, averaged over plans; pairs are shared by the chains."""
@@ -67,41 +67,51 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Samples:
-    """A candidate's estimates on n chunks."""
+    """A candidate's estimates on n batches."""
 
     plans: list[Plan]  # [n]
     terms: dict[str, Tensor]  # each [n, P]
+    pair_variance: float | None = None  # of zeroth order, one pair, given the sub-chain's place
 
 
-def sample(subject: Subject, candidate: Candidate, chunks: int) -> Samples:
-    """Estimates by the product's own code, each of one chunk's chains, with one perturbation pair a chain."""
-    estimates = [estimate_chunk(subject, candidate, chunk) for chunk in range(chunks)]
-    names = estimates[0].terms
-    plans = [candidate.plan(chunk) for chunk in range(chunks)]
-    return Samples(plans, {name: torch.stack([e.terms[name].gradient.cpu() for e in estimates]) for name in names})
+def sample(subject: Subject, candidate: Candidate, batches: int) -> Samples:
+    """Estimates by the product's own code, each of one batch, with one perturbation pair a chain."""
+    estimates = [estimate_batch(subject, candidate, number) for number in range(batches)]
+    names, size = list(estimates[0].terms), len(subject.groups)
+    plans = [candidate.plan(number) for number in range(batches)]
+    rows = {name: torch.stack([estimate.terms[name].gradient.cpu() for estimate in estimates]) for name in names}
+    if "zeroth_order" not in names:
+        return Samples(plans, rows)
+    return Samples(plans, rows, size * statistics.mean(e.terms["zeroth_order"].variance for e in estimates))
 
 
-def estimate_chunk(subject: Subject, candidate: Candidate, chunk: int) -> GradientEstimate:
-    plan, chains = candidate.plan(chunk), subject.chains(chunk)
+def estimate_batch(subject: Subject, candidate: Candidate, number: int) -> GradientEstimate:
+    plan, chunks = candidate.plan(number), subject.batch(number)
     return estimate_gradient(
         subject.denoiser,
         subject.theta,
         subject.schedule,
-        {0: (plan, chains)},
+        {c: (plan, chains) for c, chains in enumerate(chunks)},
         subject.groups,
-        lambda: _perturb(subject, candidate, chunk, plan, chains),
+        lambda: _perturb(subject, candidate, number, plan, chunks),
         checkpoint_steps=candidate.checkpoint_steps,
     )
 
 
-def _perturb(subject: Subject, candidate: Candidate, chunk: int, plan: Plan, chains: Chains) -> TermEstimate:
-    """Zeroth order of one chunk, each chain with a direction of its own."""
+def _perturb(subject: Subject, candidate: Candidate, number: int, plan: Plan, chunks: Sequence[Chains]) -> TermEstimate:
+    """Zeroth order of one batch, each chain with a direction of its own."""
     directions = candidate.directions
     assert directions is not None, f"{candidate.name} has zeroth order and no directions"
-    seeds = [("lab", "direction", chunk, i) for i in range(len(chains.x_start))]
-    u = torch.stack([directions.draw(seed, subject.theta.dtype) for seed in seeds]).to(subject.theta)
-    plus, minus = rollout(subject.denoiser, subject.theta, subject.schedule, plan, chains, u, directions.step_size)
-    return zeroth_order(directions, seeds, plus.cpu(), minus.cpu(), subject.theta.dtype)
+    seeds: list[tuple[str | int, ...]] = []
+    rewards: list[tuple[Tensor, Tensor]] = []
+    for c, chains in enumerate(chunks):
+        own = [("lab", "direction", number, c, i) for i in range(len(chains.x_start))]
+        u = torch.stack([directions.draw(seed, subject.theta.dtype) for seed in own]).to(subject.theta)
+        step = directions.step_size
+        rewards.append(rollout(subject.denoiser, subject.theta, subject.schedule, plan, chains, u, step))
+        seeds += own
+    plus, minus = (torch.cat(parts).cpu() for parts in zip(*rewards, strict=True))
+    return zeroth_order(directions, seeds, plus, minus, subject.theta.dtype)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Measurement:
     name: str
     plan: str
     unbiased: bool
-    chunks: int
+    batches: int
     cost: float  # denoiser forwards a chain, a backward as two
     variance: float  # E |estimate - its expectation|^2
     variance_se: float
@@ -128,11 +138,15 @@ class Measurement:
 
 
 def summarise(candidate: Candidate, samples: Samples, reference: Tensor, size: int) -> Measurement:
-    """Statistics of a candidate's samples; `reference` [n, P] is the exact gradient of each chunk of `size` chains."""
+    """Statistics of a candidate's samples; `reference` [n, P] is the exact gradient of each batch of `size` chains."""
     rows = samples.terms
     variances = {name: size * variance(row) for name, row in rows.items()}
+    if samples.pair_variance is not None:
+        variances["zeroth_order"] = samples.pair_variance
     weights = {name: _weight(candidate, name, row, variances[name]) for name, row in rows.items()}
     total = torch.stack([weights[name] * row for name, row in rows.items()]).sum(0)
+    more_pairs = candidate.chains / candidate.pairs - 1 if "zeroth_order" in rows else 0.0
+    extra = more_pairs * weights.get("zeroth_order", 0.0) ** 2 * variances.get("zeroth_order", 0.0)
     bias, error = relative_bias(total, reference)
     return Measurement(
         candidate.name,
@@ -140,7 +154,8 @@ def summarise(candidate: Candidate, samples: Samples, reference: Tensor, size: i
         not candidate.biased,
         len(reference),
         candidate.cost(samples.plans),
-        *_update_variance(candidate, rows, weights, size),
+        size * variance(total) + extra,  # measured with a pair a chain; an update may have more or fewer
+        size * variance_se(total) * (1 + extra / max(size * variance(total), 1e-300)),
         variances,
         weights,
         bias,
@@ -154,9 +169,10 @@ def variance(rows: Tensor) -> float:  # [n, P]
     return float((rows - rows.mean(0)).double().square().sum()) / (len(rows) - 1)
 
 
-def _spent(candidate: Candidate, name: str) -> int:
-    """How many samples of a term an update averages."""
-    return candidate.pairs if name == "zeroth_order" else candidate.chains
+def variance_se(rows: Tensor) -> float:  # [n, P]
+    """Standard error of `variance(rows)`."""
+    squares = (rows - rows.mean(0)).double().square().sum(1)
+    return float(squares.std()) / math.sqrt(len(rows))
 
 
 def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> float:
@@ -164,35 +180,20 @@ def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> flo
     if not isinstance(stated, str):
         return stated
     signal = float(rows.mean(0).double().square().sum()) - variance(rows) / len(rows)
-    return mse_weight(signal, spread / _spent(candidate, name), candidate.averaging)
-
-
-def _update_variance(
-    candidate: Candidate, rows: Mapping[str, Tensor], weights: Mapping[str, float], size: int
-) -> tuple[float, float]:
-    """Variance of an update times its chains, with its standard error.
-
-    Zeroth order's directions are independent of all else, so its variance adds up, whatever number of pairs it has.
-    """
-    own = [weights[name] * row for name, row in rows.items() if name != "zeroth_order"]
-    parts = [torch.stack(own).sum(0)] if own else []
-    scales = [1.0] * len(parts)
-    if "zeroth_order" in rows:
-        parts.append(weights["zeroth_order"] * rows["zeroth_order"])
-        scales.append(candidate.chains / candidate.pairs)
-    spread = sum(scale * variance(part) for scale, part in zip(scales, parts, strict=True))
-    errors = [scale * variance_se(part) for scale, part in zip(scales, parts, strict=True)]
-    return size * spread, size * math.hypot(*errors)
-
-
-def variance_se(rows: Tensor) -> float:  # [n, P]
-    """Standard error of `variance(rows)`."""
-    squares = (rows - rows.mean(0)).double().square().sum(1)
-    return float(squares.std()) / math.sqrt(len(rows))
+    spent = candidate.pairs if name == "zeroth_order" else candidate.chains
+    return mse_weight(signal, spread / spent, candidate.averaging)
 
 
 def relative_bias(estimates: Tensor, reference: Tensor) -> tuple[float, float]:  # [n, P], [n, P]
-    """Mean and standard error of (estimate - exact) . g / |g|^2, paired chunk by chunk; g the exact ones' mean."""
-    g = reference.mean(0)
-    along = ((estimates - reference) @ g / (g @ g)).double()
+    """Mean and standard error of (estimate - exact) . g / |g|^2, paired batch by batch.
+
+    g is the exact ones' mean over the other half of the batches, and |g|^2 the product of the halves' means: a noisy g
+    would favour its own noise. nan if the halves do not agree at all.
+    """
+    differences = (estimates - reference).double()
+    halves = [reference[0::2].double().mean(0), reference[1::2].double().mean(0)]
+    square = float(halves[0] @ halves[1])
+    if square <= 0:
+        return math.nan, math.nan
+    along = torch.cat([differences[0::2] @ halves[1], differences[1::2] @ halves[0]]) / square
     return float(along.mean()), float(along.std()) / math.sqrt(len(along))

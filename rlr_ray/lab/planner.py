@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +12,24 @@ import torch
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
 from rlr_ray.core.plan import Plan
-from rlr_ray.engine import Engine, check_reward
+from rlr_ray.engine import Engine, check_reward, memory_errors
 from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
 from rlr_ray.lab.memory import peak_bytes
-from rlr_ray.lab.plans import FULL, Estimator, covered, paper, recipes_own, reinforce, roulette, truncated, with_plan
+from rlr_ray.lab.plans import (
+    DDPO,
+    FULL,
+    NEUTRAL,
+    Estimator,
+    covered,
+    paper,
+    recipes_own,
+    reinforce,
+    roulette,
+    truncated,
+    with_plan,
+)
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.loop import Process, update
@@ -23,10 +37,10 @@ from rlr_ray.rewards import is_differentiable
 from rlr_ray.state import TrainState
 
 GIB = 2**30
-CHUNKS = 64  # of the families' statistics, if time allows
+BATCHES = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
+_DIRECT_BATCHES = 8  # of plans that are measured one by one
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
-_DIRECT_CHUNKS = 8  # of plans that are measured one by one
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Choice:
     best: Option
     options: list[Option]
     rule: PaperRule | None
-    chunks: int
+    batches: int
     probe: Probe
     measured_gib: float  # peak of a real update under the best plan
 
@@ -90,90 +104,87 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(config: RunConfig, say: Callable[[str], None], chunks: int = CHUNKS) -> Choice:
+def choose(config: RunConfig, say: Callable[[str], None], batches: int = BATCHES) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
     Raises UserError if no unbiased plan fits.
     """
-    planner = Planner(config, say, chunks)
-    return planner.choose(config.memory_budget_gib)
+    return Planner(config, say, batches).choose(config.memory_budget_gib)
 
 
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
+    @memory_errors()
     def __init__(
-        self, config: RunConfig, say: Callable[[str], None], chunks: int = CHUNKS, patience_s: float = _PATIENCE_S
+        self, config: RunConfig, say: Callable[[str], None], batches: int = BATCHES, patience_s: float = _PATIENCE_S
     ):
         self.config, self.say = config, say
         self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
-        self.engine = Engine(with_plan(config, {"preset": "es"}))  # a plan that every recipe allows
+        self.engine = Engine(with_plan(config, NEUTRAL))
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta)
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
-        self.families: Families = gather(self.subject, self.exact, chunks, patience_s)
+        self.families: Families = gather(self.subject, self.exact, batches, patience_s)
         self.direct: dict[str, Found] = {}
 
+    @memory_errors()
     def choose(self, budget_gib: float | None) -> Choice:
+        """The best plan for a budget; a plan whose real update takes more than it fits is passed over."""
         rule = self._rule(budget_gib)
         budget = float("inf") if budget_gib is None else budget_gib * GIB
-        options = [self._option(found, budget) for found in self._found(rule)]
+        options = [self._option(found, budget) for found in (*self._from_families(), *self._one_by_one(rule))]
         options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
-        able = [option for option in options if option.fits and option.unbiased]
-        if not able:
-            least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
-            raise UserError(
-                f"memory_budget_gib is {budget_gib:g}, but the least that an unbiased plan needs is "
-                f"{least.peak_gib:.3g} GiB ({least.name}); raise the budget, or lower train.chunk_size or "
-                "estimator.zeroth_order.chunk_size"
-            )
-        self.say(f"checking the memory of {able[0].name} on a real update")
-        chunks, peak = len(self.families.rows), self.measured_peak(able[0])
-        return Choice(budget_gib, able[0], options, rule, chunks, self.probe, peak / GIB)
+        for option in options:
+            if not option.fits or not option.unbiased:
+                continue
+            self.say(f"checking the memory of {option.name} on a real update")
+            peak = self.measured_peak(option)
+            if peak <= budget:
+                count = len(self.families.rows)
+                return Choice(budget_gib, option, options, rule, count, self.probe, peak / GIB)
+        least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
+        raise UserError(
+            f"memory_budget_gib is {budget_gib:g}, but the least that an unbiased plan needs is "
+            f"{math.ceil(least.peak_gib * 1050) / 1000:g} GiB ({least.name}); raise the budget, or lower "
+            "train.chunk_size or estimator.zeroth_order.chunk_size"
+        )
 
     def measured_peak(self, option: Option) -> float:
         """Bytes at the worst moment of a real update, weights included."""
-        config = with_plan(self.config, option.keys).model_copy(update={"cluster": "none"})
-        engine = Engine(config)
+        config = with_plan(self.config, option.keys)
+        engine = self.engine.under(config)
         state = TrainState(engine.model.initial_theta, config.train, config.estimator)
         peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process()), engine.device)
         return peak + engine.held_bytes()
 
     def _rule(self, budget_gib: float | None) -> PaperRule | None:
-        """The paper's rule; None without a budget or without the gradients that zeroth order's law needs."""
-        if budget_gib is None or not self.exact:
-            return None
+        """The paper's rule; None without a budget, or where half order or zeroth order's law cannot be had."""
         families, memory, steps = self.families, self.probe.memory, self.families.steps
-        half = [moments.variance() * families.chunk for moments in families.half_order]
-        known = [value for value in half if value == value]
-        squares = [families.signal(k) + families.chunk * families.first_order[k].variance() for k in range(steps)]
+        half = [moments.variance() * families.size for moments in families.half_order]
+        known = [value for value in half if math.isfinite(value)]
+        if budget_gib is None or not self.exact or not known:
+            return None
+        squares = [families.signal(k) + families.size * families.first_order[k].variance() for k in range(steps)]
         numbers = len(self.subject.theta)
         zeroth = [(numbers + 2) * square - families.signal(k) for k, square in enumerate(squares)]
-        values = (
-            (budget_gib * GIB - memory.held),
-            memory.half_order.further,
-            memory.rollout / steps,
-            sum(known) / len(known) if known else float("inf"),
-            sum(zeroth) / steps,
-        )
-        length = closed_form_length(*values, steps)
-        return PaperRule(length, values[1] / GIB, values[2] / GIB, values[3], values[4])
+        room, a_step, a_rollout = budget_gib * GIB - memory.held, memory.half_order.further, memory.rollout / steps
+        of_half, of_zeroth = statistics.mean(known), statistics.mean(zeroth)
+        length = closed_form_length(room, a_step, a_rollout, of_half, of_zeroth, steps)
+        return PaperRule(length, a_step / GIB, a_rollout / GIB, of_half, of_zeroth)
 
-    def _found(self, rule: PaperRule | None) -> list[Found]:
-        """Every plan worth a look, with its variance and bias."""
-        return [*self._families(), *self._one_by_one(rule)]
-
-    def _families(self) -> Iterator[Found]:
+    def _from_families(self) -> Iterator[Found]:
+        """Plans whose statistics one pass over the batches gave."""
         families = self.families
-        if self.config.sampler.eta:
-            yield Found("ddpo", {"preset": "ddpo"}, families.reinforce_variance(0))
+        for k in range(families.steps + 1 if self.exact else 1):
+            name, keys = f"FO({k}) + REINFORCE", reinforce(k)
+            if k in (0, families.steps):
+                name, keys = ("full_bp", FULL) if k else ("ddpo", DDPO)
+            if self._allowed(keys):
+                yield Found(name, keys, families.reinforce_variance(k))
         if not self.exact:
             return
-        for k in range(1 if self.config.sampler.eta else families.steps, families.steps + 1):
-            full = k == families.steps
-            name, keys = ("full_bp", FULL) if full else (f"FO({k}) + REINFORCE", reinforce(k))
-            yield Found(name, keys, families.reinforce_variance(k))
         for least in families.roulettes:
             yield Found(f"russian-roulette, at least {least}", roulette(least), families.roulette_variance(least))
         for k in sorted({1, min(3, families.steps - 1)} - {0}):
@@ -184,14 +195,12 @@ class Planner:
         """Plans that the families do not hold, measured once each."""
         steps, first = self.families.steps, int(self.exact)
         plans: dict[str, Estimator] = {"es": {"preset": "es"}}
-        if self.config.sampler.eta and steps > 2:
-            plans |= {f"FO({first}) + HO, h = 2 cover": covered(first, 2)}
-        if self.config.sampler.eta and self.exact and steps > 2:
+        if steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
-            plans |= {f"rlr-paper, h = {length}": paper(length)}
+            plans |= {f"FO({first}) + HO, h = 2 cover": covered(first, 2), f"rlr-paper, h = {length}": paper(length)}
         plans |= recipes_own(self.config)
         for name, keys in plans.items():
-            if name == "the recipe's" and not self._allowed(keys):
+            if not self._allowed(keys):
                 continue
             if name not in self.direct:
                 self.say(f"measuring {name}")
@@ -199,20 +208,23 @@ class Planner:
             yield self.direct[name]
 
     def _allowed(self, keys: Estimator) -> bool:
+        """Whether a plan works with the recipe's reward, sampler and batch."""
         try:
-            check_reward(with_plan(self.config, keys))
+            config = with_plan(self.config, keys)
+            check_reward(config)
+            config.plan_shape.check_noise(self.subject.schedule)
         except UserError:
             return False
         return True
 
     def _measure(self, name: str, keys: Estimator) -> Found:
-        """A plan's variance and bias from a few chunks."""
-        config = with_plan(self.config, keys)
-        guides = guides_of(self.subject, config) if _guided(config) else None
+        """A plan's variance and bias from a few batches; checkpointed, which changes neither."""
+        config = with_plan(self.config, keys | {"checkpoint_steps": True})
+        guides = guides_of(self.subject, config) if config.guided else None
         norms: list[float | None] = [None] * self.families.steps
         candidate = candidate_of(name, config, self.subject, guides, norms)
-        reference = torch.stack(self.families.rows[:_DIRECT_CHUNKS])
-        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.families.chunk)
+        reference = torch.stack(self.families.rows[:_DIRECT_BATCHES])
+        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.families.size)
         return Found(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
 
     def _option(self, found: Found, budget: float) -> Option:
@@ -221,12 +233,12 @@ class Planner:
         keys = next((keys for keys in both if self._peak(keys) <= budget), both[1])
         config = with_plan(self.config, keys)
         candidate = candidate_of(found.name, config, self.subject, None, [])
-        plans = [candidate.plan(chunk) for chunk in range(_DRAWS)]
+        plans = [candidate.plan(number) for number in range(_DRAWS)]
         return Option(
             found.name,
             keys,
             str(candidate.shape),
-            not (candidate.shape.biased or "auto" in candidate.weights.values() or _guided(config)),
+            not config.biased,
             *found.variance,
             *found.bias,
             candidate.cost(plans),
@@ -246,7 +258,3 @@ class Planner:
         chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
         rollouts = zeroth.count / zeroth.chunk_size if config.plan_shape.has_zeroth_order else 0
         return chunk * config.train.chains / config.train.chunk_size + rollouts * seconds["rollout"]
-
-
-def _guided(config: RunConfig) -> bool:
-    return config.plan_shape.has_zeroth_order and config.estimator.zeroth_order.directions == "guided"

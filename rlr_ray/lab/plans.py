@@ -15,6 +15,8 @@ from rlr_ray.recipes import parse_config
 Estimator = dict[str, Any]  # keys of config.estimator
 
 FULL: Estimator = {"preset": "full_bp"}
+DDPO: Estimator = {"preset": "ddpo"}
+NEUTRAL: Estimator = {"preset": "es"}  # a plan that every recipe allows, to build an engine with
 _NO_SUB_CHAIN = {"length": 0}
 _UNWEIGHTED = {"half_order": {"weight": 1.0}, "checkpoint_steps": True}
 
@@ -53,7 +55,7 @@ def default_plans(config: RunConfig) -> dict[str, Estimator]:
     plans |= {"full_bp": FULL}
     plans |= {f"russian-roulette, at least {k}": roulette(k) for k in sorted({1, middle})}
     plans |= {f"FO({k}) + REINFORCE": reinforce(k) for k in sorted({1, min(3, steps - 1), middle})}
-    plans |= {"ddpo": {"preset": "ddpo"}}
+    plans |= {"ddpo": DDPO}
     plans |= {f"FO(1) + HO, h = {h} cover": covered(1, h) for h in (2, 3, 5) if h < steps}
     plans |= {f"rlr-paper, h = {h}": paper(h) for h in (2, 3) if h < steps}
     plans |= {"rlr-paper, h = 2, importance": merge(paper(2), {"sub_chain": {"place": "importance"}})}
@@ -98,5 +100,10 @@ def with_plan(config: RunConfig, plan: Mapping[str, Any]) -> RunConfig:
         "half_order": {"baseline": estimator.half_order.baseline},
         "zeroth_order": estimator.zeroth_order.model_dump(mode="json", include={"count", "chunk_size", "scale"}),
         "weight_averaging": estimator.weight_averaging,
+        "smoothing": estimator.smoothing,
     }
+    if plan.get("preset") == "auto":
+        raise UserError(
+            "preset 'auto' is a choice between plans, not one of them; name the plan, e.g. preset: rlr-paper"
+        )
     return parse_config(config.model_dump(mode="json") | {"estimator": merge(kept, dict(plan))})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlr_ray.core.budget import Line, MemoryModel
 from rlr_ray.core.chain import Trajectory, sample_chain
@@ -30,23 +32,27 @@ class Probe:
 
 
 def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
-    """Run every part twice at most. First order is left at 0 for a reward without a gradient."""
+    """Run every part a few times. A part that cannot be (no gradient of the reward, no noise) is left at 0."""
     work = Work(engine, subject)
     steps = len(subject.schedule)
     peaks = {name: peak_bytes(part, engine.device) for name, part in work.parts(steps, differentiable).items()}
-    seconds = {
-        "forward": _seconds(work.sampling) / steps,
-        "backward": max(_seconds(lambda: work.half_order(2)) - _seconds(lambda: work.half_order(1)), 0.0),
-        "rollout": _seconds(work.rollout),
-    }
     memory = MemoryModel(
         work.held(),
         peaks["sampling"],
-        _line(peaks, "plain", 2),
+        _line(peaks, "plain", min(2, steps)),
         _line(peaks, "checkpointed", min(_CHECKPOINTED_STEPS, steps)),
-        _line(peaks, "half", 2),
+        _line(peaks, "half", min(2, steps)),
         peaks["rollout"],
     )
+    forward = _seconds(work.sampling, engine.device) / steps
+    deeper = functools.partial(work.first_order, min(2, steps), False) if differentiable else work.sampling
+    once = functools.partial(work.first_order, 1, False) if differentiable else work.sampling
+    both = _seconds(deeper, engine.device) - _seconds(once, engine.device)  # a step forward and back
+    seconds = {
+        "forward": forward,
+        "backward": max(both - forward, forward),
+        "rollout": _seconds(work.rollout, engine.device),
+    }
     return Probe(memory, seconds)
 
 
@@ -60,14 +66,15 @@ class Work:
 
     def __init__(self, engine: Engine, subject: Subject):
         self.engine, self.subject = engine, subject
-        self.chains = subject.chains(0)
-        self.trajectory: Trajectory = self.sampling()
+        self.chains = subject.batch(0)[0]
+        self.trajectory = self._chain()
         zeroth = engine.config.estimator.zeroth_order
         self.pairs = engine.train_chains(0, range(zeroth.chunk_size))
 
     def parts(self, steps: int, differentiable: bool) -> dict[str, Callable[[], Any]]:
         parts: dict[str, Callable[[], Any]] = {"sampling": self.sampling, "rollout": self.rollout}
-        parts |= {f"half {h}": functools.partial(self.half_order, h) for h in (1, min(2, steps))}
+        if all(self.subject.schedule.sigma[:2]):
+            parts |= {f"half {h}": functools.partial(self.half_order, h) for h in (1, min(2, steps))}
         if differentiable:
             counts = {"plain": (1, min(2, steps)), "checkpointed": (1, min(_CHECKPOINTED_STEPS, steps))}
             for name, (one, more) in counts.items():
@@ -75,7 +82,12 @@ class Work:
                 parts |= {f"{name} {k}": functools.partial(self.first_order, k, saving) for k in (one, more)}
         return parts
 
-    def sampling(self) -> Trajectory:
+    def sampling(self) -> Tensor:
+        """A chunk's chains without gradients, decoded and rated."""
+        with torch.no_grad():
+            return self.chains.objective(self._chain().latents[-1])
+
+    def _chain(self) -> Trajectory:
         chains, subject = self.chains, self.subject
         start = (chains.x_start, chains.noise, chains.conditioning)
         return sample_chain(subject.denoiser, subject.theta, subject.schedule, *start)
@@ -87,7 +99,7 @@ class Work:
         return first_order(*arguments, checkpoint_steps=checkpoint_steps)
 
     def half_order(self, length: int) -> Any:
-        """At the chain's start, where every schedule has noise; memory does not depend on the place."""
+        """At the chain's start; memory does not depend on the place."""
         subject, advantage = self.subject, self.subject.theta.new_ones(len(self.chains.x_start))
         arguments = (subject.denoiser, subject.theta, subject.schedule, self.trajectory)
         return half_order(*arguments, range(length), advantage)
@@ -111,9 +123,13 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.monotonic()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic() - started
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Median of three runs."""
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds)

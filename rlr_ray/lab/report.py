@@ -42,19 +42,19 @@ def certificate_table(rows: Sequence[Certified]) -> Table:
 
 def lab_table(results: Sequence[Result]) -> Table:
     """One line a plan, unbiased ones first, least variance at equal cost on top."""
-    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "chunks")
+    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
     table = _table("Per chain; a backward costs two forwards; * biased", heads)
     for result in ranked(results):
         row = result.measurement
         table.add_row(
             row.name + ("" if row.unbiased else " *"),
-            f"{row.relative_bias:+.2f} ± {row.relative_bias_se:.2f}",
+            _bias(row.relative_bias, row.relative_bias_se),
             f"{row.variance:.3g} ± {row.variance_se:.1g}",
             f"{row.cost:.1f}",
             f"{row.variance_cost:.3g}",
             f"{row.cosine:.2f}",
             f"{result.peak_mib:.1f}",
-            str(row.chunks),
+            str(row.batches),
         )
     return table
 
@@ -77,6 +77,7 @@ def write_lab(
     cost: float,
     reference: Reference,
     results: Sequence[Result],
+    left_out: dict[str, str],
     profile: list[dict[str, float]],
 ) -> None:
     """lab.json, lab.parquet (a row a plan) and lab.png."""
@@ -85,10 +86,11 @@ def write_lab(
     whole = {
         "config": config.model_dump(mode="json"),
         "cost": cost,  # denoiser forwards spent on each plan
-        "reference": {"kind": reference.kind, "chunks": len(reference.rows)},
+        "reference": {"kind": reference.kind, "batches": len(reference.rows)},
         "gradient_norm": float(reference.rows.mean(0).norm()),
         "trained_numbers": reference.rows.shape[1],
         "plans": rows,
+        "left_out": left_out,
         "profile": profile,
     }
     write_json(folder / "lab.json", whole)
@@ -109,7 +111,7 @@ def save_figure(path: Path, results: Sequence[Result]) -> None:
         shade = "white" if row.unbiased else "tab:blue"
         axis.annotate(str(number), place, ha="center", va="center", fontsize=8, color=shade, zorder=3)
         lines.append(f"{number:>2}  {row.name}")
-    axis.set(xscale="log", yscale="log", xlabel="peak memory of a chunk, MiB", ylabel="variance x cost")
+    axis.set(xscale="log", yscale="log", xlabel="peak memory, MiB", ylabel="variance x cost")
     axis.set_title("Lower left is better; filled: unbiased, hollow: biased", fontsize=10)
     legend.axis("off")
     legend.text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.6)
@@ -129,7 +131,7 @@ def choice_table(choice: Choice) -> Table:
 
 
 def _option_cells(option: Option) -> list[str]:
-    bias = "0" if option.unbiased else f"{option.relative_bias:+.2f}" + _error(option.relative_bias_se)
+    bias = "0" if option.unbiased else _bias(option.relative_bias, option.relative_bias_se)
     saving = " (checkpointed)" if option.keys["checkpoint_steps"] else ""
     return [
         option.name + saving + ("" if option.unbiased else " *"),
@@ -190,13 +192,20 @@ def write_choice(folder: Path, config: RunConfig, choice: Choice) -> Path:
     """plan.json with every option, and plan.yaml, a recipe that `train` takes; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", asdict(choice))
-    recipe = with_plan(config, choice.best.keys).model_dump(mode="json", exclude_defaults=True)
-    recipe["estimator"] = choice.best.keys | {
-        key: value for key, value in recipe.get("estimator", {}).items() if key not in ("preset", *choice.best.keys)
-    }
+    chosen = with_plan(config, choice.best.keys)
+    recipe = chosen.model_dump(mode="json", exclude_defaults=True)
+    recipe["estimator"] = chosen.estimator.model_dump(mode="json", exclude={"preset"})  # every key, so none is lost
     text = f"# {choice_words(choice).splitlines()[0]}\n" + yaml.safe_dump(recipe, sort_keys=False)
     replace_file(folder / "plan.yaml", lambda file: file.write_text(text, "utf-8"))
     return folder / "plan.yaml"
+
+
+def as_chosen(config: RunConfig, folder: Path) -> RunConfig:
+    """A recipe that is to choose its plan, with the plan that the run in `folder` chose when it started, if it did."""
+    file = folder / "plan.json"
+    if config.estimator.preset != "auto" or not file.is_file():
+        return config
+    return with_plan(config, json.loads(file.read_text("utf-8"))["best"]["keys"])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -222,6 +231,10 @@ def _table(title: str, heads: Sequence[str]) -> Table:
 
 def _z(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+def _bias(value: float, error: float) -> str:
+    return f"{value:+.2f}{_error(error)}" if math.isfinite(value) else "reference too noisy"
 
 
 def _error(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,28 +17,35 @@ from rlr_ray.engine import Engine
 from rlr_ray.lab.measure import Candidate, Subject, sample
 
 _FIRST_STEP = 1_000_000  # chains of updates that no run comes to
-_GUIDE_CHUNKS = 8  # chunks apart from the measured ones whose gradients guide
+_GUIDE_BATCHES = 8  # apart from the measured ones; their gradients guide
 
 
 def subject_of(engine: Engine, theta: Tensor) -> Subject:
-    """Chunks of training chains at theta [P], prompts and baselines as in an update."""
-    size, per_prompt = engine.config.train.chunk_size, engine.config.train.chains_per_prompt
-    by_prompt = engine.config.estimator.half_order.baseline == "prompt" and size % per_prompt != 1
-    groups = torch.arange(size) // (per_prompt if by_prompt else size)
+    """Batches of training chains at theta [P]: as many chunks as make whole groups of chains that share a baseline.
 
-    def chains(chunk: int) -> Chains:
-        return engine.train_chains(_FIRST_STEP + chunk, range(size))
+    A baseline over all of an update's chains is taken over the batch's.
+    """
+    train = engine.config.train
+    by_prompt = engine.config.estimator.half_order.baseline == "prompt"
+    size = math.lcm(train.chunk_size, train.chains_per_prompt) if by_prompt else max(train.chunk_size, 2)
+    groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)
 
-    return Subject(engine.model, theta, engine.model.schedule, chains, groups.to(engine.device))
+    def batch(number: int) -> list[Chains]:
+        chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
+        return [engine.train_chains(_FIRST_STEP + number, chunk) for chunk in chunks]
+
+    return Subject(engine.model, theta, engine.model.schedule, batch, groups.to(engine.device))
 
 
 def candidate_of(
     name: str, config: RunConfig, subject: Subject, guides: Tensor | None, place_norms: Sequence[float | None]
 ) -> Candidate:
-    """A recipe's plan with the directions, weights and place that its updates would have."""
+    """A recipe's plan as its updates would have it, but for the law of an importance sub-chain.
+
+    That comes from the true norms of the places' gradients, where a run has only noisy ones.
+    """
     estimator, zeroth, shape = config.estimator, config.estimator.zeroth_order, config.plan_shape
-    basis = guides if zeroth.directions == "guided" else None
-    weights = {"half_order": estimator.half_order.weight, "zeroth_order": zeroth.weight}
+    basis = guides if config.guided else None
     return Candidate(
         name,
         shape,
@@ -45,20 +53,21 @@ def candidate_of(
         estimator.checkpoint_steps,
         config.train.chains,
         zeroth.count,
-        {term: weight for term, weight in weights.items() if getattr(shape, f"has_{term}")},
+        config.weights,
         estimator.weight_averaging,
         softmax_of_norms(place_norms, estimator.sub_chain.temperature) if place_norms else None,
+        config.biased,
     )
 
 
 def guides_of(subject: Subject, config: RunConfig) -> Tensor:  # [k, P]
     """A span such as earlier updates leave at the start of a run: their first-order and half-order gradients.
 
-    Of the recipe's own plan, on chunks that no measurement uses.
+    Of the recipe's own plan, on batches that no measurement uses.
     """
-    shape = dataclasses.replace(config.plan_shape, rest="none" if config.plan_shape.has_half_order else "half_order")
-    earlier = dataclasses.replace(subject, chains=lambda chunk: subject.chains(-1 - chunk))
-    terms = sample(earlier, Candidate("guides", shape), _GUIDE_CHUNKS).terms
+    shape = dataclasses.replace(config.plan_shape, rest="none")
+    earlier = dataclasses.replace(subject, batch=lambda number: subject.batch(-1 - number))
+    terms = sample(earlier, Candidate("guides", shape), _GUIDE_BATCHES).terms
     basis = orthonormal_span([rows.mean(0) for rows in terms.values()])
     assert basis is not None, "gradients of norm 0"
     return basis

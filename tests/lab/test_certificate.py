@@ -25,7 +25,7 @@ COVER, PAPER = "FO(1) + HO, sub-chains of 3 that cover", "rlr-paper, h = 2"
 
 def test_every_plan_that_claims_to_be_unbiased_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """64,000 chains a plan, fixed seeds; the standard error of the bias is 1 to 2 % of |g| for most plans."""
-    assert main(["lab", "--model", "toy", "--json", "--chunks", "250", "--out", str(tmp_path)]) == 0
+    assert main(["lab", "--model", "toy", "--json", "--batches", "250", "--out", str(tmp_path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "lab.json").read_text())
     assert told["failed"] == [] and told["limit"] == LIMIT
@@ -75,6 +75,10 @@ def without_sigma(denoiser: Any, theta: Tensor, schedule: Schedule, *rest: Any) 
     return schedule.sigma[rest[1][-1]] * half_order(denoiser, theta, schedule, *rest)
 
 
+def not_a_number(*arguments: Any) -> Tensor:
+    return torch.full_like(arguments[1], float("nan"))
+
+
 ERRORS: dict[str, tuple[str, Any, str, Any]] = {  # name -> plan, module, function, what replaces it
     "own reward in the baseline": (COVER, gradient, "leave_one_out", own_reward_in_baseline),
     "divided by the standard deviation": (COVER, gradient, "leave_one_out", divided_by_standard_deviation),
@@ -82,6 +86,7 @@ ERRORS: dict[str, tuple[str, Any, str, Any]] = {  # name -> plan, module, functi
     "inner noises resampled": (COVER, gradient, "half_order", half_order_with(inner_noises_resampled)),
     "noise index off by one": (COVER, gradient, "half_order", half_order_with(lambda t, s: (t.noise.roll(-1, 0), s))),
     "missing 1 / sigma": (COVER, gradient, "half_order", without_sigma),
+    "not a number": (COVER, gradient, "half_order", not_a_number),
     "last step dropped": (COVER, gradient, "half_order", half_order_with(lambda t, s: (t.noise, s[:-1]))),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.lab.certificate import LIMIT, certificate
-from rlr_ray.lab.planner import CHUNKS, choose
+from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates
+from rlr_ray.lab.measure import LEAST_BATCHES
+from rlr_ray.lab.planner import BATCHES, Choice, choose
 from rlr_ray.lab.plans import default_plans, parse_plans
 from rlr_ray.lab.report import (
     certificate_table,
@@ -30,6 +32,7 @@ from rlr_ray.state import TrainState
 
 _WIDTH = 140
 _COST = 20_000.0  # denoiser forwards a plan
+_BATCHES, _TOY_BATCHES = 40, 400
 
 
 def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +45,8 @@ def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", action="append", default=[], metavar="NAME={KEYS}", help="a plan to measure, as keys of `estimator`"
     )
     parser.add_argument("--only", action="store_true", help="the plans of --plan alone, without the usual ones")
-    parser.add_argument("--cost", type=float, default=_COST, help=f"denoiser forwards a plan (default {_COST:g})")
-    parser.add_argument("--chunks", type=int, help="chunks of the reference (default 400 for toy, else 40)")
+    parser.add_argument("--cost", type=float, help=f"denoiser forwards a plan (default {_COST:g})")
+    parser.add_argument("--batches", type=int, help="of the reference (default 400 for toy, else 40)")
     parser.add_argument("--out", type=Path, default=Path("lab"), help="folder of lab.json, lab.parquet and lab.png")
     parser.add_argument("--json", action="store_true", help="write no table, but lab.json to the terminal")
     parser.set_defaults(command=lab_command)
@@ -52,6 +55,8 @@ def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
 def lab_command(options: argparse.Namespace) -> int:
     """0, or 1 if a plan of the certificate that claims to be unbiased is not."""
     console = _console()
+    if options.batches is not None and options.batches < LEAST_BATCHES:
+        raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     if options.model == "toy":
         return _certify(options, console)
     _compare(options, console)
@@ -59,12 +64,18 @@ def lab_command(options: argparse.Namespace) -> int:
 
 
 def _certify(options: argparse.Namespace, console: Console) -> int:
+    ignored = [name for name in ("set", "plan", "only", "at", "cost") if getattr(options, name)]
+    if ignored:
+        raise UserError(
+            f"--model toy measures plans of its own; leave out {', '.join('--' + name for name in ignored)}"
+        )
     torch.set_num_threads(1)  # the toy's tensors are too small to share
     rows = []
-    for row in certificate(options.chunks or 400):
-        rows.append(row)
+    for candidate in toy_candidates():
+        rows.append(certify(candidate, options.batches or _TOY_BATCHES))
         if not options.json:
-            console.print(f"{row.name}: {'biased, as it says' if row.biased else 'ok' if row.ok else 'FAILED'}")
+            verdict = "biased, as it says" if rows[-1].biased else "ok" if rows[-1].ok else "FAILED"
+            console.print(f"{candidate.name}: {verdict}", markup=False)
     failed = [row.name for row in rows if not row.ok]
     whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -84,11 +95,14 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     if not plans:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
     theta, guides = _standing(options.at, config)
-    laboratory = Laboratory(config, theta, guides, options.chunks or 40)
-    quiet = lambda text: None if options.json else console.print(text, markup=False)  # noqa: E731
-    reference, results = compare(laboratory, plans, options.cost, quiet)
+    laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
+    quiet = lambda text: None if options.json else console.print(text, markup=False, soft_wrap=True)  # noqa: E731
+    cost = options.cost or _COST
+    reference, results, left_out = compare(laboratory, plans, cost, quiet)
+    if not results:
+        raise UserError(f"no plan works with this recipe: {'; '.join(left_out.values())}")
     profile = laboratory.profile(reference)
-    write_lab(options.out, config, options.cost, reference, results, profile)
+    write_lab(options.out, config, cost, reference, results, left_out, profile)
     if options.json:
         print((options.out / "lab.json").read_text("utf-8"), end="")
         return
@@ -105,9 +119,12 @@ def _standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor |
         raise UserError(
             f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
         )
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = TrainState(saved["theta"], config.train, config.estimator)
-    state.load_state_dict(saved)
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = TrainState(saved["theta"], config.train, config.estimator)
+        state.load_state_dict(saved)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"--at {checkpoint!r} is no checkpoint of a run: {error!r}") from error
     return saved["theta"], state.directions().basis
 
 
@@ -115,7 +132,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
-    parser.add_argument("--chunks", type=int, default=CHUNKS, help="for the variances, if half a minute allows")
+    parser.add_argument("--batches", type=int, default=BATCHES, help="for the variances, if half a minute allows")
     parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
     parser.set_defaults(command=plan_command)
 
@@ -124,13 +141,30 @@ def plan_command(options: argparse.Namespace) -> int:
     console = _console()
     if options.memory_budget_gib is not None:
         options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
+    if options.batches < LEAST_BATCHES:
+        raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     config = load_config(options.config, options.set)
-    choice = choose(config, lambda text: console.print(text, markup=False), options.chunks)
+    choice = choose_plan(config, console, options.batches)
     path = write_choice(options.out, config, choice)
     console.print(choice_table(choice))
     console.print(choice_words(choice), markup=False, soft_wrap=True)
     console.print(f"recipe: {path}; run it with `rlr-ray train --config {path}`", markup=False, soft_wrap=True)
     return 0
+
+
+def choose_plan(config: RunConfig, console: Console, batches: int = BATCHES) -> Choice:
+    """Measure which plan is best, on the device that will backpropagate."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    if config.cluster == "none":
+        return choose(config, say, batches)
+    if not config.cluster.worker_gpus:
+        return choose(config.on(0), say, batches)
+    from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
+
+    return choose_on_ray(config, config.cluster, batches, say)
 
 
 def _console() -> Console:
