@@ -82,6 +82,7 @@ class GradientEstimate:
 
     terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
     rewards: Tensor  # [B] of the unperturbed chains
+    half_order_rows: Tensor | None = None  # [chunks, P] each chunk's own half-order gradient; None without half order
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms; unbiased when every weight is 1."""
@@ -132,7 +133,7 @@ def estimate_gradient(
     estimates = (average(gradients[0]), average(gradients[1]), zeroth)
     steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
     terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
-    return GradientEstimate(terms, rewards[0].flatten())
+    return GradientEstimate(terms, rewards[0].flatten(), gradients[1] if plan.sub_chains else None)
 
 
 def _sample_and_backpropagate(
