@@ -143,3 +143,4 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in _STATISTICS:
             setattr(self, name, saved[name])
+        self.half_order_rows = [row.cpu() for row in self.half_order_rows]  # where directions are made
