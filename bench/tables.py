@@ -8,6 +8,7 @@ from typing import Any
 
 import ablation as ablation_runs  # beside this file, as the next three
 from ablation_page import ablation
+from directions_page import workers
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
 
@@ -58,6 +59,7 @@ STEP = """## Memory and seconds at Stable Diffusion 1.4's true size
 {rows}
 """
 
+
 NO_STEP = """## Memory and seconds at Stable Diffusion 1.4's true size
 
 Not measured yet: `bash bench/gpu.sh` on a machine with a GPU fills this in.
@@ -77,7 +79,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     rank_1 = ("ablation.jsonl", "python bench/ablation.py", "LoRA of rank 1, 576 trained numbers", "ablation.png")
     rank_4 = ("ablation_rank4.jsonl", "python bench/ablation.py --rank4", "LoRA of rank 4", "ablation_rank4.png")
-    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), surrogate(), step()]
+    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), workers(), surrogate(), step()]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
     print(DOCS / "benchmarks.md")
 

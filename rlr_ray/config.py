@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,8 +81,18 @@ class ZerothOrderConfig(Strict):
     directions: Literal["guided", "isotropic"] = "guided"
     count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
     chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
+    # Of guided directions: how many principal components of earlier half-order gradients (auto: by count), or the
+    # smoothed gradients themselves, as always without half order
+    span: Literal["auto", "guides"] | Annotated[int, Field(ge=1)] = "auto"
     scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
     weight: Weight = "auto"
+
+    @property
+    def components(self) -> int:
+        """How many principal components span guided directions; 0: the smoothed gradients do."""
+        if isinstance(self.span, int):
+            return self.span
+        return 0 if self.span == "guides" else min(max(isqrt(self.count), 4), 32)
 
     @model_validator(mode="after")
     def _chunks(self) -> ZerothOrderConfig:

@@ -45,7 +45,9 @@ def _notes(config: RunConfig) -> list[str]:
             "other terms until their noise falls"
         )
     if shape.has_zeroth_order and estimator.zeroth_order.directions == "guided":
-        notes.append("guided directions: zeroth order estimates its part's projection on 3 or 4 earlier gradients")
+        components = estimator.zeroth_order.components if shape.has_half_order else 0
+        span = f"{components} principal components of earlier half-order" if components else "3 or 4 earlier"
+        notes.append(f"guided directions: zeroth order estimates its part's projection on {span} gradients")
     if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
         notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
     return notes

@@ -14,10 +14,12 @@ from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.place import softmax_of_norms
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate, mse_weight
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.errors import UserError
 
-_STATISTICS = ("step", "signals", "variances", "guides", "place_norms", "agreement")
+_STATISTICS = ("step", "signals", "guides", "guided", "half_order_rows", "place_norms", "agreement")
+_ROWS_PER_UPDATE = 4  # half-order gradients kept of an update: means over quarters of its chunks
+_ROWS_PER_COMPONENT = 4  # and of all updates: so many newest for each principal component
 
 
 class TrainState:
@@ -31,26 +33,38 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(
             [self.theta], train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, maximize=True
         )
-        self.signals: dict[str, float] = {}  # smoothed squared norm of each term's expectation
-        self.variances: dict[str, float] = {}  # smoothed variance of each term
+        self.signals: dict[str, float] = {}  # each term's smoothed signal, in units of its variance
         self.guides: dict[str, Tensor] = {}  # smoothed first-order and half-order gradients [P]
+        self.guided: dict[str, int] = {}  # updates in each half-order guide
+        self.half_order_rows: list[Tensor] = []  # the newest half-order gradients [P], of parts of updates
         self.place_norms: dict[int, float] = {}  # first step of a sub-chain -> smoothed norm of its gradient
         self.agreement: list[Moments] = []  # of surrogate and reward in the last updates
 
     def directions(self) -> Directions:
-        """Where this update's perturbations are drawn. Guided ones lie in the span of what earlier updates left:
+        """Where this update's perturbations are drawn. Guided ones lie in a span that earlier updates left:
 
-        the smoothed first-order gradient, Adam's first moment, the way come so far, the smoothed half-order gradient.
-        Before the first update there is none, and directions are isotropic.
+        the principal components of their half-order gradients, or, without half order, the smoothed first-order
+        gradient, Adam's first moment and the way come so far. Before the first update there is none, and directions
+        are isotropic.
         """
         zeroth = self.estimator.zeroth_order
         basis = None
-        if zeroth.directions == "guided" and self.step:
+        if zeroth.directions == "guided" and self.half_order_rows:
+            basis = principal_span(torch.stack(self.half_order_rows), zeroth.components)
+        elif zeroth.directions == "guided" and self.step:
             moment = self.optimizer.state[self.theta].get("exp_avg")  # None while no update had a term
             way = self.theta.detach() - self.initial_theta
             guides = [self.guides.get("first_order"), moment, way, self.guides.get("half_order")]
             basis = orthonormal_span([guide.cpu() for guide in guides if guide is not None])
         return Directions(len(self.theta), zeroth.scale, basis)
+
+    def _keep_rows(self, rows: Tensor) -> None:  # [chunks, P]
+        """Remember an update's half-order gradients as what later directions may span."""
+        components = self.estimator.zeroth_order.components
+        if self.estimator.zeroth_order.directions == "guided" and components:
+            parts = rows.cpu().tensor_split(min(_ROWS_PER_UPDATE, len(rows)))
+            newest = [*self.half_order_rows, *(part.mean(0) for part in parts)]
+            self.half_order_rows = newest[-_ROWS_PER_COMPONENT * components :]
 
     def place_weights(self, steps: int) -> list[float] | None:  # [T]
         """The law of the next sub-chain's first step; None: uniform."""
@@ -91,20 +105,34 @@ class TrainState:
     def weights(self, terms: Mapping[str, TermEstimate], *, residual: bool = False) -> dict[str, float]:
         """Each term's factor: 1 for first order, the configured or the least-mean-squared-error one for the others.
 
-        What a term's signal and noise were when it carried the whole reward says nothing of the `residual`.
+        A signal is smoothed in units of its update's variance, which changes by orders of magnitude between updates
+        (the first directions are isotropic): otherwise a single noisy update decides for dozens. It is smoothed from 0:
+        a term earns its weight. What it was when the term carried the whole reward says nothing of the `residual`.
         """
         stated = {"half_order": self.estimator.half_order.weight, "zeroth_order": self.estimator.zeroth_order.weight}
         weights = {}
         for name, term in terms.items():
             key = f"{name}_of_residual" if residual else name
-            self.signals[key] = self._smooth(self.signals.get(key, 0.0), term.signal)
-            self.variances[key] = self._smooth(self.variances.get(key, 0.0), term.variance)
+            signal = self._half_order_signal(key, term) if name == "half_order" else term.signal
+            ratio = signal / term.variance if term.variance > 0 else 0.0
+            self.signals[key] = self._smooth(self.signals.get(key, 0.0), ratio)
             weights[name] = self._weight(key, stated.get(name, 1.0))
         return weights
 
+    def _half_order_signal(self, key: str, term: TermEstimate) -> float:
+        """Squared norm of half order's expectation: its inner product with the mean of earlier estimates.
+
+        Its own `term.signal` has an error of about its variance, which comes from a few chunks of chains. The inner
+        product's is several times less, since earlier estimates' noise is averaged and independent.
+        """
+        updates, guide = self.guided.get(key, 0), self.guides.get(key)
+        self.guides[key] = self._smooth(0.0 if guide is None else guide, term.gradient)
+        self.guided[key] = updates + 1
+        return 0.0 if guide is None else float(term.gradient @ guide) / (1 - self.estimator.smoothing**updates)
+
     def _weight(self, key: str, stated: float | str) -> float:
         if isinstance(stated, str):
-            return mse_weight(self.signals[key], self.variances[key], self.estimator.weight_averaging)
+            return mse_weight(self.signals[key], self.estimator.weight_averaging)
         return stated
 
     def _smooth(self, old: Any, new: Any) -> Any:
@@ -126,8 +154,10 @@ class TrainState:
                     "start a run of another name with a lower train.learning_rate, with train.max_grad_norm, or with "
                     "model.dtype: float32"
                 )
-            if name in ("first_order", "half_order"):
+            if name == "first_order":
                 self.guides[name] = self._smooth(self.guides.get(name, 0.0), term.gradient)
+        if "zeroth_order" in estimate.terms and estimate.half_order_rows is not None:
+            self._keep_rows(estimate.half_order_rows)
         self.theta.grad = gradient
         norm = float(gradient.norm())
         if self.train.max_grad_norm is not None:
@@ -149,3 +179,4 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in _STATISTICS:
             setattr(self, name, saved[name])
+        self.half_order_rows = [row.cpu() for row in self.half_order_rows]  # where directions are made

@@ -90,6 +90,7 @@ class GradientEstimate:
     terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
     rewards: Tensor  # [all B] of the unperturbed chains
     latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
+    half_order_rows: Tensor | None = None  # [chunks, P] each chunk's own half-order gradient; None without half order
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms, of which there must be one; unbiased when every weight is 1."""
@@ -141,7 +142,7 @@ def estimate_gradient(
     steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
     terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
-    return GradientEstimate(terms, rewards[0].flatten(), latents)
+    return GradientEstimate(terms, rewards[0].flatten(), latents, gradients[1] if plan.sub_chains else None)
 
 
 def _sample_and_backpropagate(

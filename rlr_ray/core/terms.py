@@ -38,13 +38,12 @@ def average(estimates: Iterable[Tensor]) -> TermEstimate:
     return term_estimate(total / len(rows), squares / len(rows), len(rows))
 
 
-def mse_weight(signal: float, variance: float, averaging: float) -> float:
+def mse_weight(signal: float, averaging: float) -> float:
     """The factor w that minimises E |w * estimate - expectation|^2, in [0, 1].
 
-    `w = S / (S + V / m)`: S the squared norm of the expectation, V the estimate's variance, m how many updates
-    the optimizer averages over (its momentum). Below 1 the sum of terms is no longer unbiased; it tends to 1 as V
-    falls.
+    `w = S / (S + V / m)`, from `signal` = S / V: S the squared norm of the expectation, V the estimate's variance, m
+    how many updates the optimizer averages over (its momentum). Below 1 the sum of terms is no longer unbiased; it
+    tends to 1 as V falls.
     """
     signal = max(signal, 0.0)
-    total = signal + variance / averaging
-    return signal / total if total > 0 else 0.0
+    return signal / (signal + 1 / averaging)

@@ -15,8 +15,10 @@ from rlr_ray.core.terms import TermEstimate, term_estimate
 
 @dataclass(frozen=True)
 class Directions:
-    """Where perturbations are drawn: u ~ N(0, I) in R^P (isotropic), or in the span of a few vectors (guided).
+    """Where perturbations are drawn: evenly over a sphere in R^P (isotropic), or in the span of a few vectors (guided).
 
+    A direction has length sqrt(dimensions), so that E u u^T is the identity on its span. Normal numbers would do that
+    too, but their length varies, which in k dimensions costs a factor (k + 2) / k of variance.
     `scale` is the standard deviation of a trained number's displacement when directions are isotropic; guided ones
     are lengthened by sqrt(P / k) so that theta moves as far in k dimensions as it would in all P.
     """
@@ -35,7 +37,8 @@ class Directions:
         return self.scale * math.sqrt(self.parameters / self.dimensions)
 
     def coordinates(self, seed: Sequence[int | str], dtype: torch.dtype) -> Tensor:  # [k], or [P] if isotropic
-        return normal((self.dimensions,), dtype, *seed)
+        numbers = normal((self.dimensions,), dtype, *seed)
+        return numbers * (math.sqrt(self.dimensions) / numbers.norm())
 
     def lift(self, coordinates: Tensor) -> Tensor:  # [..., k] -> [..., P]
         return coordinates if self.basis is None else coordinates @ self.basis
@@ -58,7 +61,8 @@ def zeroth_order(
     at the plan's zeroth-order steps only (perturbing others too would count them twice). As the scale goes to 0 its
     expectation is, for isotropic directions, the part of grad E[R] that passes through theta at those steps; for
     guided ones the projection of that part on the span, as long as the span does not depend on this step's chains.
-    Its variance is about (dimensions + 1) times the squared norm of that part per direction.
+    Its variance per direction is `dimensions * E |P g_b|^2 - |P g|^2`: g that part, g_b one chain's own gradient,
+    whose mean is g, P the projection on the span.
     """
     coefficients = (rewards_plus.double() - rewards_minus.double()) / (2 * directions.step_size)  # [N]
     total = torch.zeros(directions.dimensions, dtype=dtype)
@@ -86,3 +90,13 @@ def orthonormal_span(vectors: Sequence[Tensor], tolerance: float = 1e-3) -> Tens
         if norm > 0 and row.norm() > tolerance * norm:
             rows.append(row / row.norm())
     return torch.stack(rows).to(vectors[0].dtype) if rows else None
+
+
+def principal_span(rows: Tensor, count: int, tolerance: float = 1e-3) -> Tensor | None:  # [n, P] -> [k, P] or None
+    """The `count` leading right singular vectors of the rows, which no other span of that size comes closer to.
+
+    Left out: those whose singular value is below `tolerance` times the largest. None if none is left.
+    """
+    _, values, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
+    kept = int((values[:count] > tolerance * values[0]).sum())
+    return vectors[:kept].to(rows.dtype) if kept else None

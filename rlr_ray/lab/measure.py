@@ -181,7 +181,7 @@ def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> flo
         return stated
     signal = float(rows.mean(0).double().square().sum()) - variance(rows) / len(rows)
     spent = candidate.pairs if name == "zeroth_order" else candidate.chains
-    return mse_weight(signal, spread / spent, candidate.averaging)
+    return mse_weight(signal * spent / spread, candidate.averaging) if spread > 0 else 1.0
 
 
 def relative_bias(estimates: Tensor, reference: Tensor) -> tuple[float, float]:  # [n, P], [n, P]

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlr_ray.config import RunConfig
 from rlr_ray.core.gradient import Chains
 from rlr_ray.core.place import softmax_of_norms
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.engine import Engine
 from rlr_ray.lab.measure import Candidate, Subject, sample
 
@@ -61,13 +61,17 @@ def candidate_of(
 
 
 def guides_of(subject: Subject, config: RunConfig) -> Tensor:  # [k, P]
-    """A span such as earlier updates leave at the start of a run: their first-order and half-order gradients.
+    """A span such as earlier updates leave early in a run, as `TrainState.directions` makes it.
 
-    Of the recipe's own plan, on batches that no measurement uses.
+    From gradients of the recipe's own plan on batches that no measurement uses.
     """
     shape = dataclasses.replace(config.plan_shape, rest="none")
+    components = config.estimator.zeroth_order.components
     earlier = dataclasses.replace(subject, batch=lambda number: subject.batch(-1 - number))
-    terms = sample(earlier, Candidate("guides", shape), _GUIDE_BATCHES).terms
-    basis = orthonormal_span([rows.mean(0) for rows in terms.values()])
+    terms = sample(earlier, Candidate("guides", shape), max(_GUIDE_BATCHES, 2 * components)).terms
+    if components and "half_order" in terms:
+        basis = principal_span(terms["half_order"], components)
+    else:
+        basis = orthonormal_span([rows.mean(0) for rows in terms.values()])
     assert basis is not None, "gradients of norm 0"
     return basis

@@ -18,7 +18,7 @@ from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.lab.toy import (
     PARAMETERS,
     STEPS,
@@ -155,6 +155,31 @@ def test_guided_zeroth_order_estimates_the_projection() -> None:
     isotropic = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=11)
     assert worst_z(guided, exact @ basis.T @ basis) < 3.5
     assert guided.var(0).sum() * 3 < isotropic.var(0).sum()
+
+
+def test_principal_span_holds_more_of_the_rows_than_any_other() -> None:
+    """Against the eigenvalues of the rows' second moment; the rows have rank 3."""
+    source = torch.Generator().manual_seed(4)
+    rows = torch.randn(20, 3, generator=source) @ torch.randn(3, 9, generator=source)
+    largest = torch.linalg.eigvalsh(rows.T @ rows).flip(0)
+    for count in (1, 2):
+        basis = principal_span(rows, count)
+        assert basis is not None
+        torch.testing.assert_close(basis @ basis.T, torch.eye(count))
+        torch.testing.assert_close((rows @ basis.T).square().sum(), largest[:count].sum())
+    rest = principal_span(rows, 8)
+    assert rest is not None and len(rest) == 3
+    assert principal_span(torch.zeros(4, 9), 2) is None
+
+
+def test_directions_have_one_length_which_costs_less_variance_than_normal_numbers() -> None:
+    """In k = 3 dimensions: E u u^T = I, and a variance of k |g|^2 - |g|^2 instead of (k + 2) |g|^2 - |g|^2."""
+    directions, g = Directions(3, 0.01), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    u = torch.stack([directions.draw(("draw", i), torch.float64) for i in range(20_000)])
+    torch.testing.assert_close(u.norm(dim=1), torch.full((20_000,), math.sqrt(3), dtype=torch.float64))
+    torch.testing.assert_close(u.T @ u / 20_000, torch.eye(3, dtype=torch.float64), atol=0.03, rtol=0)
+    estimates = (u @ g)[:, None] * u
+    assert abs(float(estimates.var(0).sum() / g.square().sum()) - 2) < 0.03
 
 
 def test_the_sum_is_unbiased() -> None:

@@ -71,7 +71,7 @@ def test_families_are_the_plans_measured_one_by_one(last: int) -> None:
     if last:
         alone = summarise(truncated, sample(subject, truncated, batches), torch.stack(families.rows), 256)
         assert families.truncated_variance(last)[0] == pytest.approx(alone.variance, rel=1e-9, abs=1e-12)
-        assert families.truncated_bias(last) == pytest.approx(alone.relative_bias, rel=1e-6, abs=1e-9)
+        assert families.truncated_bias(last) == pytest.approx(alone.relative_bias, abs=5e-3)  # that one is cross-fitted
 
 
 @pytest.mark.parametrize("least", [1, 3])
