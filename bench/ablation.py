@@ -45,6 +45,9 @@ VARIANTS: dict[str, list[str]] = {
     "full backprop": ["estimator={preset: full_bp}"],
     "DDPO (REINFORCE)": ["estimator={preset: ddpo}"],
     "ES": [f"estimator={{preset: es, {ISOTROPIC}}}"],
+    "planner's choice, FO(4) + REINFORCE": [
+        "estimator={first_order_steps: 4, sub_chain: {length: 0}, rest: half_order, half_order: {weight: 1.0}}"
+    ],
     "rlr-paper": [f"estimator={{preset: rlr-paper, {ISOTROPIC}}}"],
 }
 
