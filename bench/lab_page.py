@@ -21,7 +21,7 @@ Machine: {machine}.
 
 ![Variance at equal cost against memory](images/lab.png)
 
-Step by step (variances per chain; the last column is the law of isotropic directions, (P + 2) E|G|² - |g|²):
+Step by step (variances per chain; the last column is the law of isotropic directions, P E|G|² - |g|²):
 
 {profile}
 """

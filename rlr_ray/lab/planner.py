@@ -168,7 +168,7 @@ class Planner:
             return None
         squares = [families.signal(k) + families.size * families.first_order[k].variance() for k in range(steps)]
         numbers = len(self.subject.theta)
-        zeroth = [(numbers + 2) * square - families.signal(k) for k, square in enumerate(squares)]
+        zeroth = [numbers * square - families.signal(k) for k, square in enumerate(squares)]
         room, a_step, a_rollout = budget_gib * GIB - memory.held, memory.half_order.further, memory.rollout / steps
         of_half, of_zeroth = statistics.mean(known), statistics.mean(zeroth)
         length = closed_form_length(room, a_step, a_rollout, of_half, of_zeroth, steps)

@@ -95,7 +95,7 @@ class Laboratory:
     def profile(self, reference: Reference) -> list[dict[str, float]]:
         """One row a step: the gradient's share, kappa, and the variance per chain that each order has there.
 
-        Zeroth order's is the law of isotropic directions, (P + 2) E|g|^2 - |E g|^2, with g a chain's exact gradient.
+        Zeroth order's is the law of isotropic directions, P E|g|^2 - |E g|^2, with g a chain's exact gradient.
         """
         schedule, numbers = self.subject.schedule, len(self.subject.theta)
         half = half_order_variances(self.subject, min(_PROFILE_BATCHES, self.batches))
@@ -105,7 +105,7 @@ class Laboratory:
             row = {"step": k, "timestep": schedule.timesteps[k], "sigma": schedule.sigma[k], "kappa": schedule.kappa[k]}
             row |= {"gradient_share": max(signal, 0.0) / total, "half_order_variance": half[k]}
             if self.exact:
-                row |= {"first_order_variance": spread, "zeroth_order_law": (numbers + 2) * (signal + spread) - signal}
+                row |= {"first_order_variance": spread, "zeroth_order_law": numbers * (signal + spread) - signal}
             rows.append(row)
         return rows
 

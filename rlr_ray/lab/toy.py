@@ -17,7 +17,7 @@ from rlr_ray.models.schedulers import schedule_of
 HIDDEN = 3
 PARAMETERS = 6 * HIDDEN
 STEPS = 6
-SCHEDULER = DDIMScheduler(  # Stable Diffusion's noise levels; the last step's sigma is 0.01
+SCHEDULER = DDIMScheduler(  # Stable Diffusion's noise levels; the last step's sigma is 0.029
     beta_schedule="scaled_linear",
     beta_start=0.00085,
     beta_end=0.012,
