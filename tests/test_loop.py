@@ -117,7 +117,7 @@ def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: 
     assert _noise_shares(rows) == {"half_order": 0.5}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"auto"}))  # tests/lab/test_planner.py: auto
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     keys = {"estimator": {"preset": preset, "zeroth_order": {"count": 4, "chunk_size": 2}}}
     config = RunConfig.model_validate(

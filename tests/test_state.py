@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rlr_ray.config import ZerothOrderConfig
 from rlr_ray.core.gradient import GradientEstimate
+from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.state import TrainState
@@ -60,6 +62,19 @@ def test_one_noisy_update_does_not_decide_the_weight(tmp_path: Path) -> None:
         gradient, variance = (vector(40, 0, 0, 0), 1600.0) if i == 10 else (vector(1, 1, 0, 0), 1.0)
         weight = state.weights({"zeroth_order": TermEstimate(gradient, variance)})["zeroth_order"]
     assert weight == pytest.approx(0.8, abs=1e-3)  # 1 / (1 + 1/4)
+
+
+def test_the_place_is_drawn_by_smoothed_half_order_norms(tmp_path: Path) -> None:
+    """Norms of the updates that lay there, smoothing 1/2; places not yet visited count as the mean."""
+    config = short_run(tmp_path, estimator={"smoothing": 0.5, "sub_chain": {"place": "importance", "temperature": 0.5}})
+    state = TrainState(THETA, config.train, config.estimator)
+    assert state.place_weights(5) == [1.0] * 5
+    for start, scale in ((0, 1.0), (2, 3.0), (2, 1.0)):  # half order's norm is twice the scale
+        state.note_place(Plan(5, range(4, 5), (range(start, start + 2),), ()), estimate(scale))
+    relative = [2 / 3, 1.0, 4 / 3, 1.0, 1.0]  # of 2 and (6 + 2) / 2, whose mean is 3
+    powers = [math.exp(value / 0.5) for value in relative]
+    assert state.place_weights(5) == pytest.approx([power / sum(powers) for power in powers])
+    assert new_state(tmp_path).place_weights(5) is None
 
 
 def test_noise_shares_are_weighed_variances_over_the_squared_total() -> None:
