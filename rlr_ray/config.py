@@ -124,14 +124,14 @@ class SurrogateConfig(Strict):
 
 def _check_auto(given: dict[str, Any]) -> None:
     """The planner decides the plan; raise ValueError for keys that would decide it too."""
-    kept: dict[str, set[str]] = {"half_order": {"baseline"}, "zeroth_order": {"count", "chunk_size", "scale"}}
+    kept: dict[str, set[str]] = {"half_order": {"baseline"}, "zeroth_order": {"count", "chunk_size", "scale", "span"}}
     free = {"preset", "weight_averaging", "smoothing"}
     wrong = [key for key in given if key not in free | kept.keys()]
     wrong += [f"{key}.{name}" for key, names in kept.items() for name in given.get(key, {}) if name not in names]
     if wrong:
         raise ValueError(
             f"preset 'auto' chooses the plan, found {', '.join(wrong)} beside it; allowed: {', '.join(sorted(free))}, "
-            "half_order.baseline, zeroth_order.count, .chunk_size and .scale; leave the others out"
+            "half_order.baseline, zeroth_order.count, .chunk_size, .scale and .span; leave the others out"
         )
 
 

@@ -142,8 +142,9 @@ def test_the_residuals_weight_has_statistics_of_its_own(tmp_path: Path) -> None:
     state = TrainState(torch.zeros(2), config.train, config.estimator)
     large, small = (TermEstimate(torch.tensor([size, 0.0]), 1.0) for size in (10.0, 2.0))
     state.weights({"half_order": large})
-    # signal 4 - 1, variance 1, m = 4, whatever the term's norm was when it carried the whole reward
-    assert state.weights({"half_order": small}, residual=True)["half_order"] == pytest.approx(3 / (3 + 1 / 4))
+    assert state.weights({"half_order": small}, residual=True)["half_order"] == 0  # no earlier residual to compare with
+    # inner product 4 over variance 1, smoothed 2, m = 4, whatever the term was when it carried the whole reward
+    assert state.weights({"half_order": small}, residual=True)["half_order"] == pytest.approx(2 / (2 + 1 / 4))
 
 
 def test_a_surrogate_alone_leaves_theta_as_it_is_until_it_is_trusted(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def with_plan(config: RunConfig, plan: Mapping[str, Any]) -> RunConfig:
     estimator = config.estimator
     kept: Estimator = {
         "half_order": {"baseline": estimator.half_order.baseline},
-        "zeroth_order": estimator.zeroth_order.model_dump(mode="json", include={"count", "chunk_size", "scale"}),
+        "zeroth_order": estimator.zeroth_order.model_dump(
+            mode="json", include={"count", "chunk_size", "scale", "span"}
+        ),
         "weight_averaging": estimator.weight_averaging,
         "smoothing": estimator.smoothing,
     }

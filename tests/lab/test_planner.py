@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def test_a_damped_plan_is_not_unbiased(planner: Planner) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_samplers_without_noise_and_with_one_step(tmp_path: Path, steps: int) -> None:
     """Half order cannot be: only backpropagation and perturbations are left."""
-    config = short_run(tmp_path, sampler={"steps": steps, "eta": 0.0}, estimator={"preset": "full_bp", "rest": "none"})
+    full = {"preset": "full_bp", "first_order_steps": "all", "sub_chain": {"length": 0}, "rest": "none"}
+    config = short_run(tmp_path, sampler={"steps": steps, "eta": 0.0}, estimator=full)
     options = Planner(config, lambda text: None, batches=8).choose(None).options
     names = {option.name for option in options if option.unbiased}
     assert {"full_bp", "es"} <= names and not any("REINFORCE" in name or "HO" in name for name in names)
@@ -93,7 +95,7 @@ def test_a_chunk_of_one_chain_has_its_prompts_baseline(tmp_path: Path) -> None:
     config = short_run(tmp_path, train={"chunk_size": 1})
     planner = Planner(config, lambda text: None, batches=8)
     assert len(planner.subject.groups) == 4
-    assert {option.name for option in planner.choose(None).options} >= {"ddpo", "full_bp"}
+    assert math.isfinite(planner.families.reinforce_variance(0)[0])
 
 
 def test_every_option_is_written_as_it_is(planner: Planner, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_auto_chooses_once_and_resumes_with_its_choice(recipe: Path, capsys: pyt
     assert "measuring memory" in capsys.readouterr().out
     config = yaml.safe_load(Path("runs/short/config.yaml").read_text())
     told = json.loads(Path("runs/short/plan.json").read_text())
-    chosen = with_plan(parse_config(RECIPE), told["best"]["keys"]).estimator
+    chosen = with_plan(parse_config(RECIPE | {"estimator": "auto"}), told["best"]["keys"]).estimator
     assert config["estimator"] == chosen.model_dump(mode="json")
     assert main([*auto, "--resume", "--set", "train.iterations=2"]) == 0
     assert "measuring memory" not in capsys.readouterr().out
