@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ablation as ablation_runs  # beside this file, as the next three
@@ -75,12 +76,20 @@ def step() -> str:
     return STEP.format(rows=table(("part of an update", "seconds", "peak GiB"), rows), **facts)
 
 
+def fill(page: Path, name: str, block: str) -> None:
+    """Put a block between `<!-- name -->` and `<!-- end -->`."""
+    start, stop = f"<!-- {name} -->\n", "<!-- end -->"
+    head, _, rest = page.read_text("utf-8").partition(start)
+    page.write_text(head + start + block.strip() + "\n" + stop + rest.partition(stop)[2], "utf-8")
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     rank_1 = ("ablation.jsonl", "python bench/ablation.py", "LoRA of rank 1, 576 trained numbers", "ablation.png")
     rank_4 = ("ablation_rank4.jsonl", "python bench/ablation.py --rank4", "LoRA of rank 4", "ablation_rank4.png")
-    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), workers(), surrogate(), step()]
+    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), surrogate(), step()]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
+    fill(DOCS / "estimators.md", "workers", workers())
     print(DOCS / "benchmarks.md")
 
 
