@@ -9,8 +9,9 @@ from typing import Any
 from page import read_json  # beside this file
 
 WORKERS = """`python bench/directions.py`: along the demo's run (learning rate {rate}, means over updates {updates}),
-against exact gradients of {chains:,} chains. A worker runs {pairs} pairs an update. Error: E |w z - g_C|^2 / |g_C|^2 of the
-zeroth-order term z with its best weight w, g_C the part of the gradient at its steps; 1 is what leaving it out costs.
+against exact gradients of {chains:,} chains. A worker runs {pairs} pairs an update. Error: E |w z - g_C|^2 / |g_C|^2 of
+the zeroth-order term z with its best weight w, g_C the part of the gradient at its steps; 1 is what leaving it out
+costs.
 In brackets: the same from pairs really run. Cosine: expected, with the whole gradient, of first order + w z, then with
 half order too (80 chains each), when the optimizer averages {averaging} updates. Captured: |P g_C|^2 / |g_C|^2.
 Machine: two x86-64 cores.
