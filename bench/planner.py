@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=48, help="for the variances")
     options = parser.parse_args()
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
-    planner = Planner(config, lambda text: print(text, flush=True), options.batches, 1e9)
+    planner = Planner(config, lambda text: print(text, flush=True), options.batches)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]
     memory = planner.probe.memory
     write_json(

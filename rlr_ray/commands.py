@@ -13,7 +13,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates
 from rlr_ray.lab.measure import LEAST_BATCHES
-from rlr_ray.lab.planner import BATCHES, Choice, choose
+from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.lab.plans import default_plans, parse_plans
 from rlr_ray.lab.report import (
     certificate_table,
@@ -131,7 +131,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
-    parser.add_argument("--batches", type=int, default=BATCHES, help="for the variances, if half a minute allows")
+    parser.add_argument("--batches", type=int, help="for the variances (default: half a minute's, 64 at most)")
     parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
     parser.set_defaults(command=plan_command)
 
@@ -140,7 +140,7 @@ def plan_command(options: argparse.Namespace) -> int:
     console = _console()
     if options.memory_budget_gib is not None:
         options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
-    if options.batches < LEAST_BATCHES:
+    if options.batches is not None and options.batches < LEAST_BATCHES:
         raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     config = load_config(options.config, options.set)
     choice = choose_plan(config, console, options.batches)
@@ -151,7 +151,7 @@ def plan_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_plan(config: RunConfig, console: Console, batches: int = BATCHES) -> Choice:
+def choose_plan(config: RunConfig, console: Console, batches: int | None = None) -> Choice:
     """Measure which plan is best, on the device that will backpropagate."""
 
     def say(text: str) -> None:

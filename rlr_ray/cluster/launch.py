@@ -56,7 +56,7 @@ def run_on_ray(
             _fit(config, cluster, rollouts, mailbox)
 
 
-def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int, say: Callable[[str], None]) -> Choice:
+def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
     with _connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
         say("measuring plans on a worker's device")
@@ -70,7 +70,7 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int, say: 
     return choice
 
 
-def _choose(config: RunConfig, batches: int, folder: str) -> Choice:
+def _choose(config: RunConfig, batches: int | None, folder: str) -> Choice:
     enter(folder)
     return choose(config, lambda text: None, batches)
 

@@ -37,7 +37,7 @@ from rlr_ray.rewards import is_differentiable
 from rlr_ray.state import TrainState
 
 GIB = 2**30
-BATCHES = 64  # of the families' statistics, if time allows
+_BATCHES = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of plans that are measured one by one
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
@@ -104,10 +104,11 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(config: RunConfig, say: Callable[[str], None], batches: int = BATCHES) -> Choice:
+def choose(config: RunConfig, say: Callable[[str], None], batches: int | None = None) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
-    Raises UserError if no unbiased plan fits.
+    Without a number of `batches`, as many as half a minute allows, 64 at most. Raises UserError if no unbiased plan
+    fits.
     """
     return Planner(config, say, batches).choose(config.memory_budget_gib)
 
@@ -116,9 +117,7 @@ class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
     @memory_errors()
-    def __init__(
-        self, config: RunConfig, say: Callable[[str], None], batches: int = BATCHES, patience_s: float = _PATIENCE_S
-    ):
+    def __init__(self, config: RunConfig, say: Callable[[str], None], batches: int | None = None):
         self.config, self.say = config, say
         self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
         self.engine = Engine(with_plan(config, NEUTRAL))
@@ -126,8 +125,13 @@ class Planner:
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
-        self.families: Families = gather(self.subject, self.exact, batches, patience_s)
+        self.families: Families = self._gather(batches)
         self.direct: dict[str, Found] = {}
+
+    def _gather(self, batches: int | None) -> Families:
+        if batches is None:
+            return gather(self.subject, self.exact, _BATCHES, _PATIENCE_S)
+        return gather(self.subject, self.exact, batches)
 
     @memory_errors()
     def choose(self, budget_gib: float | None) -> Choice:

@@ -151,7 +151,8 @@ def choice_words(choice: Choice) -> str:
     lines = [f"{budget}: {best.name}: {best.plan}"]
     lines.append(
         f"predicted peak {best.peak_gib:.4g} GiB, measured on a real update {choice.measured_gib:.4g} GiB "
-        f"({choice.error:+.1%})"
+        f"({choice.error:+.1%}); variances from {choice.batches} batches; few may lack the rare chains "
+        "with huge gradients (--batches)"
     )
     ties = [option.name for option in choice.options if option.fits and option.unbiased and _tied(option, best)]
     if ties:
