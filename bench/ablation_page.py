@@ -73,7 +73,7 @@ def _ablation_row(variant: str, runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _sweep_table(rows: Sequence[dict[str, Any]], rates: Sequence[float]) -> str:
     swept = {(row["variant"], row["learning_rate"]): row["gain"] for row in rows if row["seed"] == 100}
-    variants = [variant for variant in ablation_runs.VARIANTS if (variant, rates[0]) in swept]
+    variants = [variant for variant in ablation_runs.VARIANTS if any((variant, rate) in swept for rate in rates)]
     cells = [
         [f"{swept[variant, rate]:.2f}" if (variant, rate) in swept else "" for rate in rates] for variant in variants
     ]
