@@ -89,28 +89,28 @@ def _zeroth_order(config: RunConfig) -> None:
 def _devices(config: RunConfig) -> None:
     if config.cluster == "none":
         return
-    for key in ("worker_gpus", "rollout_gpus"):
-        gpus = getattr(config.cluster, key)
-        if config.device == "cuda" and not gpus:
+    for key, role in (("worker", config.cluster.worker), ("rollouts", config.cluster.rollouts)):
+        if config.device == "cuda" and not role.gpus:
             raise UserError(
-                f"device is 'cuda', but cluster.{key} is 0; allowed: a number above 0, e.g. 1; or set device: auto, "
-                "which uses a GPU in the roles that have one"
+                f"device is 'cuda', but cluster.{key}.gpus is 0; allowed: a number above 0, e.g. 1; or set device: "
+                "auto, which uses a GPU in the roles that have one"
             )
-        if config.device == "cpu" and gpus:
-            raise UserError(f"device is 'cpu', but cluster.{key} is {gpus:g}; set it to 0, or device: auto")
+        if config.device == "cpu" and role.gpus:
+            raise UserError(f"device is 'cpu', but cluster.{key}.gpus is {role.gpus:g}; set it to 0, or device: auto")
 
 
 def _workers(config: RunConfig) -> None:
     if config.cluster == "none":
         return
-    cluster, chunks = config.cluster, config.train.chains // config.train.chunk_size
-    if cluster.workers > chunks:
+    most, gpus = config.cluster.worker_range.max, config.cluster.worker.gpus
+    chunks = config.train.chains // config.train.chunk_size
+    if most > chunks:
         raise UserError(
-            f"cluster.workers is {cluster.workers}, but an update has {chunks} chunks to share (train.chains / "
+            f"cluster.workers is {most}, but an update has {chunks} chunks to share (train.chains / "
             f"train.chunk_size); allowed: 1 to {chunks}; lower cluster.workers or train.chunk_size"
         )
-    if cluster.workers > 1 and 0 < cluster.worker_gpus < 1:
+    if most > 1 and 0 < gpus < 1:
         raise UserError(
-            f"cluster.worker_gpus is {cluster.worker_gpus:g} for {cluster.workers} workers, but NCCL refuses two "
-            "workers on one GPU; set it to 1, or cluster.workers: 1"
+            f"cluster.worker.gpus is {gpus:g} for {most} workers, but NCCL refuses two workers on one GPU; set it to "
+            "1, or cluster.workers: 1"
         )

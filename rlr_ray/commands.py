@@ -159,7 +159,7 @@ def choose_plan(config: RunConfig, console: Console, batches: int | None = None)
 
     if config.cluster == "none":
         return choose(config, say, batches)
-    if not config.cluster.worker_gpus:
+    if not config.cluster.worker.gpus:
         return choose(config.on(0), say, batches)
     from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
 

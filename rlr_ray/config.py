@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlr_ray.checks import check_together
+from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.core.plan import Plan, PlanShape, Truncation
 from rlr_ray.presets import PRESETS, merge
+from rlr_ray.strict import Strict
 
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Strict):
@@ -51,7 +49,7 @@ class SamplerConfig(Strict):
 class RewardConfig(Strict):
     name: str  # a file of rlr_ray/rewards, or module:name
     differentiable: bool | None = None  # None: what the reward says of itself
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class SubChainConfig(Strict):
@@ -105,7 +103,7 @@ class SurrogateConfig(Strict):
     """A differentiable Q of which first order carries c Q, while the other orders carry R - c Q on every step."""
 
     name: str = "online"  # learned during the run, or a differentiable reward
-    options: dict[str, Any] = {}  # of that reward
+    options: dict[str, Any] = Field(default_factory=dict)  # of that reward
     # c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
     coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
     threshold: float = Field(0.3, ge=0, lt=1)
@@ -192,31 +190,6 @@ class EvaluationConfig(Strict):
     every: int | None = Field(None, ge=1)  # updates; None: only before and after
     judge: RewardConfig | None = None  # a second opinion that is never trained on
     pictures: int = Field(20, ge=1)  # in the grids
-
-
-class ClusterConfig(Strict):
-    address: str | None = None  # of a running Ray; None: RAY_ADDRESS, else a local one is started
-    workers: int = Field(1, ge=1)  # of the TorchTrainer
-    worker_cpus: float = Field(1, gt=0)
-    worker_gpus: float = Field(0, ge=0)
-    rollout_actors: int = Field(2, ge=1)
-    rollout_cpus: float = Field(0.5, ge=0)
-    rollout_gpus: float = Field(0, ge=0)
-    worker_resources: dict[str, float] = {}  # more of Ray's resources a worker needs, e.g. {trainer: 0.01}
-    rollout_resources: dict[str, float] = {}
-    max_failures: int = Field(3, ge=0)  # restarts of the training workers
-    max_retries: int = Field(4, ge=0)  # of one rollout whose actor died
-    wait_s: float = Field(60, gt=0)  # for the cluster to have room
-
-    @property
-    def worker_demand(self) -> dict[str, float]:
-        """Ray's resources for one worker of the TorchTrainer."""
-        return {"CPU": self.worker_cpus, "GPU": self.worker_gpus} | self.worker_resources
-
-    @property
-    def rollout_demand(self) -> dict[str, float]:
-        """Ray's resources for one rollout actor."""
-        return {"CPU": self.rollout_cpus, "GPU": self.rollout_gpus} | self.rollout_resources
 
 
 class RunConfig(Strict):

@@ -51,12 +51,13 @@ def test_overrides_reach_into_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(RECIPE))
     config = load_config(
-        str(file), ["train.learning_rate=1e-2", "estimator.sub_chain.place=[0, 2]", "cluster={rollout_actors: 3}"]
+        str(file),
+        ["train.learning_rate=1e-2", "estimator.sub_chain.place=[0, 2]", "cluster={rollouts: {max_actors: 3}}"],
     )
     assert config.train.learning_rate == 0.01
     assert config.train.iterations == 4  # the keys beside it stay
     assert config.estimator.sub_chain.place == (0, 2)
-    assert config.cluster != "none" and config.cluster.rollout_actors == 3
+    assert config.cluster != "none" and config.cluster.rollouts.max_actors == 3
 
 
 def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"iteration": 3}}, ["train.iteration", "no such key", "iterations", "learning_rate"]),
     ({"iterations": 3}, ["iterations", "no such key", "train", "sampler"]),
-    ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollout_actors"]),
+    ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollouts"]),
     ({"cluster": "local"}, ["cluster", "'local'", "none"]),
     ({"estimator": {"sub_chain": {"length": 7}}}, ["7", "T = 5", "estimator.sub_chain.length", "sampler.steps"]),
     ({"estimator": {"first_order_steps": 9}}, ["9", "5", "estimator.first_order_steps"]),
@@ -97,14 +98,14 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"estimator": {"half_order": {"weight": -1}}}, ["half_order.weight", "-1", "'auto'", "or equal to 0"]),
     ({"cluster": {"workers": 0}}, ["cluster.workers", "found 0", "or equal to 1"]),
     ({"cluster": {"workers": 5}}, ["cluster.workers is 5", "allowed: 1 to 4"]),
-    ({"cluster": {"workers": 2, "worker_gpus": 0.5}}, ["0.5 for 2 workers", "NCCL"]),
-    ({"device": "cpu", "cluster": {"worker_gpus": 1}}, ["device is 'cpu'", "cluster.worker_gpus is 1"]),
+    ({"cluster": {"workers": 2, "worker": {"gpus": 0.5}}}, ["0.5 for 2 workers", "NCCL"]),
+    ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
     ({"name": ".."}, ["name", "'..'"]),
     ({"train": {"learning_rate": "fast"}}, ["train.learning_rate", "'fast'", "number"]),
     ({"prompts": []}, ["prompts"]),
     ({"prompts": [""]}, ["prompts"]),
     ({"name": "a/b"}, ["name", "'a/b'"]),
-    ({"device": "cuda", "cluster": {}}, ["device is 'cuda'", "cluster.worker_gpus is 0", "device: auto"]),
+    ({"device": "cuda", "cluster": {}}, ["device is 'cuda'", "cluster.worker.gpus is 0", "device: auto"]),
     ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
 ]
 

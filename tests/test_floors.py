@@ -15,8 +15,8 @@ PACKAGE = Path(rlr_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first: a module may import those of its own line and of the lines above it in this list.
 FLOORS = [
-    {"core", "errors"},
-    {"presets", "assets"},
+    {"core", "errors", "strict"},
+    {"presets", "assets", "cluster_config"},
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "rewards", "surrogate"},

@@ -43,14 +43,15 @@ def run_on_ray(
 
     `begin` makes the run's folder, once there is room and the actors have built their engines.
     """
-    actors = cluster.rollout_actors if config.plan_shape.has_zeroth_order else 0
+    actors = cluster.rollouts.max_actors if config.plan_shape.has_zeroth_order else 0
     with (
         _connected(cluster, say) as local,
         room(cluster, actors, say, local=local) as held,
         _rollouts(config, cluster, actors, held, say) as rollouts,
     ):
         begin()
-        say(f"starting a TorchTrainer with {cluster.workers} worker{'s' * (cluster.workers > 1)}")
+        workers = cluster.worker_range.max
+        say(f"starting a TorchTrainer with {workers} worker{'s' * (workers > 1)}")
         held.release_workers()
         with _mailbox() as mailbox, _forwarding(mailbox, report):
             _fit(config, cluster, rollouts, mailbox)
@@ -61,7 +62,7 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None
     with _connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
         say("measuring plans on a worker's device")
         placed = PlacementGroupSchedulingStrategy(held.workers)
-        gpus, cpus = cluster.worker_gpus, cluster.worker_cpus
+        gpus, cpus = cluster.worker.gpus, cluster.worker.cpus
         task = ray.remote(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
         try:
             choice: Choice = ray.get(task.remote(config.on(gpus), batches, os.getcwd()))
@@ -117,9 +118,9 @@ def _rollouts(
         yield None
         return
     say(f"starting {actors} rollout actors")
-    handles = start_actors(config.on(cluster.rollout_gpus), cluster, held.actors, os.getcwd())
+    handles = start_actors(config.on(cluster.rollouts.gpus), cluster, held.actors, os.getcwd())
     try:
-        yield RolloutPool(handles, cluster.max_retries)
+        yield RolloutPool(handles, cluster.rollouts.max_retries)
     finally:
         for handle in handles:
             ray.kill(handle)
@@ -148,9 +149,9 @@ def _forwarding(mailbox: ActorHandle, report: Report) -> Iterator[None]:
 
 
 def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
-    actors = f" and {cluster.rollout_actors} rollout actors" if rollouts else ""
-    ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.workers} worker(s){actors}"
-    role = config.on(cluster.worker_gpus)
+    actors = f" and {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
+    ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.worker_range.max} worker(s){actors}"
+    role = config.on(cluster.worker.gpus)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
@@ -162,7 +163,9 @@ def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None
         },
         torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=cluster.worker_demand
+            num_workers=cluster.worker_range.max,
+            use_gpu=cluster.worker.gpus > 0,
+            resources_per_worker=cluster.worker.demand,
         ),
         run_config=ray.train.RunConfig(
             name=config.name,

@@ -75,7 +75,7 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
 
 def _bundles(cluster: ClusterConfig, actors: int) -> list[list[dict[str, float]]]:
     """Of the workers, then of the actors; Ray refuses empty ones."""
-    roles = ([cluster.worker_demand] * cluster.workers, [cluster.rollout_demand] * actors)
+    roles = ([cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors)
     named = [[{kind: amount for kind, amount in bundle.items() if amount} for bundle in role] for role in roles]
     return [[bundle for bundle in role if bundle] for role in named]
 
@@ -97,8 +97,8 @@ def _message(cluster: ClusterConfig, actors: int, verb: str, resources: Mapping[
     demand = _demand(cluster, actors)
     there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in demand)
     return (
-        f"the run needs {_list(demand)} ({cluster.workers} workers of {_list(cluster.worker_demand)}; "
-        f"{actors} rollout actors of {_list(cluster.rollout_demand)}), but the cluster {verb} {there}; "
-        "lower cluster.rollout_actors, cluster.rollout_cpus or cluster.workers, add nodes, or set cluster: none to run "
-        "in this process"
+        f"the run needs {_list(demand)} ({cluster.worker_range.min} workers of {_list(cluster.worker.demand)}; "
+        f"{actors} rollout actors of {_list(cluster.rollouts.demand)}), but the cluster {verb} {there}; "
+        "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, or set cluster: none "
+        "to run in this process"
     )

@@ -51,13 +51,13 @@ def start_actors(
     Raises UserError if one cannot, or draws other random numbers.
     """
     actor = ray.remote(RolloutActor).options(
-        num_cpus=cluster.rollout_cpus,
-        num_gpus=cluster.rollout_gpus,
-        resources=cluster.rollout_resources,
+        num_cpus=cluster.rollouts.cpus,
+        num_gpus=cluster.rollouts.gpus,
+        resources=cluster.rollouts.resources,
         max_restarts=-1,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group else "DEFAULT",
     )
-    actors = [actor.remote(config, folder) for _ in range(cluster.rollout_actors)]
+    actors = [actor.remote(config, folder) for _ in range(cluster.rollouts.max_actors)]
     try:
         for checksum in ray.get([handle.checksum.remote() for handle in actors]):
             _check(checksum)
@@ -143,7 +143,7 @@ class _Update:
         if tries == self.max_retries:
             raise UserError(
                 f"rollouts {chunk.start} to {chunk.stop - 1} lost their actor {tries + 1} times; the last: {error}; "
-                "if memory ran out, lower estimator.zeroth_order.chunk_size or cluster.rollout_actors"
+                "if memory ran out, lower estimator.zeroth_order.chunk_size or cluster.rollouts.max_actors"
             ) from error
         self.waiting.put((chunk, tries + 1))
 

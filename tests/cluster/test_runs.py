@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,12 +22,16 @@ from rlr_ray.cluster.preflight import check_reachable
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.loop import train
+from rlr_ray.presets import merge
 from rlr_ray.run_folder import RunFolder
 from tests.runs import RECIPE, short_run
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
 Report = Callable[[dict[str, Any]], None]
+
+
+SMALL: dict[str, Any] = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
 
 
 def ignore(row: dict[str, Any]) -> None:
@@ -37,8 +42,8 @@ def cluster_run(
     folder: Path, report: Report = ignore, changes: dict[str, Any] | None = None, **keys: Any
 ) -> dict[str, Any]:
     """Run on Ray and return the summary."""
-    cluster = {"worker_cpus": 0.5, "rollout_cpus": 0.25} | keys
-    name = "-".join(f"{key}{value}" for key, value in keys.items())
+    cluster = merge(SMALL, keys)
+    name = "-".join(re.findall(r"\w+", str(keys)))
     config = short_run(folder, name=name, cluster=cluster, **changes or {})
     assert config.cluster != "none"
     run_on_ray(config, config.cluster, report, lambda text: None, lambda: RunFolder(config).begin(resume=False))
@@ -56,16 +61,16 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("keys", [{"rollout_actors": 1}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize("keys", [{"rollouts": {"max_actors": 1}}, {"workers": 2}], ids=str)
 def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
-    tmp_path: Path, local: dict[str, Any], keys: dict[str, int]
+    tmp_path: Path, local: dict[str, Any], keys: dict[str, Any]
 ) -> None:
     rows: list[dict[str, Any]] = []
     summary = cluster_run(tmp_path, rows.append, **keys)
     assert summary["theta_sha256"] == local["theta_sha256"]
     assert summary["gain"] == local["gain"]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    actors, workers = keys.get("rollout_actors", 2), keys.get("workers", 1)
+    actors, workers = keys.get("rollouts", {}).get("max_actors", 2), keys.get("workers", 1)
     assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
 
 
@@ -111,7 +116,7 @@ def test_a_killed_rollout_actor_changes_nothing(
             actors[0].send_signal(signal.SIGKILL)
             killed.append(actors[0].pid)
 
-    summary = cluster_run(tmp_path, kill_one, {"reward": {"name": "slow_digits:Reward"}}, rollout_actors=2)
+    summary = cluster_run(tmp_path, kill_one, {"reward": {"name": "slow_digits:Reward"}}, rollouts={"min_actors": 2})
     assert killed and not psutil.pid_exists(killed[0])
     assert summary["theta_sha256"] == local["theta_sha256"]
 
@@ -122,8 +127,7 @@ def _is_actor(process: psutil.Process) -> bool:
 
 def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict[str, Any]) -> None:
     recipe = tmp_path / "recipe.yaml"
-    keys = {"worker_cpus": 0.5, "rollout_cpus": 0.25}
-    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": keys}))
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": SMALL}))
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -143,14 +147,14 @@ def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict
 def test_more_actors_than_the_cluster_holds_are_refused_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=r"needs 16\.5 CPU .*the cluster has only 4 CPU; lower cluster\.rollout"):
-        cluster_run(tmp_path, rollout_actors=64)
+        cluster_run(tmp_path, rollouts={"min_actors": 64, "max_actors": 64})
     assert time.monotonic() - started < 10
 
 
 @pytest.mark.usefixtures("cluster")
 def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs .* 1 GPU .*has only 4 CPU, 0 GPU"):
-        cluster_run(tmp_path, worker_gpus=1)
+        cluster_run(tmp_path, worker={"gpus": 1})
 
 
 @pytest.mark.usefixtures("cluster")
@@ -163,7 +167,7 @@ def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
         "def brightness(images, prompts, metadata): return images.mean((1, 2, 3))\nbrightness.differentiable = True\n"
     )
     keys = {"reward": {"name": "my_reward_on_ray:brightness"}, "prompts": "my_prompts.txt", "train": {"iterations": 1}}
-    config = short_run(tmp_path, cluster={"worker_cpus": 0.5, "rollout_cpus": 0.25}, evaluation={"judge": None}, **keys)
+    config = short_run(tmp_path, cluster=SMALL, evaluation={"judge": None}, **keys)
     assert config.cluster != "none"
     run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
     assert 0 < RunFolder(config).load_summary()["reward_before"] < 1
@@ -182,7 +186,7 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
         "broken.differentiable = True\n"
     )
     keys = {"reward": {"name": "my_reward_of_rank_0:broken"}, "evaluation": {"judge": None}}
-    config = short_run(tmp_path, cluster={"workers": 2, "worker_cpus": 0.5, "rollout_cpus": 0.25}, **keys)
+    config = short_run(tmp_path, cluster=SMALL | {"workers": 2}, **keys)
     assert config.cluster != "none"
     with pytest.raises(UserError, match="my_reward_of_rank_0:broken' returned inf"):
         run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
