@@ -7,9 +7,9 @@ never sent.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,8 +41,16 @@ class RolloutRequest:
     coefficient: float = 0.0  # of the surrogate
 
 
-# Starts the rollouts of some chunks of perturbations; their results come in any order.
-Rollouts = Callable[[RolloutRequest, Sequence[range]], Iterable[RolloutResult]]
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Rollouts under way: their results, in any order, and what there is to count of them once all are in."""
+
+    results: Iterable[RolloutResult]
+    counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
+
+
+# Starts the rollouts of some chunks of perturbations.
+Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
 
 def pick_device(name: str) -> torch.device:
@@ -207,9 +215,9 @@ class Engine:
             torch.cat([result.rewards_minus for result in ordered]),
         )
 
-    def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> Iterable[RolloutResult]:
+    def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
         """Rollouts in this process, one chunk after the other: `Rollouts` without a cluster."""
-        return (self.rollout(request, chunk) for chunk in chunks)
+        return RolloutBatch(self.rollout(request, chunk) for chunk in chunks)
 
     def _prompt(self, slot: int, purpose: str) -> Prompt:
         return self.prompts[prompt_order(len(self.prompts), slot, self.config.seed, purpose)]

@@ -98,7 +98,7 @@ def update(
     request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient)
     zeroth = config.estimator.zeroth_order
     count = zeroth.count if plans[0].zeroth_order else 0
-    results = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
+    batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
     chains = _own_chains(engine, step, process, online)
     estimate = estimate_gradient(
         engine.model,
@@ -106,7 +106,7 @@ def update(
         engine.model.schedule,
         {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
         engine.groups(),
-        lambda: None if results is None else engine.zeroth_order(request, results),
+        lambda: None if batch is None else engine.zeroth_order(request, batch.results),
         checkpoint_steps=config.estimator.checkpoint_steps,
         reduce=process.reduce,
     )
@@ -117,8 +117,9 @@ def update(
         row["surrogate_coefficient"] = coefficient
         row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
     row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans)
+    row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
-    return row | {"rollouts_per_s": 2 * count / row["seconds"]}
+    return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
 
 
 def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:

@@ -98,7 +98,7 @@ def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path
     theta = engine.model.initial_theta
     request = RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01))
     small, large = (
-        engine.zeroth_order(request, engine.local_rollouts(request, chunks)).gradient
+        engine.zeroth_order(request, engine.local_rollouts(request, chunks).results).gradient
         for chunks in ([range(first, first + 2) for first in (6, 0, 4, 2)], [range(8)])  # in any order
     )
     assert (small - large).norm() < 1e-2 * large.norm()  # float32 rounding, over a difference of rewards of .01

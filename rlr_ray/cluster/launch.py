@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 # Before ray is imported: how soon a report returns, and no message per worker on the driver's screen.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -19,12 +18,15 @@ from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.dispatch import Patience
+from rlr_ray.cluster.fleet import Fleet, growing
 from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import Room, check_reachable, room
-from rlr_ray.cluster.rollouts import RolloutPool, start_actors
+from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.worker import run_worker
-from rlr_ray.config import ClusterConfig, RunConfig
+from rlr_ray.cluster_config import ClusterConfig
+from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.loop import Report
@@ -41,20 +43,19 @@ def run_on_ray(
 ) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
 
-    `begin` makes the run's folder, once there is room and the actors have built their engines.
+    `begin` makes the run's folder, once there is room and the first actors have built their engines.
     """
-    actors = cluster.rollouts.max_actors if config.plan_shape.has_zeroth_order else 0
+    actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
         _connected(cluster, say) as local,
         room(cluster, actors, say, local=local) as held,
-        _rollouts(config, cluster, actors, held, say) as rollouts,
+        _mailbox() as mailbox,
+        _rollouts(config, cluster, actors, held, mailbox, say) as rollouts,
+        _forwarding(mailbox, report, say),
     ):
         begin()
-        workers = cluster.worker_range.max
-        say(f"starting a TorchTrainer with {workers} worker{'s' * (workers > 1)}")
         held.release_workers()
-        with _mailbox() as mailbox, _forwarding(mailbox, report):
-            _fit(config, cluster, rollouts, mailbox)
+        _fit(config, cluster, rollouts, mailbox, say)
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
@@ -111,31 +112,33 @@ def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[b
 
 @contextmanager
 def _rollouts(
-    config: RunConfig, cluster: ClusterConfig, actors: int, held: Room, say: Callable[[str], None]
+    config: RunConfig, cluster: ClusterConfig, actors: int, held: Room, mailbox: ActorHandle, say: Callable[[str], None]
 ) -> Iterator[RolloutPool | None]:
-    """A pool of actors that ends with the block; None if the plan has no zeroth order."""
+    """A pool of actors that grows and shrinks, and ends with the block; None if the plan has no zeroth order."""
     if not actors:
         yield None
         return
-    say(f"starting {actors} rollout actors")
-    handles = start_actors(config.on(cluster.rollouts.gpus), cluster, held.actors, os.getcwd())
+    say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
+    fleet, rollouts = Fleet(config, cluster, held.actors, mailbox, os.getcwd()), cluster.rollouts
     try:
-        yield RolloutPool(handles, cluster.rollouts.max_retries)
+        fleet.start()
+        with growing(fleet, mailbox, say):
+            patience = Patience(rollouts.quorum, rollouts.hedge_after, rollouts.timeout_s, rollouts.max_retries)
+            yield RolloutPool(mailbox, patience, config.seed)
     finally:
-        for handle in handles:
-            ray.kill(handle)
+        fleet.end()
 
 
 @contextmanager
-def _forwarding(mailbox: ActorHandle, report: Report) -> Iterator[None]:
-    """Hand the leading worker's rows to `report` in this process until the block ends."""
+def _forwarding(mailbox: ActorHandle, report: Report, say: Callable[[str], None]) -> Iterator[None]:
+    """Hand the leading worker's rows and words on in this process until the block ends."""
     ended = threading.Event()
 
     def forward() -> None:
         while True:
             last = ended.wait(0.5)
-            for row in ray.get(mailbox.take.remote()):
-                report(row)
+            for news in ray.get(mailbox.take.remote()):
+                say(news) if isinstance(news, str) else report(news)
             if last:
                 return
 
@@ -148,29 +151,39 @@ def _forwarding(mailbox: ActorHandle, report: Report) -> Iterator[None]:
         thread.join()
 
 
-def _fit(config: RunConfig, cluster: ClusterConfig, rollouts: RolloutPool | None, mailbox: Any) -> None:
-    actors = f" and {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
-    ran_on = f"Ray {ray.__version__}: a TorchTrainer of {cluster.worker_range.max} worker(s){actors}"
+def _fit(
+    config: RunConfig,
+    cluster: ClusterConfig,
+    rollouts: RolloutPool | None,
+    mailbox: ActorHandle,
+    say: Callable[[str], None],
+) -> None:
+    workers = cluster.worker_range
+    number = f"{workers.min} to {workers.max}" if workers.min < workers.max else f"{workers.min}"
+    actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
+    say(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
     role = config.on(cluster.worker.gpus)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
             "config": role,
+            "cluster": cluster,
             "folder": os.getcwd(),
             "rollouts": rollouts,
             "mailbox": mailbox,
-            "ran_on": ran_on,
+            "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
         },
         torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.worker_range.max,
+            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.min,
             use_gpu=cluster.worker.gpus > 0,
             resources_per_worker=cluster.worker.demand,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=str(config.folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
         ),
     )
     try:

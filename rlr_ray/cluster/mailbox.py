@@ -1,4 +1,4 @@
-"""The way from the leading worker to the driver. Imports nothing heavy: it is a process of its own."""
+"""What the driver and the leading worker tell each other. Imports nothing heavy: it is a process of its own."""
 
 from __future__ import annotations
 
@@ -6,21 +6,48 @@ from typing import Any
 
 
 class Mailbox:
-    """Carries the updates' rows, and a user's error, from the leading worker to the driver."""
+    """Carries updates' rows, words and errors to the driver, and the crew of rollout actors to the leading worker."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.news: list[dict[str, Any] | str] = []
         self.message: str | None = None
+        self.crew: dict[str, Any] = {}  # name -> actor
+        self.version = 0  # of the crew
+        self.furthest, self.starts = -1, 0  # the last update that came back; starts of the workers since then
+        self.trouble = ""  # the last traceback of a worker
 
-    def put(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+    def put(self, news: dict[str, Any] | str) -> None:
+        """An update's row, or something to say."""
+        self.news.append(news)
+        if isinstance(news, dict) and news["step"] > self.furthest:
+            self.furthest, self.starts = news["step"], 0
 
-    def take(self) -> list[dict[str, Any]]:
-        rows, self.rows = self.rows, []
-        return rows
+    def take(self) -> list[dict[str, Any] | str]:
+        news, self.news = self.news, []
+        return news
+
+    def start(self) -> tuple[int, str]:
+        """Note that the workers start; how often they have since the last new update, and why they ended, if known."""
+        self.starts += 1
+        return self.starts, self.trouble
+
+    def started(self) -> bool:
+        return self.starts > 0 or self.furthest >= 0
+
+    def note_trouble(self, text: str) -> None:
+        self.trouble = text
 
     def fail(self, message: str) -> None:
-        self.message = message
+        """End the run with a user's error; the first one counts."""
+        self.message = self.message or message
 
     def failure(self) -> str | None:
         return self.message
+
+    def set_crew(self, crew: dict[str, Any]) -> None:
+        self.crew = crew
+        self.version += 1
+
+    def crew_since(self, version: int) -> tuple[int, dict[str, Any]] | None:
+        """The crew and its version; None if it is still that one."""
+        return None if version == self.version else (self.version, self.crew)

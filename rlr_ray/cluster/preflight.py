@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from rlr_ray.config import ClusterConfig
+from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.errors import UserError
 
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
+_HALF_S = 5.0  # that a run keeps half of its room while it waits for the other half
 
 
 def check_reachable(address: str) -> None:
@@ -39,7 +41,7 @@ def check_reachable(address: str) -> None:
 
 @dataclass(frozen=True)
 class Room:
-    """Resources that are held for the run: a bundle for each worker, and one for each rollout actor."""
+    """Resources that are held for the run: a bundle for each worker, and one for each of the first rollout actors."""
 
     workers: PlacementGroup
     actors: PlacementGroup | None  # None if actors need nothing
@@ -51,54 +53,86 @@ class Room:
 
 @contextmanager
 def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool) -> Iterator[Room]:
-    """Hold room for the workers and `actors` rollout actors, all at once, until the block ends.
+    """Hold room for the fewest workers and `actors` rollout actors, all at once, until the block ends.
 
     Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
     """
-    demand = _demand(cluster, actors)
-    missing = any(amount > ray.cluster_resources().get(kind, 0) for kind, amount in demand.items())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bundles = _bundles(cluster, actors)
+    missing = _missing([bundle for role in bundles for bundle in role], nodes)
     if missing and local:
-        raise UserError(_message(cluster, actors, "has only", ray.cluster_resources()))
+        raise UserError(_message(cluster, actors, missing, "has only", ray.cluster_resources()))
     if missing:
-        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow to {_list(demand)}")
-    groups = [placement_group(bundles) for bundles in _bundles(cluster, actors) if bundles]
-    deadline = time.monotonic() + cluster.wait_s
+        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
+    groups = _hold([role for role in bundles if role], time.monotonic() + cluster.wait_s, say)
+    if groups is None:
+        free = ray.cluster_resources() if missing else ray.available_resources()
+        verb = f"had within {cluster.wait_s:g} s only"
+        raise UserError(_message(cluster, actors, missing or "others use what it has", verb, free))
     try:
-        if not all(group.wait(max(deadline - time.monotonic(), 0.1)) for group in groups):
-            free = ray.cluster_resources() if missing else ray.available_resources()
-            raise UserError(_message(cluster, actors, f"had within {cluster.wait_s:g} s only", free))
         yield Room(groups[0], groups[1] if len(groups) > 1 else None)
     finally:
         for group in groups:
             remove_placement_group(group)
 
 
-def _bundles(cluster: ClusterConfig, actors: int) -> list[list[dict[str, float]]]:
+def _hold(roles: Sequence[list[Resources]], deadline: float, say: Callable[[str], None]) -> list[PlacementGroup] | None:
+    """A placement group for each role, all of them or None at the deadline.
+
+    A run that has only one of them gives it back after a while and tries again a little later: otherwise two runs, or
+    two trials of a search, could each keep half of the room for ever.
+    """
+    said = False
+    while True:
+        groups = [placement_group(bundles) for bundles in roles]
+        begun = time.monotonic()
+        while not all(held := [group.wait(0.1) for group in groups]):
+            now = time.monotonic()
+            if now > deadline or (any(held) and now - begun > _HALF_S):
+                break
+            if not said and now - begun > _HALF_S:
+                said = True
+                say(f"waiting for room on the cluster, {deadline - now:.0f} s at most: others use what it has")
+        else:
+            return groups
+        for group in groups:
+            remove_placement_group(group)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(random.uniform(0.5, _HALF_S))
+
+
+def _missing(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What no way to place the bundles on these nodes, empty, provides; "" if they fit (tried largest first)."""
+    free = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.items()), reverse=True):
+        fits = [node for node in free if all(node.get(kind, 0) >= amount for kind, amount in bundle.items())]
+        if not fits:
+            return f"no node has {_list(bundle)} for one process, beside the run's others"
+        for kind, amount in bundle.items():
+            fits[0][kind] -= amount
+    return ""
+
+
+def _bundles(cluster: ClusterConfig, actors: int) -> list[list[Resources]]:
     """Of the workers, then of the actors; Ray refuses empty ones."""
     roles = ([cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors)
-    named = [[{kind: amount for kind, amount in bundle.items() if amount} for bundle in role] for role in roles]
-    return [[bundle for bundle in role if bundle] for role in named]
-
-
-def _demand(cluster: ClusterConfig, actors: int) -> dict[str, float]:
-    """Sum over all roles, by kind of resource."""
-    total: Counter[str] = Counter()
-    for role in _bundles(cluster, actors):
-        for bundle in role:
-            total.update(bundle)
-    return dict(total)
+    return [[bundle for bundle in role if bundle] for role in roles]
 
 
 def _list(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
 
 
-def _message(cluster: ClusterConfig, actors: int, verb: str, resources: Mapping[str, float]) -> str:
-    demand = _demand(cluster, actors)
-    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in demand)
+def _message(cluster: ClusterConfig, actors: int, why: str, verb: str, resources: Mapping[str, float]) -> str:
+    workers, total = cluster.worker_range.min, Counter[str]()
+    for role in _bundles(cluster, actors):
+        for bundle in role:
+            total.update(bundle)
+    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
     return (
-        f"the run needs {_list(demand)} ({cluster.worker_range.min} workers of {_list(cluster.worker.demand)}; "
-        f"{actors} rollout actors of {_list(cluster.rollouts.demand)}), but the cluster {verb} {there}; "
+        f"the run needs {_list(total)} ({workers} workers of {_list(cluster.worker.demand)}; "
+        f"{actors} rollout actors of {_list(cluster.rollouts.demand)}), but the cluster {verb} {there}: {why}; "
         "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, or set cluster: none "
         "to run in this process"
     )

@@ -71,7 +71,7 @@ def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
     assert summary["gain"] == local["gain"]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     actors, workers = keys.get("rollouts", {}).get("max_actors", 2), keys.get("workers", 1)
-    assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
+    assert f"a TorchTrainer of {workers} worker(s) and 1 to {actors} rollout actors" in summary["ran_on"]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,0 +1,56 @@
+"""One update's rollouts: what is still to be done, what came back, and what went wrong on the way."""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlr_ray.core.gradient import RolloutResult
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Rollouts that are handed out together."""
+
+    indices: range
+    tries: int = 0  # that went wrong
+    running: int = 0  # members that have it
+    finished: bool = False
+
+
+class Job:
+    """The chunks of an update. Iterating gives their results as they come; it ends early once a quorum is in."""
+
+    def __init__(
+        self,
+        request: Any,
+        chunks: Sequence[range],
+        name: Callable[[range], str],  # says which rollouts a chunk is, for errors
+        quorum: float,
+        over: Callable[[Job], None],
+    ):
+        self.request, self.name, self.quorum, self.over = request, name, quorum, over
+        self.waiting = deque(Chunk(indices) for indices in chunks)
+        self.total = sum(map(len, chunks))  # rollouts
+        self.done: queue.SimpleQueue[RolloutResult | Exception] = queue.SimpleQueue()
+        self.counts = {"rollout_actors": 0, "rollouts_missing": 0, "rollouts_rerun": 0, "rollouts_hedged": 0}
+
+    def __iter__(self) -> Iterator[RolloutResult]:
+        received, needed = 0, math.ceil(self.quorum * self.total)
+        try:
+            while received < self.total:
+                try:
+                    item = self.done.get(block=received < needed)
+                except queue.Empty:
+                    break
+                if isinstance(item, Exception):
+                    raise item
+                received += len(item.indices)
+                yield item
+            self.counts["rollouts_missing"] = self.total - received
+        finally:
+            self.over(self)

@@ -1,0 +1,209 @@
+"""The dispatcher against members that come, go, die, fail, hang and straggle; no Ray, no processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+
+from rlr_ray.cluster import dispatch
+from rlr_ray.cluster.dispatch import Dispatcher, Fate, Member, Patience
+from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.errors import UserError
+
+CHUNKS = [range(first, first + 2) for first in range(0, 12, 2)]
+FAST = Patience(hedge_after=None, timeout_s=5, max_retries=2)
+
+
+class Lost(Exception):
+    pass
+
+
+class Gone(Exception):
+    pass
+
+
+class Fake:
+    """Answers at once; `plan` gives what its first runs do instead: raise an error, or None: hang until `release`."""
+
+    def __init__(self, name: str, *plan: Exception | None, delay_s: float = 0.0):
+        self.name, self.plan, self.delay_s = name, list(plan), delay_s
+        self.calls: list[tuple[Any, range]] = []
+        self.ended = 0
+        self.hanging: Future[RolloutResult] = Future()
+
+    def ready(self) -> Future[None]:
+        return _done(None)
+
+    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
+        self.calls.append((request, chunk))
+        future: Future[RolloutResult] = Future()
+        if self.plan:
+            action = self.plan.pop(0)
+            if action is None:
+                self.hanging = future
+            else:
+                future.set_exception(action)
+        elif self.delay_s:
+            threading.Timer(self.delay_s, future.set_result, (_result(chunk),)).start()
+        else:
+            future.set_result(_result(chunk))
+        return future
+
+    def release(self) -> None:
+        self.hanging.set_result(_result(self.calls[-1][1]))
+
+    def end(self) -> None:
+        self.ended += 1
+        self.hanging.set_exception(Lost())
+
+    def fate(self, error: BaseException) -> Fate:
+        return "lost" if isinstance(error, Lost) else "gone" if isinstance(error, Gone) else "failed"
+
+
+def _result(chunk: range) -> RolloutResult:
+    numbers = torch.tensor([float(index) for index in chunk])
+    return RolloutResult(chunk, numbers, -numbers)
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class Crew:
+    def __init__(self, *members: Member):
+        self.members: Sequence[Member] = members
+
+    def look(self) -> Future[Sequence[Member] | None]:
+        return _done(self.members)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"_TICK_S": 0.01, "_LOOK_S": 0.02, "_RETURN_S": 0.02, "_SAY_S": 0.2}.items():
+        monkeypatch.setattr(dispatch, name, seconds)
+
+
+def run(crew: Crew, patience: Patience = FAST, said: list[str] | None = None) -> tuple[list[range], dict[str, int]]:
+    """The chunks that came back, in order, and the counts."""
+    dispatcher = Dispatcher(crew.look, patience, (said if said is not None else []).append)
+    job = dispatcher.submit("theta", CHUNKS, lambda chunk: f"rollouts {chunk.start} to {chunk.stop - 1}")
+    return sorted((result.indices for result in job), key=lambda chunk: chunk.start), job.counts
+
+
+def test_every_chunk_comes_back_once() -> None:
+    members = [Fake("a", delay_s=0.01), Fake("b", delay_s=0.01), Fake("c", delay_s=0.01)]
+    chunks, counts = run(Crew(*members))
+    assert chunks == CHUNKS
+    calls = [chunk for member in members for _, chunk in member.calls]
+    assert sorted(calls, key=lambda chunk: chunk.start) == CHUNKS
+    assert counts["rollouts_missing"] == counts["rollouts_rerun"] == counts["rollouts_hedged"] == 0
+
+
+def test_the_chunk_of_a_lost_member_runs_again_and_the_member_is_used_again() -> None:
+    lost = Fake("a", Lost())
+    chunks, counts = run(Crew(lost))
+    assert chunks == CHUNKS and counts["rollouts_rerun"] == 2
+    assert len(lost.calls) == 7
+
+
+def test_a_member_that_is_gone_is_not_asked_again() -> None:
+    gone, other = Fake("a", Gone()), Fake("b", delay_s=0.05)
+    assert run(Crew(gone, other))[0] == CHUNKS
+    assert len(gone.calls) == 1
+
+
+def test_a_chunk_that_always_goes_wrong_ends_with_its_name_and_the_error() -> None:
+    members = [Fake(name, *[RuntimeError("the seventh pixel")] * 9) for name in "ab"]
+    with pytest.raises(UserError, match=r"rollouts \d+ to \d+ went wrong 3 times.*RuntimeError: the seventh pixel"):
+        run(Crew(*members))
+
+
+def test_a_users_error_is_not_tried_again() -> None:
+    member = Fake("a", UserError("the reward is not finite"))
+    with pytest.raises(UserError, match="the reward is not finite"):
+        run(Crew(member))
+    assert len(member.calls) == 1
+
+
+def test_a_member_that_hangs_is_ended_and_its_chunk_runs_elsewhere() -> None:
+    hangs, other = Fake("a", None), Fake("b")
+    chunks, counts = run(Crew(hangs, other), Patience(hedge_after=None, timeout_s=0.5))
+    assert chunks == CHUNKS and hangs.ended == 1 and counts["rollouts_rerun"] == 2
+
+
+def test_a_chunk_that_always_hangs_ends_with_an_error() -> None:
+    with pytest.raises(UserError, match=r"went wrong 2 times; the last: TimeoutError: no result within 0\.1 s"):
+        run(Crew(Fake("a", *[None] * 9)), Patience(timeout_s=0.1, max_retries=1))
+
+
+def test_an_idle_member_takes_the_chunk_of_a_straggler_whose_late_result_does_not_count() -> None:
+    straggler, other = Fake("a", None), Fake("b", delay_s=0.01)
+    chunks, counts = run(Crew(straggler, other), Patience(hedge_after=3.0))  # ends, though one never comes back
+    assert chunks == CHUNKS and counts["rollouts_hedged"] == 2 and counts["rollouts_rerun"] == 0
+    straggler.release()
+
+
+def test_without_hedging_the_straggler_is_waited_for() -> None:
+    straggler, other = Fake("a", None), Fake("b")
+    released = threading.Event()
+    threading.Timer(0.5, lambda: (released.set(), straggler.release())).start()
+    assert run(Crew(straggler, other))[1]["rollouts_hedged"] == 0
+    assert released.is_set()
+
+
+def test_with_a_quorum_the_job_goes_on_without_late_ones_and_says_how_many() -> None:
+    chunks, counts = run(Crew(Fake("a", None), Fake("b")), Patience(quorum=0.8, hedge_after=None))
+    assert len(chunks) == 5 and counts["rollouts_missing"] == 2
+
+
+def test_a_member_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() -> None:
+    late, other = Fake("a", None), Fake("b")
+    dispatcher = Dispatcher(Crew(late, other).look, Patience(quorum=0.8, hedge_after=None), print)
+    first = [result.indices for result in dispatcher.submit("first", CHUNKS, str)]
+    second = [result.indices for result in dispatcher.submit("second", CHUNKS, str)]
+    assert len(first) == 5 and len(set(second)) == len(second) >= 5
+    assert [request for request, _ in late.calls] == ["first"]  # at most one version of theta at a member
+    late.release()
+    third = [result.indices for result in dispatcher.submit("third", CHUNKS, str)]
+    assert len(set(third)) == len(third) >= 5  # its late result counted for none
+
+
+def test_members_that_come_and_go_during_a_job() -> None:
+    first, second = Fake("a", None), Fake("b")
+    crew = Crew(first)
+    threading.Timer(0.3, lambda: setattr(crew, "members", (second,))).start()
+    threading.Timer(0.6, lambda: first.hanging.set_exception(Gone())).start()
+    assert run(crew)[0] == CHUNKS
+    assert len(first.calls) == 1 and len(second.calls) == 6
+
+
+def test_a_job_without_members_waits_saying_so() -> None:
+    crew, said = Crew(), list[str]()
+    threading.Timer(0.5, lambda: setattr(crew, "members", (Fake("a"),))).start()
+    assert run(crew, said=said)[0] == CHUNKS
+    assert said and "none is there" in said[0]
+
+
+def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:
+    class Broken(Fake):
+        starts = 0
+
+        def ready(self) -> Future[None]:
+            self.starts += 1
+            future: Future[None] = Future()
+            if self.starts == 1:
+                future.set_exception(RuntimeError("no memory left"))
+            else:
+                future.set_result(None)
+            return future
+
+    said: list[str] = []
+    assert run(Crew(Broken("a")), said=said)[0] == CHUNKS
+    assert "actor a cannot start, it is tried again: no memory left" in said[0]
