@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray train | lab | plan`."""
+"""The commands: `rlr-ray train | lab | plan | doctor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import yaml
 from rich.console import Console
 
-from rlr_ray.commands import add_lab_arguments, add_plan_arguments, choose_plan
+from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
 from rlr_ray.engine import Engine, check_reward
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
     add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
     add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
+    add_doctor_arguments(commands.add_parser("doctor", help="check the machines that a recipe would run on"))
     return parser
 
 

@@ -1,8 +1,9 @@
-"""The commands `rlr-ray lab` and `rlr-ray plan`."""
+"""The commands `rlr-ray lab`, `rlr-ray plan` and `rlr-ray doctor`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from rlr_ray.config import RunConfig
+from rlr_ray.doctor import Verdict, examine, judge, left_token
 from rlr_ray.errors import UserError
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates
 from rlr_ray.lab.measure import LEAST_BATCHES
@@ -164,6 +166,35 @@ def choose_plan(config: RunConfig, console: Console, batches: int | None = None)
     from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
 
     return choose_on_ray(config, config.cluster, batches, say)
+
+
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.set_defaults(command=doctor_command)
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """0, or 1 if something is not well."""
+    console = _console()
+    config = load_config(options.config, options.set)
+    verdicts = _examine(config, lambda text: console.print(text, markup=False))
+    for verdict in verdicts:
+        mark, style = ("ok", "green") if verdict.ok else ("NOT WELL", "bold red")
+        remedy = "" if verdict.ok else f"; {verdict.remedy}"
+        console.print(f"{mark}: {verdict.what}: {verdict.found}{remedy}", style=style, markup=False, soft_wrap=True)
+    return 0 if all(verdict.ok for verdict in verdicts) else 1
+
+
+def _examine(config: RunConfig, say: Callable[[str], None]) -> list[Verdict]:
+    with left_token(config.folder.parent) as token:
+        driver = examine(str(config.folder.parent), token)
+        if config.cluster == "none":
+            return judge(config, driver, [])
+        from rlr_ray.cluster.doctor import examine_cluster  # only here, so that all else works without Ray
+
+        reports, verdicts = examine_cluster(config, config.cluster, token, say)
+    return judge(config, driver, reports) + verdicts
 
 
 def _console() -> Console:

@@ -69,7 +69,7 @@ class Results:
             "adapter": str(adapter.relative_to(self.folder.path)),
             "trained_numbers": len(theta),
             "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
-            "versions": _versions(),
+            "versions": versions(),
         }
         self.folder.save_summary(summary)
         return summary
@@ -93,7 +93,8 @@ class Results:
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a run's numbers may depend on."""
     installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
 

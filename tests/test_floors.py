@@ -23,7 +23,7 @@ FLOORS = [
     {"engine", "pictures", "run_folder"},
     {"evaluate", "state"},
     {"results"},
-    {"loop", "describe"},
+    {"loop", "describe", "doctor"},
     {"lab"},
     {"progress"},
     {"cluster"},

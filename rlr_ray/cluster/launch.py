@@ -47,7 +47,7 @@ def run_on_ray(
     """
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
-        _connected(cluster, say) as local,
+        connected(cluster, say) as local,
         room(cluster, actors, say, local=local) as held,
         _mailbox() as mailbox,
         _rollouts(config, cluster, actors, held, mailbox, say) as rollouts,
@@ -60,7 +60,7 @@ def run_on_ray(
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
-    with _connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
+    with connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
         say("measuring plans on a worker's device")
         placed = PlacementGroupSchedulingStrategy(held.workers)
         gpus, cpus = cluster.worker.gpus, cluster.worker.cpus
@@ -89,7 +89,7 @@ def _mailbox() -> Iterator[ActorHandle]:
 
 
 @contextmanager
-def _connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
+def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
     """Connect to the Ray that is named or runs here, else start one for this run; True if it cannot grow."""
     if ray.is_initialized():  # a test's, or a caller's own
         yield True

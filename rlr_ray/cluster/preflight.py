@@ -58,7 +58,7 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
     Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    bundles = _bundles(cluster, actors)
+    bundles = bundles_of(cluster, actors)
     missing = _missing([bundle for role in bundles for bundle in role], nodes)
     if missing and local:
         raise UserError(_message(cluster, actors, missing, "has only", ray.cluster_resources()))
@@ -103,36 +103,44 @@ def _hold(roles: Sequence[list[Resources]], deadline: float, say: Callable[[str]
 
 
 def _missing(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
-    """What no way to place the bundles on these nodes, empty, provides; "" if they fit (tried largest first)."""
-    free = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=lambda bundle: sorted(bundle.items()), reverse=True):
-        fits = [node for node in free if all(node.get(kind, 0) >= amount for kind, amount in bundle.items())]
-        if not fits:
-            return f"no node has {_list(bundle)} for one process, beside the run's others"
-        for kind, amount in bundle.items():
-            fits[0][kind] -= amount
+    """Which process these nodes, empty, have no place for; "" if there is one for each."""
+    for bundle, where in zip(bundles, place(bundles, nodes), strict=True):
+        if where is None:
+            return f"no node has {listed(bundle)} for one process, beside the run's others"
     return ""
 
 
-def _bundles(cluster: ClusterConfig, actors: int) -> list[list[Resources]]:
-    """Of the workers, then of the actors; Ray refuses empty ones."""
+def place(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> list[int | None]:
+    """The node of each bundle, on the first one that holds it, the largest bundles first; None where none does."""
+    free, places = [dict(node) for node in nodes], dict[int, int | None]()
+    for number in sorted(range(len(bundles)), key=lambda number: sorted(bundles[number].items()), reverse=True):
+        bundle = bundles[number]
+        holds = (n for n, node in enumerate(free) if all(node.get(kind, 0) >= much for kind, much in bundle.items()))
+        places[number] = where = next(holds, None)
+        if where is not None:
+            free[where] = {kind: much - bundle.get(kind, 0) for kind, much in free[where].items()}
+    return [places[number] for number in range(len(bundles))]
+
+
+def bundles_of(cluster: ClusterConfig, actors: int) -> list[list[Resources]]:
+    """Of the fewest workers, then of so many actors; Ray refuses empty ones."""
     roles = ([cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors)
     return [[bundle for bundle in role if bundle] for role in roles]
 
 
-def _list(resources: Mapping[str, float]) -> str:
+def listed(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
 
 
 def _message(cluster: ClusterConfig, actors: int, why: str, verb: str, resources: Mapping[str, float]) -> str:
     workers, total = cluster.worker_range.min, Counter[str]()
-    for role in _bundles(cluster, actors):
+    for role in bundles_of(cluster, actors):
         for bundle in role:
             total.update(bundle)
     there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
     return (
-        f"the run needs {_list(total)} ({workers} workers of {_list(cluster.worker.demand)}; "
-        f"{actors} rollout actors of {_list(cluster.rollouts.demand)}), but the cluster {verb} {there}: {why}; "
+        f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
+        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}), but the cluster {verb} {there}: {why}; "
         "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, or set cluster: none "
         "to run in this process"
     )
