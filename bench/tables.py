@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ablation as ablation_runs  # beside this file, as the next three
+import ablation as ablation_runs  # beside this file, as the next four
 from ablation_page import ablation
 from directions_page import workers
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
+from scale_page import kills, scale
 
 HEAD = """# Benchmarks
 
@@ -90,6 +91,8 @@ def main() -> None:
     sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), surrogate(), step()]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
     fill(DOCS / "estimators.md", "workers", workers())
+    fill(DOCS / "scaling.md", "scale", scale())
+    fill(DOCS / "scaling.md", "kills", kills())
     print(DOCS / "benchmarks.md")
 
 

@@ -56,10 +56,10 @@ class ActorMember:
         self.name, self.actor = name, actor
 
     def ready(self) -> Future[None]:
-        return _future(self.actor.ready.remote(generator_checksum()))
+        return actor_future(self.actor.ready.remote(generator_checksum()))
 
     def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        return _future(self.actor.run.remote(request, chunk))
+        return actor_future(self.actor.run.remote(request, chunk))
 
     def end(self) -> None:
         ray.kill(self.actor, no_restart=False)  # Ray starts it again
@@ -70,7 +70,7 @@ class ActorMember:
         return "lost" if isinstance(error, RayActorError | OutOfMemoryError) else "failed"
 
 
-def _future(call: ray.ObjectRef) -> Future[Any]:
+def actor_future(call: ray.ObjectRef) -> Future[Any]:
     """A call's future, in which a user's error is itself instead of Ray's wrapping of it."""
     unwrapped: Future[Any] = Future()
 

@@ -1,0 +1,103 @@
+"""Kill -9 at random moments: an actor, a training worker, the driver, everything; ten trials of each.
+
+    python bench/chaos.py            # resumable: a finished trial is not run again
+
+A shortened job of the embedded model (12 updates, a checkpoint every 2) on Ray, with 2 rollout actors. After the kill
+the same command is given again if it ended (`--resume-or-start`), as a supervisor would. Results are appended to
+bench/results/chaos.jsonl; the table is printed. Exits 1 if a trial ended with other weights, or lost more updates than
+a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from page import RESULTS, table  # beside this file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.system.chaos.killing import CHECKPOINT_EVERY, KINDS, Kind, Run, chaos_recipe, trial
+
+FILE = RESULTS / "chaos.jsonl"
+HEADS = ("killed", "trials", "the same weights", "most updates lost", "starts of the command after the kill, mean")
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+
+
+def keep(row: dict[str, Any]) -> None:
+    with FILE.open("a") as lines:
+        lines.write(json.dumps(row) + "\n")
+    print(row, flush=True)
+
+
+def reference() -> dict[str, Any]:
+    """An undisturbed run: its weights, and how long each kind of process lives."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, spans = Run(Path(folder), chaos_recipe(Path(folder))), dict[str, float]()
+        run.start()
+        began = dict[str, float]()
+        for kind in ("driver", "actor", "worker"):
+            run.wait_for(kind)
+            began[kind] = time.monotonic()
+        run.finish()
+        spans = {kind: time.monotonic() - moment for kind, moment in began.items()}
+        return {"kind": "none", "spans": spans, "theta_sha256": run.summary()["theta_sha256"]}
+
+
+def lost(row: dict[str, Any]) -> int:
+    """Updates of the newest checkpoint at the kill that were run again."""
+    return 0 if row["resumed_at"] is None else max(row["checkpoint_at_kill"] - row["resumed_at"], 0)
+
+
+def chaos_table(rows: list[dict[str, Any]]) -> str:
+    sha = next(row["theta_sha256"] for row in rows if row["kind"] == "none")
+    lines = []
+    for kind in KINDS:
+        trials = [row for row in rows if row["kind"] == kind]
+        if trials:
+            same = sum(row["theta_sha256"] == sha for row in trials)
+            starts = sum(row["starts"] for row in trials) / len(trials)
+            lines.append([kind, str(len(trials)), str(same), str(max(map(lost, trials))), f"{starts:.1f}"])
+    return table(HEADS, lines)
+
+
+def run_trials(kinds: list[Kind], trials: int) -> None:
+    rows = read()
+    if not rows:
+        keep(reference())
+        rows = read()
+    spans = rows[0]["spans"]
+    for seed in range(trials):
+        for kind in kinds:
+            if any(row["kind"] == kind and row["seed"] == seed for row in rows):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                came = trial(Path(folder), kind, seed, spans.get(kind, spans["driver"]))
+            if came is None:
+                print(f"{kind} {seed}: the run was over before the kill", flush=True)
+            else:
+                keep(asdict(came))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    options = parser.parse_args()
+    run_trials(options.kinds, options.trials)
+    rows = read()
+    print(chaos_table(rows))
+    sha, trials = rows[0]["theta_sha256"], [row for row in rows if row["kind"] != "none"]
+    return int(any(row["theta_sha256"] != sha or lost(row) > CHECKPOINT_EVERY for row in trials))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Whether a run fits a cluster, and that runs that want the same room do not block each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from rlr_ray.cluster.preflight import check_reachable, place, room
+from rlr_ray.cluster_config import ClusterConfig
+from rlr_ray.errors import UserError
+
+
+def test_a_process_goes_where_it_fits_the_largest_first() -> None:
+    nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert place([{"CPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 1}], nodes) == [0, 1, 0]
+
+
+def test_a_process_that_no_node_holds_has_no_place_though_the_sum_would_do() -> None:
+    assert place([{"CPU": 3}], [{"CPU": 2.0}, {"CPU": 2.0}]) == [None]
+    assert place([{"GPU": 0.5}] * 3, [{"CPU": 8.0, "GPU": 1.0}]) == [0, 0, None]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"worker": {"gpus": 1}}, r"needs .* 1 GPU .*has only 4 CPU, 0 GPU: no node has 1 CPU, 1 GPU"),
+        ({"rollouts": {"min_actors": 64, "max_actors": 64}}, r"needs 33 CPU .*lower cluster\.rollouts\.min_actors"),
+        ({"worker": {"resources": {"trainer": 1}}}, r"1 trainer"),
+    ],
+    ids=str,
+)
+def test_what_the_cluster_can_never_hold_is_refused_at_once(keys: dict[str, Any], words: str) -> None:
+    cluster, began = ClusterConfig.model_validate(keys), time.monotonic()
+    with pytest.raises(UserError, match=words), room(cluster, cluster.rollouts.min_actors, print, local=True):
+        pass
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_what_may_come_is_waited_for_saying_so() -> None:
+    said: list[str] = []
+    cluster = ClusterConfig.model_validate({"worker": {"gpus": 1}, "wait_s": 1})
+    with pytest.raises(UserError, match="had within 1 s only"), room(cluster, 1, said.append, local=False):
+        pass
+    assert "waiting up to 1 s for the cluster to grow: no node has 1 CPU, 1 GPU for one process" in said[0]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_runs_that_want_the_same_room_take_turns() -> None:
+    """As trials of a search do: each needs 1.5 + 1.5 of 4 CPUs, so halves of two of them fit, but only one run."""
+    cluster = ClusterConfig.model_validate({"worker": {"cpus": 1.5}, "rollouts": {"cpus": 1.5}, "wait_s": 120})
+    inside, most, failures = 0, 0, list[BaseException]()
+
+    def run() -> None:
+        nonlocal inside, most
+        try:
+            with room(cluster, 1, lambda text: None, local=True):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.5)
+                inside -= 1
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and most == 1
+
+
+def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"no Ray answers at 127\.0\.0\.1:9 .*RAY_ADDRESS"):
+        check_reachable("127.0.0.1:9")
+    check_reachable("auto")
+    check_reachable("")

@@ -1,0 +1,147 @@
+"""A run as a process tree of its own, whose members can be found and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+
+from rlr_ray.presets import merge
+from tests.runs import RECIPE
+
+ROOT = Path(__file__).parent.parent.parent.parent
+Kind = Literal["actor", "worker", "driver", "everything"]
+KINDS: tuple[Kind, ...] = ("actor", "worker", "driver", "everything")
+CHECKPOINT_EVERY = 2  # updates
+_COMMANDS = {"actor": "ray::RolloutActor", "worker": "ray::RayTrainWorker"}  # as `ps` shows them
+_ENOUGH = 20  # times that a run is started again
+
+
+def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A short run of the embedded model on Ray, every update of which writes half of a checkpoint's worth."""
+    train = {"iterations": 12, "checkpoint_every": CHECKPOINT_EVERY}
+    cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25, "min_actors": 2}, "max_failures": 5}
+    return merge(RECIPE | {"output_dir": str(folder), "cluster": cluster}, merge({"train": train}, changes))
+
+
+class Run:
+    """Starts a recipe's run, starts it again after a kill, and reads what it says."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]):
+        self.folder = folder / recipe["name"]
+        self.file, self.log = folder / "recipe.yaml", folder / "log.txt"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(yaml.safe_dump(recipe))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "train.py"), "--config", str(self.file), "--resume-or-start"]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=environment | {"PYTHONPATH": str(ROOT)},
+                cwd=self.file.parent,  # where a run finds a reward of its own
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def tree(self) -> list[psutil.Process]:
+        """The driver's children, theirs, and so on."""
+        assert self.process is not None
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def find(self, kind: Kind) -> list[psutil.Process]:
+        """The processes that a kill of this kind would end; none if there is no such one at present."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return []
+        driver = psutil.Process(self.process.pid)
+        if kind == "driver":
+            return [driver]
+        if kind == "everything":
+            return [driver, *self.tree]
+        found = [process for process in self.tree if _COMMANDS[kind] in _command(process)]
+        return found[:1]
+
+    def wait_for(self, kind: Kind) -> None:
+        """Until there is such a process."""
+        while not self.find(kind):
+            assert self.process is not None and self.process.poll() is None, self.said()
+            time.sleep(0.05)
+
+    def finish(self) -> int:
+        """Wait for the end; start again, as an operator or a job's supervisor would, until it went well. How often."""
+        for starts in range(_ENOUGH):
+            assert self.process is not None
+            if self.process.wait() == 0:
+                return starts
+            self.start()
+        raise AssertionError(f"it did not finish in {_ENOUGH} starts: {self.said()}")
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", errors="replace")
+
+    def newest_checkpoint(self) -> int:
+        """Updates in the newest checkpoint; 0 without one."""
+        found = (re.fullmatch(r"update_(\d+)", path.stem) for path in (self.folder / "checkpoints").glob("*.pt"))
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return summary
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a run with one kill in it."""
+
+    kind: Kind
+    seed: int
+    killed_after_s: float  # since there was something to kill
+    checkpoint_at_kill: int  # updates
+    resumed_at: int | None  # the first update after the kill; None: it went on without a break
+    starts: int  # beside the first one
+    theta_sha256: str
+
+
+def trial(folder: Path, kind: Kind, seed: int, span_s: float) -> Trial | None:
+    """Kill at a random moment within `span_s`, let the run finish. None if it was over before."""
+    run, moment = Run(folder, chaos_recipe(folder)), random.Random(f"{kind}/{seed}").uniform(0, span_s)
+    run.start()
+    run.wait_for(kind)
+    time.sleep(moment)
+    victims, checkpoint, said = run.find(kind), run.newest_checkpoint(), len(run.said())
+    if not victims:
+        run.finish()
+        return None
+    for victim in victims:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    starts = run.finish()
+    resumed = re.search(r"going on from update (\d+)", run.said()[said:])
+    first = int(resumed[1]) if resumed else None
+    return Trial(kind, seed, moment, checkpoint, first, starts, run.summary()["theta_sha256"])

@@ -1,0 +1,117 @@
+"""Processes killed, nodes that come and go, rewards that hang: a run ends with the same weights, or says why not.
+
+Not part of `make test`: `python -m pytest -m system tests/system/chaos`, about 10 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.chaos.killing import KINDS, Kind, Run, chaos_recipe, trial
+
+pytestmark = pytest.mark.system
+
+HANGING = """
+import multiprocessing, os, pathlib, time
+from rlr_ray.rewards.digits import Reward as Digits
+
+class Reward(Digits):
+    def forward(self, images, prompts, metadata):
+        note, where = pathlib.Path({note!r}), pathlib.Path("/proc/self/cmdline").read_bytes()
+        if {role!r} in where and not note.exists() and len(images) == {size}:
+            note.touch()
+            time.sleep(3600)
+        return super().forward(images, prompts, metadata)
+"""
+
+
+@pytest.fixture(scope="module")
+def sha(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of the run when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = Run(folder, chaos_recipe(folder))
+    run.start()
+    assert run.finish() == 0
+    return str(run.summary()["theta_sha256"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_changes_nothing(tmp_path: Path, sha: str, kind: Kind) -> None:
+    came = trial(tmp_path, kind, seed=0, span_s=10.0)
+    assert came is not None and came.theta_sha256 == sha
+    assert came.resumed_at is None or came.resumed_at >= came.checkpoint_at_kill
+
+
+def test_actors_killed_every_few_seconds(tmp_path: Path, sha: str) -> None:
+    run = Run(tmp_path, chaos_recipe(tmp_path))
+    run.start()
+    run.wait_for("worker")
+    killed = 0
+    assert run.process is not None
+    while run.process.poll() is None:
+        for actor in run.find("actor"):
+            actor.kill()
+            killed += 1
+        time.sleep(3.0)
+    assert run.finish() == 0 and killed > 2
+    assert run.summary()["theta_sha256"] == sha
+
+
+def hanging(tmp_path: Path, role: bytes, size: int, **cluster: Any) -> Run:
+    """A run whose reward hangs once, in a process of this role, for so many images."""
+    source = HANGING.format(note=str(tmp_path / "note"), role=role, size=size)
+    (tmp_path / "hanging.py").write_text(source)
+    return Run(tmp_path, chaos_recipe(tmp_path, reward={"name": "hanging:Reward"}, cluster=cluster))
+
+
+def test_a_reward_that_hangs_in_a_rollout_costs_its_actor(tmp_path: Path, sha: str) -> None:
+    run = hanging(tmp_path, b"RolloutActor", 2, rollouts={"timeout_s": 10, "hedge_after": None})
+    run.start()
+    assert run.finish() == 0 and (tmp_path / "note").exists()
+    assert run.summary()["theta_sha256"] == sha
+
+
+def test_a_reward_that_hangs_in_the_trainer_ends_the_run_saying_where(tmp_path: Path) -> None:
+    run = hanging(tmp_path, b"RayTrainWorker", 2, stall_s=30)
+    run.start()
+    assert run.process is not None and run.process.wait() == 2
+    assert re.search(r"no update came back for 30 s .*hanging\.py.*time\.sleep", run.said(), re.DOTALL)
+
+
+def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None:
+    """Half of the actors' node is lost, then another joins; elastic workers take the new one too."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        first = cluster.add_node(num_cpus=1)
+        keys: dict[str, Any] = {
+            "address": cluster.address,
+            "workers": {"min": 1, "max": 2},
+            "rollouts": {"min_actors": 1, "max_actors": 4},
+            "resize_every_s": 5,
+        }
+        run = Run(tmp_path, chaos_recipe(tmp_path, cluster=keys, train={"iterations": 40}))
+        run.start()
+        assert run.process is not None
+        while run.newest_checkpoint() < 4:
+            assert run.process.poll() is None, run.said()
+            time.sleep(0.2)
+        cluster.remove_node(first, allow_graceful=False)
+        cluster.add_node(num_cpus=2)
+        assert run.finish() <= 1
+    finally:
+        cluster.shutdown()
+    undisturbed = Run(
+        tmp_path / "local", chaos_recipe(tmp_path / "local", train={"iterations": 40}) | {"cluster": "none"}
+    )
+    undisturbed.start()
+    undisturbed.finish()
+    assert run.summary()["theta_sha256"] == undisturbed.summary()["theta_sha256"]
+    sizes = set(re.findall(r"training on (\d) worker", run.said()))
+    assert "2" in sizes, run.said()
