@@ -53,7 +53,7 @@ def run_on_ray(
         workers = cluster.worker_range.max
         say(f"starting a TorchTrainer with {workers} worker{'s' * (workers > 1)}")
         held.release_workers()
-        with _mailbox() as mailbox, _forwarding(mailbox, report):
+        with _mailbox() as mailbox, _forwarding(mailbox, report, say):
             _fit(config, cluster, rollouts, mailbox)
 
 
@@ -127,13 +127,15 @@ def _rollouts(
 
 
 @contextmanager
-def _forwarding(mailbox: ActorHandle, report: Report) -> Iterator[None]:
-    """Hand the leading worker's rows to `report` in this process until the block ends."""
+def _forwarding(mailbox: ActorHandle, report: Report, say: Callable[[str], None]) -> Iterator[None]:
+    """Hand the leading worker's rows to `report`, its texts to `say`, in this process until the block ends."""
     ended = threading.Event()
 
     def forward() -> None:
         while True:
             last = ended.wait(0.5)
+            for text in ray.get(mailbox.take_texts.remote()):
+                say(text)
             for row in ray.get(mailbox.take.remote()):
                 report(row)
             if last:

@@ -6,10 +6,11 @@ from typing import Any
 
 
 class Mailbox:
-    """Carries the updates' rows, and a user's error, from the leading worker to the driver."""
+    """Carries the updates' rows, what there is to say, and a user's error, from the leading worker to the driver."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.texts: list[str] = []
         self.message: str | None = None
 
     def put(self, row: dict[str, Any]) -> None:
@@ -18,6 +19,13 @@ class Mailbox:
     def take(self) -> list[dict[str, Any]]:
         rows, self.rows = self.rows, []
         return rows
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+    def take_texts(self) -> list[str]:
+        texts, self.texts = self.texts, []
+        return texts
 
     def fail(self, message: str) -> None:
         self.message = message

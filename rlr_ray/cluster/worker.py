@@ -33,7 +33,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
         enter(loop_config["folder"])
-        train(Engine(config), loop_config["rollouts"], report, process)
+        train(Engine(config), loop_config["rollouts"], report, process, mailbox.say.remote)
     except UserError as error:
         ray.get(mailbox.fail.remote(str(error)))
         if process.size > 1:
