@@ -67,8 +67,8 @@ class Checkpoints:
 
     def _read(self, file: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = load_sealed(file, device)
-        if state["format"] != _FORMAT:
-            raise Unreadable(f"has format {state['format']}, this version of rlr_ray reads format {_FORMAT}")
+        if state.get("format") != _FORMAT:
+            raise Unreadable(f"has format {state.get('format')}, this version of rlr_ray reads format {_FORMAT}")
         changed = changed_keys(state["config"], self.config)
         if changed:
             raise Unreadable(f"is of another config ({'; '.join(changed)})")

@@ -23,7 +23,7 @@ def locked(config: RunConfig) -> Iterator[None]:
 
     The lock lies beside the run's folder, so that it outlives a run that is overwritten.
     """
-    folder = config.folder
+    folder = config.folder.resolve()  # one lock, by whichever links it is reached
     file, holder = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "holder"))
     lock = FileLock(file)
     try:

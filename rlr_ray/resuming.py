@@ -32,7 +32,7 @@ def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunC
         config = load_config(recipe, overrides)
         folder = find_run(run, config.output_dir)
         named_by = "--config"
-    if config.folder != folder:
+    if not (config.folder.exists() and config.folder.samefile(folder)):
         raise UserError(
             f"--resume {run!r} is the run in {folder}, but {named_by} names the one in {config.folder}; leave out "
             f"{named_by}: the recipe of a run that is resumed is its own config.yaml"
