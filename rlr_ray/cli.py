@@ -16,10 +16,11 @@ from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.report import as_chosen, choice_words, write_choice
+from rlr_ray.lock import locked
 from rlr_ray.loop import Report, train
 from rlr_ray.progress import progress
 from rlr_ray.prompts import load_prompts
-from rlr_ray.recipes import load_config
+from rlr_ray.resuming import config_of
 from rlr_ray.run_folder import RunFolder
 
 
@@ -49,10 +50,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a YAML recipe, e.g. configs/digits.yaml")
+    parser.add_argument("--config", help="a YAML recipe, e.g. configs/digits.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    earlier.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with the run of this name, or with RUN, a name under output_dir or a folder, by its own recipe",
+    )
+    earlier.add_argument(
+        "--resume-or-start", action="store_true", help="the same if there is such a run, else start it"
+    )
     earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
     parser.add_argument(
         "--dry-run", action="store_true", help="check the recipe, print the plan and its cost, and stop"
@@ -62,16 +72,23 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_command(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
-    config = load_config(options.config, options.set)
+    config = config_of(options.config, options.set, options.resume)
     check_reward(config)
     load_prompts(config.prompts)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(describe_plan(config), markup=False, soft_wrap=True)
         return
-    if options.resume:
+    with locked(config):
+        resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
+        _train(config, console, resume=resume, overwrite=options.overwrite)
+
+
+def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool) -> None:
+    """Run what nobody else runs now, after the plan is chosen if it is to be."""
+    if resume:
         config = as_chosen(config, RunFolder(config).path)
-    RunFolder(config).check(resume=options.resume, overwrite=options.overwrite)
+    RunFolder(config).check(resume=resume, overwrite=overwrite)
     choice = None
     if config.estimator.preset == "auto":
         choice = choose_plan(config, console)
@@ -80,23 +97,24 @@ def train_command(options: argparse.Namespace) -> None:
     folder = RunFolder(config)
 
     def begin() -> None:
-        folder.begin(resume=options.resume)
-        if choice:
-            write_choice(folder.path, config, choice)
+        folder.begin(resume=resume, leave=lambda path: choice and write_choice(path, config, choice))
 
-    console.print(describe_plan(config), markup=False, soft_wrap=True)
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    say(describe_plan(config))
     with progress(console, config.train.iterations) as report:
-        run(config, report, console, begin)
-    console.print(describe_results(folder), markup=False, soft_wrap=True)
+        run(config, report, say, begin)
+    say(describe_results(folder))
 
 
-def run(config: RunConfig, report: Report, console: Console, begin: Callable[[], None]) -> None:
+def run(config: RunConfig, report: Report, say: Callable[[str], None], begin: Callable[[], None]) -> None:
     """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
     if config.cluster == "none":
         engine = Engine(config)
         begin()
-        train(engine, engine.local_rollouts, report)
+        train(engine, engine.local_rollouts, report, say=say)
         return
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
 
-    run_on_ray(config, config.cluster, report, lambda text: console.print(text, markup=False), begin)
+    run_on_ray(config, config.cluster, report, say, begin)

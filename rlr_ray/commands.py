@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from rlr_ray.config import RunConfig
+from rlr_ray.disk import load_sealed
 from rlr_ray.doctor import Verdict, examine, judge, left_token
 from rlr_ray.errors import UserError
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates
@@ -121,7 +122,7 @@ def _standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor |
             f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
         )
     try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = load_sealed(Path(checkpoint), torch.device("cpu"))
         state = TrainState(saved["theta"], config.train, config.estimator)
         state.load_state_dict(saved)
     except Exception as error:  # unpickling raises whatever it stumbles over

@@ -14,8 +14,9 @@ from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.engine import Engine, RolloutRequest, Rollouts, memory_errors
 from rlr_ray.errors import UserError
+from rlr_ray.recorder import Recorder
 from rlr_ray.results import Results
-from rlr_ray.run_folder import MetricsLog, RunFolder
+from rlr_ray.run_folder import RunFolder
 from rlr_ray.state import TrainState
 from rlr_ray.surrogate import OnlineSurrogate
 
@@ -36,37 +37,46 @@ class Process:
         return self.rank == 0
 
 
+def _quiet(text: str) -> None:
+    """For who has nobody to tell."""
+
+
 @memory_errors()
-def train(engine: Engine, rollouts: Rollouts | None, report: Report, process: Process = Process()) -> None:
+def train(
+    engine: Engine,
+    rollouts: Rollouts | None,
+    report: Report,
+    process: Process = Process(),
+    say: Callable[[str], None] = _quiet,
+) -> None:
     """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
 
-    Every process takes the same updates; the leading one dispatches the rollouts and writes.
+    Every process takes the same updates; the leading one dispatches the rollouts, writes, and says what went wrong.
     """
     config = engine.config
     folder = RunFolder(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
     online = engine.online_surrogate()
-    saved = folder.load_checkpoint(engine.device)
+    saved = folder.checkpoints.load(engine.device, say if process.leads else _quiet)
     if saved:
         state.load_state_dict(saved)
         if online is not None:
             online.load_state_dict(saved["online_surrogate"])
     _check_same_start(state.step, process, engine.device)
+    if saved and process.leads:
+        say(f"going on from update {state.step}")
     results = Results(engine, folder, state.initial_theta) if process.leads else None
-    log = MetricsLog(folder.path, state.step) if process.leads else None
+    recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
+    learned = lambda: {} if online is None else {"online_surrogate": online.state_dict()}  # noqa: E731
     while state.step < config.train.iterations:
         row = update(engine, state, rollouts, process, online)
-        if log is not None and results is not None:
+        if recorder is not None and results is not None:
             if _due(state.step, config.evaluation.every, config.train.iterations):
                 row |= results.measure(state.theta.detach())
-            log.add(row)
-            if state.step % config.train.checkpoint_every == 0 or state.step == config.train.iterations:
-                log.save()
-                learned = {} if online is None else {"online_surrogate": online.state_dict()}
-                folder.save_checkpoint(state.step, state.state_dict() | learned)
+            recorder.add(row, lambda: state.state_dict() | learned())
         report(row)
-    if log is not None and results is not None:
-        results.finish(state.theta.detach(), log.rows, process.ran_on)
+    if recorder is not None and results is not None:
+        results.finish(state.theta.detach(), recorder.metrics, process.ran_on)
 
 
 def _check_same_start(step: int, process: Process, device: torch.device) -> None:

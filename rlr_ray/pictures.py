@@ -12,6 +12,8 @@ import numpy
 from PIL import Image
 from torch import Tensor
 
+from rlr_ray.disk import replace_file
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -47,7 +49,7 @@ def save_grid(path: Path, images: Tensor) -> None:
         tile = Image.fromarray((_array(image) * 255).round().astype(numpy.uint8))
         place = (index % columns * width * factor, index // columns * height * factor)
         canvas.paste(tile.resize((width * factor, height * factor), Image.Resampling.NEAREST), place)
-    canvas.save(path)
+    replace_file(path, lambda part: canvas.save(part, format="PNG"))
 
 
 def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
@@ -69,5 +71,5 @@ def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
 
 def _finish(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    replace_file(path, lambda part: figure.savefig(part, dpi=130, format="png"))
     pyplot.close(figure)

@@ -16,19 +16,36 @@ from rlr_ray.errors import UserError
 _KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
-def load_config(path: str, overrides: list[str]) -> RunConfig:
-    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key."""
+def load_config(path: str, overrides: list[str], place: dict[str, str] | None = None) -> RunConfig:
+    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key.
+
+    `place` is a run's name and output_dir where they are not the recipe's.
+    """
+    values = read_recipe(path) | (place or {})
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """A recipe's keys, unchecked. Raises UserError if it holds none."""
     if not Path(path).is_file():
         raise UserError(f"config {path!r} was not found (looked in {Path.cwd()}); write its path from there")
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path!r} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"config {path!r} holds {type(values).__name__}; allowed: keys and values, as in configs/")
+    return values
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The keys that overrides set, unchecked."""
+    values: dict[str, Any] = {}
     for override in overrides:
         _override(values, override)
-    return parse_config(values)
+    return values
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

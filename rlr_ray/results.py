@@ -8,16 +8,19 @@ import math
 import platform
 import statistics
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
+from rlr_ray.disk import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 from rlr_ray.engine import Engine
 from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
+from rlr_ray.metrics import MetricsLog
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
-from rlr_ray.run_folder import RunFolder, replace_file
+from rlr_ray.run_folder import RunFolder
 
 _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
@@ -30,13 +33,15 @@ class Results:
         self.before = self._before(initial_theta)
 
     def _before(self, theta: Tensor) -> Evaluation:
-        """The evaluation at the start, measured once and kept for a resumed run."""
+        """The evaluation at the start, measured once and kept for a resumed run; measured again if it is damaged."""
         file = self.folder.samples / "before.pt"
-        if file.is_file():
-            return Evaluation(**torch.load(file, weights_only=True))
-        before = evaluate(self.engine, theta)
-        replace_file(file, lambda part: torch.save(vars(before), part))
-        save_grid(self.folder.samples / "before.png", before.images)
+        try:
+            return Evaluation(**load_sealed(file, torch.device("cpu")))
+        except Unreadable:
+            before = evaluate(self.engine, theta)
+        with disk_errors():
+            save_grid(self.folder.samples / "before.png", before.images)
+            save_sealed(file, vars(before))
         return before
 
     def measure(self, theta: Tensor) -> dict[str, float]:
@@ -44,13 +49,21 @@ class Results:
         mean, error = _mean_and_error(evaluate(self.engine, theta).rewards)
         return {"held_out_reward": mean, "held_out_reward_se": error}
 
-    def finish(self, theta: Tensor, rows: list[dict[str, Any]], ran_on: str) -> dict[str, Any]:
-        """Write the adapter, the pictures and, last of all, the summary, which is returned."""
-        before, after = self.before, evaluate(self.engine, theta)
-        adapter = self.engine.model.save_adapter(theta, self.folder.path)
-        self._save_pictures(after, rows)
+    def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
+        """Write the metrics, the adapter, the pictures and, last of all, the summary. Done again, all are the same."""
+        after = evaluate(self.engine, theta)
+        with disk_errors():
+            metrics.save()
+            adapter = self.engine.model.save_adapter(theta, self.folder.path)
+            self._save_pictures(after, metrics.rows)
+            self.folder.save_summary(self._summary(after, theta, metrics.rows, adapter, ran_on))
+
+    def _summary(
+        self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
+    ) -> dict[str, Any]:
+        before = self.before
         gain, gain_se = paired_gain(before.rewards, after.rewards)
-        summary = {
+        return {
             "name": self.engine.config.name,
             "reward_before": float(before.rewards.mean()),
             "reward_after": float(after.rewards.mean()),
@@ -71,8 +84,6 @@ class Results:
             "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
             "versions": versions(),
         }
-        self.folder.save_summary(summary)
-        return summary
 
     def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]]) -> None:
         samples, before = self.folder.samples, self.before

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet
+import yaml
+from safetensors.torch import load_file
 
 from rlr_ray.config import RunConfig
 from rlr_ray.presets import merge
@@ -33,7 +38,37 @@ RECIPE: dict[str, Any] = {
     "cluster": "none",
 }
 
+SMALL: dict[str, Any] = {  # on top of it, for tests of many runs
+    "sampler": {"steps": 4},
+    "train": {"chains": 4, "chains_per_prompt": 2},
+    "estimator": {"zeroth_order": {"count": 2}},
+    "evaluation": {"chains": 2, "pictures": 2, "judge": None},
+}
+
 
 def short_run(folder: Path, **changes: Any) -> RunConfig:
     """A run of four updates in this process, with `changes` put on top."""
     return parse_config(merge(RECIPE | {"output_dir": str(folder)}, changes))
+
+
+def small_run(folder: Path, **changes: Any) -> RunConfig:
+    return short_run(folder, **merge(SMALL, changes))
+
+
+def small_recipe(folder: Path) -> Path:
+    """A file with the recipe of a small run in folder/runs."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(merge(merge(RECIPE, SMALL), {"output_dir": str(folder / "runs")})))
+    return file
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All of a finished run that repeats."""
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = pyarrow.parquet.read_table(folder / "metrics.parquet").to_pylist()
+    for timed in ("seconds", "rollouts_per_s"):
+        summary.pop(timed, None)
+        for row in rows:
+            row.pop(timed)
+    adapter = {name: value.tolist() for name, value in load_file(folder / summary["adapter"]).items()}
+    return summary | {"name": "", "rows": rows, "adapter": adapter}

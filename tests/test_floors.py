@@ -16,18 +16,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first: a module may import those of its own line and of the lines above it in this list.
 FLOORS = [
     {"core", "errors", "strict"},
+    {"disk"},
     {"presets", "assets", "cluster_config"},
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "rewards", "surrogate"},
-    {"engine", "pictures", "run_folder"},
-    {"evaluate", "state"},
-    {"results"},
+    {"engine", "pictures", "metrics", "checkpoints", "lock"},
+    {"evaluate", "state", "run_folder"},
+    {"results", "recorder"},
     {"loop", "describe", "doctor"},
     {"lab"},
     {"progress"},
     {"cluster"},
-    {"commands"},
+    {"commands", "resuming"},
     {"cli"},
     {"__main__"},
 ]

@@ -75,7 +75,9 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
 
         if rollouts is not None:
             rollouts.on_news = say
-        train(Engine(config), rollouts, report, process)
+        if process.leads:
+            say(f"training on {process.size} worker{'s' * (process.size > 1)}")
+        train(Engine(config), rollouts, report, process, say)
 
 
 @contextmanager

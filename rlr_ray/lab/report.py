@@ -16,13 +16,13 @@ import yaml
 from rich.table import Table
 
 from rlr_ray.config import RunConfig
+from rlr_ray.disk import replace_file
 from rlr_ray.lab.certificate import Certified
 from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.probe import Probe
 from rlr_ray.lab.reference import Reference
 from rlr_ray.lab.run import Result
-from rlr_ray.run_folder import replace_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

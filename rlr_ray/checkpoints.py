@@ -1,0 +1,90 @@
+"""Checkpoints: all that an update depends on, of the newest updates; one that is damaged is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlr_ray.config import RunConfig
+from rlr_ray.disk import Unreadable, load_sealed, save_sealed
+from rlr_ray.errors import UserError
+
+# What may change between the parts of a resumed run: none of these changes an update.
+FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
+FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
+_FORMAT = 1  # of what a checkpoint holds; raise it when a key comes, goes or means something else
+
+
+class Checkpoints:
+    """The newest of a run's states, one a file."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.folder = config.folder / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """After how many updates each was saved, the oldest first."""
+        return sorted(int(path.stem.removeprefix("update_")) for path in self.folder.glob("update_*.pt"))
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save the state after `step` updates; the oldest beyond train.keep_checkpoints go.
+
+        Later ones stay: they were passed over when the run was resumed, or an orphan of a killed run wrote them.
+        """
+        held = {"format": _FORMAT, "config": self.config.model_dump(mode="json")}
+        save_sealed(self._file(step), held | state)
+        for old in [at for at in self.steps() if at <= step][: -self.config.train.keep_checkpoints]:
+            self._file(old).unlink(missing_ok=True)
+
+    def load(self, device: torch.device, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest state that is whole and of this run; None if nothing was saved yet.
+
+        Says which it passes over and why. Raises UserError if it passes over all of them.
+        """
+        passed: list[str] = []
+        for step in reversed(self.steps()):
+            file = self._file(step)
+            try:
+                state = self._read(file, device)
+            except Unreadable as error:
+                passed.append(f"{file} {error}")
+                continue
+            for text in passed:
+                say(f"checkpoint {text}; going on from {file.name} instead")
+            return state
+        if passed:
+            raise UserError(
+                f"no checkpoint of the run can be used: {'; '.join(passed)}; put one back from a backup, or start the "
+                "run again with --overwrite"
+            )
+        return None
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"update_{step:06d}.pt"
+
+    def _read(self, file: Path, device: torch.device) -> dict[str, Any]:
+        state: dict[str, Any] = load_sealed(file, device)
+        if state.get("format") != _FORMAT:
+            raise Unreadable(f"has format {state.get('format')}, this version of rlr_ray reads format {_FORMAT}")
+        changed = changed_keys(state["config"], self.config)
+        if changed:
+            raise Unreadable(f"is of another config ({'; '.join(changed)})")
+        return state
+
+
+def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
+    """The keys by which a config's updates differ from those of the saved one, with both values."""
+    was, now = _flat(saved), _flat(config.model_dump(mode="json"))
+    free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
+    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key) and not free(key)]
+    return [f"{key}: was {was.get(key)!r}, now {now.get(key)!r}" for key in changed]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
