@@ -15,7 +15,7 @@ the process that dispatches, submission and results included.
 {rows}
 
 On the wire, besides one theta for each node and step: {wire:.0f} bytes a rollout (chunks of {pairs_per_chunk} pairs).
-Real actors on the demo's job, the same work each: 2 actors take {two:.2f} s where 1 takes {one:.2f} s, medians of 3: a weak
+Real actors on the demo's job, the same work each: 2 take {two:.2f} s where 1 takes {one:.2f} s (medians of 3): a weak
 scaling efficiency of {efficiency:.2f}.
 """
 

@@ -69,7 +69,7 @@ class ClusterConfig(Strict):
     resize_every_s: float = Field(60, gt=0, allow_inf_nan=False)  # that elastic workers look for more room
     max_failures: int = Field(3, ge=0)  # restarts of the training workers without a new update between them
     stall_s: float = Field(3600, gt=0, allow_inf_nan=False)  # without an update until a run is taken to hang
-    wait_s: float = Field(60, gt=0, allow_inf_nan=False)  # for the cluster to have room
+    wait_s: float = Field(15, gt=0, allow_inf_nan=False)  # for the cluster to have room; minutes if it has to grow
 
     @property
     def worker_range(self) -> WorkerRange:

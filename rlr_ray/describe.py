@@ -48,6 +48,11 @@ def _notes(config: RunConfig) -> list[str]:
         components = estimator.zeroth_order.components if shape.has_half_order else 0
         span = f"{components} principal components of earlier half-order" if components else "3 or 4 earlier"
         notes.append(f"guided directions: zeroth order estimates its part's projection on {span} gradients")
+    if shape.has_zeroth_order and config.cluster != "none" and config.cluster.rollouts.quorum < 1:
+        notes.append(
+            f"quorum {config.cluster.rollouts.quorum:g}: an update may go on without its last rollouts, so a run does "
+            "not repeat bit for bit, and is biased if what makes them late has to do with their rewards"
+        )
     if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
         notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
     return notes

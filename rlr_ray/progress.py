@@ -59,6 +59,9 @@ def describe(row: dict[str, Any]) -> str:
             parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
     if row.get("surrogate_coefficient") is not None:
         parts.append(f"Q correlates {row['surrogate_correlation']:.2f}")
+    for name, words in (("rollouts_missing", "not waited for"), ("rollouts_rerun", "run again")):
+        if row.get(name):
+            parts.append(f"{row[name]} pairs {words}")
     if row["rollouts_per_s"]:
         parts.append(f"{row['rollouts_per_s']:.0f} rollouts/s")
     return "  ".join(parts)

@@ -19,6 +19,11 @@ def test_a_row_in_one_line() -> None:
     assert describe(row(0)) == "reward -1.500  |FO| 0.5 x 1.00  |ZO| 0.25 x 0.30  40 rollouts/s"
 
 
+def test_what_went_wrong_with_rollouts_is_in_the_line() -> None:
+    line = describe(row(0) | {"rollouts_missing": 8, "rollouts_rerun": 16, "rollouts_hedged": 4})
+    assert "8 pairs not waited for  16 pairs run again  40 rollouts/s" in line
+
+
 def test_time_left_counts_updates_and_not_the_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 104.0, 150.0])  # start-up took 100 s, then 2 s an update, then a pause of 46 s
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -96,14 +96,18 @@ def growing(fleet: Fleet, mailbox: ActorHandle, say: Callable[[str], None]) -> I
     ended = threading.Event()
 
     def look() -> None:
-        told = len(fleet.more)
+        told = ""
         while not ended.wait(_LOOK_S):
-            if not ray.get(mailbox.started.remote()):
-                continue
-            fleet.fit()
-            if len(fleet.more) != told:
-                told = len(fleet.more)
-                say(f"the cluster has room for {len(fleet.base) + told} rollout actors")
+            before = len(fleet.more)
+            try:
+                if ray.get(mailbox.started.remote()):
+                    fleet.fit()
+                news = f"there is room for {len(fleet.base) + len(fleet.more)} rollout actors"
+            except RayError as error:  # the coordinator was lost, say: what runs goes on, and the next look may do
+                before, news = -1, f"cannot look for more room: {error}"
+            if len(fleet.more) != before and news != told:
+                told = news
+                say(news)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -62,7 +62,7 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
     with connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
         say("measuring plans on a worker's device")
-        placed = PlacementGroupSchedulingStrategy(held.workers)
+        placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
         gpus, cpus = cluster.worker.gpus, cluster.worker.cpus
         task = ray.remote(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
         try:

@@ -14,7 +14,7 @@ class Mailbox:
         self.crew: dict[str, Any] = {}  # name -> actor
         self.version = 0  # of the crew
         self.furthest, self.starts = -1, 0  # the last update that came back; starts of the workers since then
-        self.trouble = ""  # the last traceback of a worker
+        self.trouble = ""  # the traceback that ended the workers, since their last start
 
     def put(self, news: dict[str, Any] | str) -> None:
         """An update's row, or something to say."""
@@ -29,13 +29,15 @@ class Mailbox:
     def start(self) -> tuple[int, str]:
         """Note that the workers start; how often they have since the last new update, and why they ended, if known."""
         self.starts += 1
-        return self.starts, self.trouble
+        trouble, self.trouble = self.trouble, ""
+        return self.starts, trouble
 
     def started(self) -> bool:
         return self.starts > 0 or self.furthest >= 0
 
     def note_trouble(self, text: str) -> None:
-        self.trouble = text
+        """Keep a worker's traceback; the first counts, since one that ends takes the others with it."""
+        self.trouble = self.trouble or text
 
     def fail(self, message: str) -> None:
         """End the run with a user's error; the first one counts."""

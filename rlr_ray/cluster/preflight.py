@@ -17,7 +17,8 @@ from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.errors import UserError
 
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
-_HALF_S = 5.0  # that a run keeps half of its room while it waits for the other half
+_HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
+_GROWING_S = 120.0  # the same while it waits for new nodes
 
 
 def check_reachable(address: str) -> None:
@@ -43,12 +44,13 @@ def check_reachable(address: str) -> None:
 class Room:
     """Resources that are held for the run: a bundle for each worker, and one for each of the first rollout actors."""
 
-    workers: PlacementGroup
-    actors: PlacementGroup | None  # None if actors need nothing
+    workers: PlacementGroup | None  # None if they need nothing
+    actors: PlacementGroup | None  # likewise
 
     def release_workers(self) -> None:
         """Give the workers' share to the TorchTrainer, which makes a placement group of its own."""
-        remove_placement_group(self.workers)
+        if self.workers:
+            remove_placement_group(self.workers)
 
 
 @contextmanager
@@ -64,42 +66,46 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
         raise UserError(_message(cluster, actors, missing, "has only", ray.cluster_resources()))
     if missing:
         say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
-    groups = _hold([role for role in bundles if role], time.monotonic() + cluster.wait_s, say)
+    groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
     if groups is None:
         free = ray.cluster_resources() if missing else ray.available_resources()
         verb = f"had within {cluster.wait_s:g} s only"
         raise UserError(_message(cluster, actors, missing or "others use what it has", verb, free))
     try:
-        yield Room(groups[0], groups[1] if len(groups) > 1 else None)
+        yield Room(*groups)
     finally:
-        for group in groups:
-            remove_placement_group(group)
+        _remove(groups)
 
 
-def _hold(roles: Sequence[list[Resources]], deadline: float, say: Callable[[str], None]) -> list[PlacementGroup] | None:
-    """A placement group for each role, all of them or None at the deadline.
+def _hold(
+    roles: Sequence[list[Resources]], wait_s: float, half_s: float, say: Callable[[str], None]
+) -> list[PlacementGroup | None] | None:
+    """A placement group for each role (None for one that needs nothing), all of them, or None within `wait_s`.
 
-    A run that has only one of them gives it back after a while and tries again a little later: otherwise two runs, or
-    two trials of a search, could each keep half of the room for ever.
+    A run that has only some of them for `half_s` gives them back and tries again a little later: otherwise two runs,
+    or two trials of a search, could each keep half of the room for ever.
     """
-    said = False
+    deadline, said = time.monotonic() + wait_s, False
     while True:
-        groups = [placement_group(bundles) for bundles in roles]
-        begun = time.monotonic()
-        while not all(held := [group.wait(0.1) for group in groups]):
+        groups, begun = [placement_group(bundles) if bundles else None for bundles in roles], time.monotonic()
+        while not all(held := [group is None or group.wait(0.1) for group in groups]):
             now = time.monotonic()
-            if now > deadline or (any(held) and now - begun > _HALF_S):
+            if now > deadline or (any(held) and now - begun > half_s):
                 break
             if not said and now - begun > _HALF_S:
                 said = True
-                say(f"waiting for room on the cluster, {deadline - now:.0f} s at most: others use what it has")
+                say(f"waiting for room on the cluster, {deadline - now:.0f} s at most")
         else:
             return groups
-        for group in groups:
-            remove_placement_group(group)
+        _remove(groups)
         if time.monotonic() > deadline:
             return None
         time.sleep(random.uniform(0.5, _HALF_S))
+
+
+def _remove(groups: Sequence[PlacementGroup | None]) -> None:
+    for group in filter(None, groups):
+        remove_placement_group(group)
 
 
 def _missing(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
@@ -141,6 +147,6 @@ def _message(cluster: ClusterConfig, actors: int, why: str, verb: str, resources
     return (
         f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
         f"{actors} rollout actors of {listed(cluster.rollouts.demand)}), but the cluster {verb} {there}: {why}; "
-        "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, or set cluster: none "
-        "to run in this process"
+        "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, raise cluster.wait_s "
+        "if they come by themselves, or set cluster: none to run in this process"
     )
