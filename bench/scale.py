@@ -100,6 +100,7 @@ def simulate(hosts: Sequence[Any], actors: int, rounds: int, *, spread: bool, he
     seconds = time.monotonic() - began
     used = psutil.Process().cpu_times()
     row = {"actors": actors, "rounds": rounds, "spread": spread, "hedge": hedge, "seconds": seconds}
+    dispatcher.close()
     row |= {"ideal": rounds * ROLLOUT_S, "coordinator_cpu_s": used.user + used.system - cpu.user - cpu.system}
     return row | job.counts
 
@@ -140,6 +141,7 @@ def weak_scaling(folder: Path) -> list[dict[str, float]]:
             list(pool(request, chunks[:count]).results)  # the crew is known, kernels are warm
             began = time.monotonic()
             list(pool(request, chunks).results)
+            pool.close()
             rows.append({"turn": turn, "actors": count, "seconds": time.monotonic() - began, "pairs": 80 * count})
     return rows
 

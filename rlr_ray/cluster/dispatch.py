@@ -86,7 +86,12 @@ class Dispatcher:
         self.durations: deque[float] = deque(maxlen=_KEPT_DURATIONS)  # of chunks, s
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.looking, self.looked_at, self.alone_since = False, -math.inf, math.inf
+        self.closed = False
         threading.Thread(target=self._serve, daemon=True, name="dispatcher").start()
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        self.closed = True
 
     def submit(self, request: Any, chunks: Sequence[range], name: Callable[[range], str]) -> Job:
         """Start a job; the one before it is over. Its results come by iterating over it.
@@ -99,7 +104,7 @@ class Dispatcher:
 
     def _serve(self) -> None:
         ticked = -math.inf
-        while True:
+        while not self.closed:
             try:
                 self._handle_events()
                 now = time.monotonic()

@@ -104,6 +104,11 @@ class RolloutPool:
         job = self._dispatcher.submit(ray.put(request), chunks, name)  # theta is sent once, for any number of actors
         return RolloutBatch(job, job.counts)
 
+    def close(self) -> None:
+        """Hand out nothing more, where it was used."""
+        if "_dispatcher" in vars(self):
+            self._dispatcher.close()
+
     @functools.cached_property
     def _dispatcher(self) -> Dispatcher:
         return Dispatcher(self._look, self.patience, lambda text: self.on_news(text))

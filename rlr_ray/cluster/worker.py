@@ -77,7 +77,11 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
             rollouts.on_news = say
         if process.leads:
             say(f"training on {process.size} worker{'s' * (process.size > 1)}")
-        train(Engine(config), rollouts, report, process, say)
+        try:
+            train(Engine(config), rollouts, report, process, say)
+        finally:
+            if rollouts is not None:
+                rollouts.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -92,9 +93,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(crew: Crew, patience: Patience = FAST, said: list[str] | None = None) -> tuple[list[range], dict[str, int]]:
     """The chunks that came back, in order, and the counts."""
-    dispatcher = Dispatcher(crew.look, patience, (said if said is not None else []).append)
-    job = dispatcher.submit("theta", CHUNKS, lambda chunk: f"rollouts {chunk.start} to {chunk.stop - 1}")
-    return sorted((result.indices for result in job), key=lambda chunk: chunk.start), job.counts
+    with contextlib.closing(Dispatcher(crew.look, patience, (said if said is not None else []).append)) as dispatcher:
+        job = dispatcher.submit("theta", CHUNKS, lambda chunk: f"rollouts {chunk.start} to {chunk.stop - 1}")
+        return sorted((result.indices for result in job), key=lambda chunk: chunk.start), job.counts
 
 
 def test_every_chunk_comes_back_once() -> None:
@@ -173,6 +174,7 @@ def test_a_member_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() 
     late.release()
     third = [result.indices for result in dispatcher.submit("third", CHUNKS, str)]
     assert len(set(third)) == len(third) >= 5  # its late result counted for none
+    dispatcher.close()
 
 
 def test_members_that_come_and_go_during_a_job() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,31 @@ class Actor:
         return RolloutResult(indices, rewards + request.theta.sum(), -rewards)
 
 
+STARTED: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing() -> Iterator[None]:
+    """End what a test has started: idle processes of Ray are not free."""
+    yield
+    while STARTED:
+        one = STARTED.pop()
+        one.close() if isinstance(one, RolloutPool) else ray.kill(one)
+
+
 def crew_of(count: int, first: int = 0, **options: Any) -> dict[str, Any]:
     actor = ray.remote(Actor).options(num_cpus=0.1, max_restarts=-1)
-    return {f"actor-{first + number}": actor.remote(**options) for number in range(count)}
+    crew = {f"actor-{first + number}": actor.remote(**options) for number in range(count)}
+    STARTED.extend(crew.values())
+    return crew
 
 
 def pool_of(crew: dict[str, Any], max_retries: int = 4) -> RolloutPool:
     mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
     ray.get(mailbox.set_crew.remote(crew))
-    return RolloutPool(mailbox, Patience(max_retries=max_retries), seed=7)
+    pool = RolloutPool(mailbox, Patience(max_retries=max_retries), seed=7)
+    STARTED.extend([mailbox, pool])
+    return pool
 
 
 def collect(pool: RolloutPool) -> list[RolloutResult]:
