@@ -135,7 +135,7 @@ def weak_scaling(folder: Path) -> list[dict[str, float]]:
     for turn in range(3):
         for count in (1, 2):
             mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-            ray.get(mailbox.set_crew.remote(dict(list(actors.items())[:count])))
+            ray.get(mailbox.set_crew.remote([ray.put(dict(list(actors.items())[:count]))]))
             pool = RolloutPool(mailbox, Patience(hedge_after=None), 0)
             chunks = [range(20 * k, 20 * k + 20) for k in range(4 * count)]
             list(pool(request, chunks[:count]).results)  # the crew is known, kernels are warm

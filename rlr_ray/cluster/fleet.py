@@ -81,7 +81,8 @@ class Fleet:
         return actor.remote(self.config, self.folder)
 
     def _publish(self) -> None:
-        ray.get(self.mailbox.set_crew.remote(self.base | self.more))
+        self.crew = ray.put(self.base | self.more)
+        self.mailbox.set_crew.remote([self.crew])
 
     def end(self) -> None:
         for actor in (self.base | self.more).values():

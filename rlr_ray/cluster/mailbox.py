@@ -11,7 +11,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.news: list[dict[str, Any] | str] = []
         self.message: str | None = None
-        self.crew: dict[str, Any] = {}  # name -> actor
+        self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the crew
         self.furthest, self.starts = -1, 0  # the last update that came back; starts of the workers since then
         self.trouble = ""  # the traceback that ended the workers, since their last start
@@ -46,10 +46,10 @@ class Mailbox:
     def failure(self) -> str | None:
         return self.message
 
-    def set_crew(self, crew: dict[str, Any]) -> None:
+    def set_crew(self, crew: list[Any]) -> None:
         self.crew = crew
         self.version += 1
 
-    def crew_since(self, version: int) -> tuple[int, dict[str, Any]] | None:
-        """The crew and its version; None if it is still that one."""
+    def crew_since(self, version: int) -> tuple[int, list[Any]] | None:
+        """The crew's version and reference; None if it is still that version."""
         return None if version == self.version else (self.version, self.crew)

@@ -117,15 +117,18 @@ class RolloutPool:
         """Who is in the crew, if that has changed."""
         members: Future[Sequence[Member] | None] = Future()
 
-        def done(future: Future[Any]) -> None:
-            if future.exception():
-                members.set_exception(future.exception())
+        def answered(future: Future[Any]) -> None:
+            if future.exception() or future.result() is None:
+                members.set_result(None)
                 return
-            crew = future.result()
-            self.known = self.known if crew is None else crew[0]
-            members.set_result(None if crew is None else [ActorMember(*entry) for entry in crew[1].items()])
+            self.known, (crew,) = future.result()
+            crew.future().add_done_callback(unpacked)
 
-        self.mailbox.crew_since.remote(self.known).future().add_done_callback(done)
+        def unpacked(future: Future[Any]) -> None:
+            lost = future.exception() is not None  # with the driver: then this process ends too
+            members.set_result(None if lost else [ActorMember(*entry) for entry in future.result().items()])
+
+        self.mailbox.crew_since.remote(self.known).future().add_done_callback(answered)
         return members
 
     def _say(self, text: str) -> None:

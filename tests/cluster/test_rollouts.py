@@ -68,7 +68,7 @@ def crew_of(count: int, first: int = 0, **options: Any) -> dict[str, Any]:
 
 def pool_of(crew: dict[str, Any], max_retries: int = 4) -> RolloutPool:
     mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-    ray.get(mailbox.set_crew.remote(crew))
+    ray.get(mailbox.set_crew.remote([ray.put(crew)]))
     pool = RolloutPool(mailbox, Patience(max_retries=max_retries), seed=7)
     STARTED.extend([mailbox, pool])
     return pool
@@ -113,7 +113,7 @@ def test_an_actor_that_will_not_come_back_is_replaced_by_a_new_one() -> None:
     assert [result.indices for result in collect(pool)] == CHUNKS
     ray.kill(crew["actor-0"])  # no restart
     batch = pool(REQUEST, CHUNKS)
-    ray.get(pool.mailbox.set_crew.remote(crew_of(1, first=1)))
+    ray.get(pool.mailbox.set_crew.remote([ray.put(crew_of(1, first=1))]))
     assert sorted(result.indices.start for result in batch.results) == [chunk.start for chunk in CHUNKS]
 
 
