@@ -121,12 +121,15 @@ class RolloutPool:
             if future.exception() or future.result() is None:
                 members.set_result(None)
                 return
-            self.known, (crew,) = future.result()
-            crew.future().add_done_callback(unpacked)
+            version, (crew,) = future.result()
+            crew.future().add_done_callback(lambda done: unpacked(version, done))
 
-        def unpacked(future: Future[Any]) -> None:
-            lost = future.exception() is not None  # with the driver: then this process ends too
-            members.set_result(None if lost else [ActorMember(*entry) for entry in future.result().items()])
+        def unpacked(version: int, future: Future[Any]) -> None:
+            if future.exception():  # asked again at the next look
+                members.set_result(None)
+                return
+            self.known = version
+            members.set_result([ActorMember(*entry) for entry in future.result().items()])
 
         self.mailbox.crew_since.remote(self.known).future().add_done_callback(answered)
         return members
