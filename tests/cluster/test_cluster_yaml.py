@@ -160,6 +160,7 @@ def test_a_file_that_opens_something_is_noticed(name: str) -> None:
     assert dangers(config) == ["ports"]
 
 
+@pytest.mark.ray
 def test_rays_defaults_are_as_open_as_we_say() -> None:
     """Why the files name these flags: without them Ray 2.60 opens the dashboard on AWS, and always Ray's client."""
     from ray._private.parameter import RayParams

@@ -14,7 +14,7 @@ def derive(config: dict, work: Path, bin_folder: str) -> dict:
     """The environment in `bin_folder`, ports of its own and no `ray stop`; the keys of the folder `work`."""
     pip = [command for command in config["setup_commands"] if "~/venv" in command]
     kept = [command for command in config["setup_commands"] if command not in pip]
-    environment = f"export PATH={bin_folder}:$PATH PYTHONPATH=~/rlr_ray_project RAY_AUTH_MODE=token; cd ~"
+    environment = f"export RAY_AUTH_MODE=token PYTHONPATH=~/rlr_ray_project PATH={bin_folder}:$PATH; cd ~"
     assert len(pip) == 4 and len(kept) == 1, "cluster.local.yaml has other set-up commands than this script expects"
     stop, start = config["head_start_ray_commands"]
     assert stop == "ray stop"
