@@ -53,13 +53,15 @@ def head() -> Iterator[Head]:
     refused = subprocess.run(start, env=environment, capture_output=True, text=True)
     assert refused.returncode and "no authentication token was found" in refused.stderr
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder / "head.log"
+    process = subprocess.Popen(start, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT)
     try:
         wait_for(port, process)
         yield Head(f"http://127.0.0.1:{port}", port, others[1], environment, folder)
     finally:
         process.terminate()
         process.wait(60)
+        print(log.read_text())  # pytest shows it if a test failed
         for left in of_head(folder):
             left.kill()
         shutil.rmtree(folder, ignore_errors=True)
