@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index has one; with a GPU, install your own torch in .venv first.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test system check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+system: $(INSTALLED)
+	$(BIN)/python -m pytest -m system
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

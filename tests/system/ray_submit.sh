@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(realpath -s "${PYTHON:-.venv/bin/python}")
 bin=$(dirname "$python")
-work=$(mktemp -d /tmp/rlr_submit.XXXX)
+work=$(mktemp -d -t rlr_submit.XXXX)
 name=$(basename "$work")
 home=$work/home client=$work/client
 

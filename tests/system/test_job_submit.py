@@ -41,7 +41,7 @@ class Head:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """Started as cluster.local.yaml does, in a folder of its own, which also is its user's home."""
-    folder = Path(tempfile.mkdtemp(prefix="rlr_job_", dir="/tmp"))  # short: Ray's sockets are in it
+    folder = Path(tempfile.mkdtemp(prefix="rlr_job_"))  # short: Ray's sockets are in it
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(folder), "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token"}
     environment |= {"PATH": f"{Path(RAY).parent}:{environment['PATH']}", "PYTHONPATH": str(ROOT)}
