@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,10 +43,10 @@ class Fleet:
         self.names = (f"{config.name}-{number}" for number in itertools.count())
         self.base: dict[str, ActorHandle] = {}
         self.more: dict[str, ActorHandle] = {}
-        run = ray.get_runtime_context().get_job_id()
-        wanted, rollouts = self.rollouts.max_actors - self.rollouts.min_actors, self.rollouts
-        self.essential = Reservation(f"rlr-ray-base-{run}", rollouts.demand, rollouts.min_actors, essential=True)
-        self.wished = Reservation(f"rlr-ray-more-{run}", rollouts.demand, wanted, essential=False)
+        run = f"rlr-ray-{config.name}-{uuid.uuid4().hex}"
+        least, most, demand = self.rollouts.min_actors, self.rollouts.max_actors, self.rollouts.demand
+        self.essential = Reservation(f"{run}-first", demand, least, essential=True)
+        self.wished = Reservation(f"{run}-more", demand, most - least, essential=False)
 
     def start(self) -> None:
         """Start the first actors and wait until each has built its engine. Raises UserError if one cannot."""

@@ -38,14 +38,19 @@ def ignore(row: dict[str, Any]) -> None:
 
 
 def cluster_run(
-    folder: Path, report: Report = ignore, changes: dict[str, Any] | None = None, **keys: Any
+    folder: Path,
+    report: Report = ignore,
+    changes: dict[str, Any] | None = None,
+    said: list[str] | None = None,
+    **keys: Any,
 ) -> dict[str, Any]:
     """Run on Ray and return the summary."""
     cluster = merge(SMALL, keys)
     name = "-".join(re.findall(r"\w+", str(keys)))
     config = short_run(folder, name=name, cluster=cluster, **changes or {})
     assert config.cluster != "none"
-    run_on_ray(config, config.cluster, report, lambda text: None, lambda: RunFolder(config).begin(resume=False))
+    say = (said if said is not None else []).append
+    run_on_ray(config, config.cluster, report, say, lambda: RunFolder(config).begin(resume=False))
     return RunFolder(config).load_summary()
 
 
@@ -60,17 +65,22 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("keys", [{"rollouts": {"max_actors": 1}}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("keys", "workers", "actors"),
+    [({"rollouts": {"max_actors": 1}}, "1", "1 to 1"), ({"workers": {"min": 1, "max": 2}}, "1 to 2", "1 to 2")],
+    ids=str,
+)
 def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
-    tmp_path: Path, local: dict[str, Any], keys: dict[str, Any]
+    tmp_path: Path, local: dict[str, Any], keys: dict[str, Any], workers: str, actors: str
 ) -> None:
     rows: list[dict[str, Any]] = []
-    summary = cluster_run(tmp_path, rows.append, **keys)
+    said: list[str] = []
+    summary = cluster_run(tmp_path, rows.append, said=said, **keys)
     assert summary["theta_sha256"] == local["theta_sha256"]
     assert summary["gain"] == local["gain"]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    actors, workers = keys.get("rollouts", {}).get("max_actors", 2), keys.get("workers", 1)
-    assert f"a TorchTrainer of {workers} worker(s) and 1 to {actors} rollout actors" in summary["ran_on"]
+    assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
+    assert f"training on {workers[-1]} worker{'s' * (workers[-1] == '2')}" in said  # elastic ones found room for both
 
 
 @pytest.mark.usefixtures("cluster")
