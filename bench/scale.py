@@ -25,8 +25,10 @@ import ray
 import torch
 from page import RESULTS  # beside this file
 
-from rlr_ray.cluster.dispatch import Dispatcher, Fate, Member, Patience
+from rlr_ray.cluster.dispatch import Dispatcher
+from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.mailbox import Mailbox
+from rlr_ray.cluster.members import Fate, Member
 from rlr_ray.cluster.rollouts import RolloutActor, RolloutPool, actor_future
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.plan import PlanShape
@@ -127,8 +129,11 @@ def bytes_per_rollout(host: Any, calls: int = 1000) -> dict[str, float]:
 def weak_scaling(folder: Path) -> list[dict[str, float]]:
     """Rollouts of the demo's job on 1 and on 2 real actors, each with the same work."""
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["device=cpu", f"output_dir={folder}"])
-    actors = {str(k): ray.remote(RolloutActor).options(num_cpus=0).remote(config, str(ROOT)) for k in range(2)}
-    ray.get([actor.ready.remote(generator_checksum()) for actor in actors.values()])
+    actors = {
+        str(k): ray.remote(RolloutActor).options(num_cpus=0).remote(config, str(ROOT), generator_checksum())
+        for k in range(2)
+    }
+    ray.get([actor.ready.remote() for actor in actors.values()])
     parameters = 576  # of the recipe's adapter
     request = RolloutRequest(0, config.plan_shape.draw(0), torch.zeros(parameters), Directions(parameters, 0.01))
     rows = []

@@ -12,7 +12,8 @@ from rlr_ray.config import RunConfig
 from rlr_ray.disk import Unreadable, load_sealed, save_sealed
 from rlr_ray.errors import UserError
 
-# What may change between the parts of a resumed run: none of these changes an update.
+# What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
+# updates do not repeat anyway.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
 _FORMAT = 1  # of what a checkpoint holds; raise it when a key comes, goes or means something else

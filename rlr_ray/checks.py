@@ -102,6 +102,8 @@ def _devices(config: RunConfig) -> None:
 def _workers(config: RunConfig) -> None:
     if config.cluster == "none":
         return
+    if not config.cluster.worker.demand:
+        raise UserError("cluster.worker takes nothing, but Ray Train's workers need something; set its cpus above 0")
     most, gpus = config.cluster.worker_range.max, config.cluster.worker.gpus
     chunks = config.train.chains // config.train.chunk_size
     if most > chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlr_ray.strict import Strict
 
@@ -16,7 +16,15 @@ class Role(Strict):
 
     cpus: float = Field(1, ge=0, allow_inf_nan=False)
     gpus: float = Field(0, ge=0, allow_inf_nan=False)
-    resources: Resources = Field(default_factory=dict)  # {trainer: 0.01}: on nodes that have it
+    resources: Resources = Field(default_factory=dict)  # {trainer: 1}: on nodes that have it
+
+    @field_validator("resources")
+    @classmethod
+    def _named(cls, resources: Resources) -> Resources:
+        wrong = [kind for kind, amount in resources.items() if kind in ("CPU", "GPU") or not amount > 0]
+        if wrong:
+            raise ValueError(f"found {wrong}; allowed: names other than CPU and GPU (cpus, gpus), amounts above 0")
+        return resources
 
     @property
     def demand(self) -> Resources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -189,7 +190,7 @@ def doctor_command(options: argparse.Namespace) -> int:
 
 def _examine(config: RunConfig, say: Callable[[str], None]) -> list[Verdict]:
     with left_token(config.folder.parent) as token:
-        driver = examine(str(config.folder.parent), token)
+        driver = examine("this machine", str(config.folder.parent), token, os.getcwd())
         if config.cluster == "none":
             return judge(config, driver, [])
         from rlr_ray.cluster.doctor import examine_cluster  # only here, so that all else works without Ray

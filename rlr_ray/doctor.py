@@ -30,8 +30,11 @@ class MachineReport:
     checksum: float  # of random numbers
     disk_gib: float  # free, where the run's folder is or will be
     memory_gib: float  # free
-    unwritable: str  # why the folder cannot be written to; "" if it can
-    shares_folder: bool  # it sees what the driver left there
+    unwritable: str  # why the run's folder cannot be written to; "" if it can, or need not
+    shares_folder: bool  # it sees what the driver left there, or need not
+    starts_there: bool  # it has the folder where the run is started
+    gpus: bool
+    cuda: str  # of torch's build; "" without
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,23 @@ class Verdict:
     remedy: str = ""
 
 
-def examine(folder: str, token: str) -> MachineReport:
-    """This machine's report. `token`: a file that the driver has left in the folder."""
-    unwritable = _write_error(Path(folder))
-    there = _existing(Path(folder))
+def examine(name: str, folder: str, token: str, start: str) -> MachineReport:
+    """This machine's report.
+
+    `folder`: where the run's would be, "" if nothing is written here; `token`: a file that the driver left there;
+    `start`: the folder where the run is started.
+    """
     return MachineReport(
-        platform.node(),
+        name,
         versions(),
         generator_checksum(),
-        shutil.disk_usage(there).free / _GIB,
+        shutil.disk_usage(_existing(Path(folder or start))).free / _GIB,
         psutil.virtual_memory().available / _GIB,
-        unwritable,
-        (Path(folder) / token).is_file(),
+        _write_error(Path(folder)) if folder else "",
+        not folder or (Path(folder) / token).is_file(),
+        Path(start).is_dir(),
+        Path("/dev/nvidiactl").exists(),
+        torch.version.cuda or "",
     )
 
 
@@ -98,6 +106,7 @@ def judge(config: RunConfig, driver: MachineReport, others: Sequence[MachineRepo
         _same("versions", {report.name: _text(report.versions) for report in reports}, "install the same packages"),
         _same("random numbers", {r.name: f"{r.checksum!r}" for r in reports}, "install the same torch"),
         _storage(config, reports),
+        _start(others),
         _enough("free disk", {r.name: r.disk_gib for r in reports}, _LEAST_DISK_GIB, "free some, or set output_dir"),
         _enough("free memory", {r.name: r.memory_gib for r in reports}, _LEAST_MEMORY_GIB, "end other processes"),
     ]
@@ -136,7 +145,15 @@ def _storage(config: RunConfig, reports: Sequence[MachineReport]) -> Verdict:
             "set output_dir to a disk that every node shares, or keep the workers on the driver's node "
             "(cluster.worker.resources)",
         )
-    return Verdict(True, "storage", f"{folder} can be written to from {len(reports)} places, and is the same for all")
+    return Verdict(True, "storage", f"{folder} can be written to wherever workers run")
+
+
+def _start(others: Sequence[MachineReport]) -> Verdict:
+    without = [report.name for report in others if not report.starts_there]
+    if without:
+        found = f"{', '.join(without)} has no folder {Path.cwd()}"
+        return Verdict(False, "start", found, "the run's files are needed there too: file_mounts, or a shared disk")
+    return Verdict(True, "start", f"every node has {Path.cwd()}")
 
 
 def _enough(what: str, found: Mapping[str, float], least: float, remedy: str) -> Verdict:

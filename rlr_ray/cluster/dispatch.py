@@ -12,50 +12,23 @@ import queue
 import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from rlr_ray.cluster.jobs import Chunk, Job
+from rlr_ray.cluster.jobs import Chunk, Job, Patience
+from rlr_ray.cluster.members import Fate, Member
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
 
-Fate = Literal["lost", "gone", "failed"]  # it may come back; it never will; it is well, but the call raised an error
 _TICK_S = 0.1  # between two looks at the clock
 _LOOK_S = 1.0  # between two looks at who is there
 _RETURN_S = 0.2  # until a lost member is asked again whether it is back
 _SAY_S = 30.0  # between two words about the same trouble
 _KEPT_DURATIONS = 101
-
-
-class Member(Protocol):
-    """One that runs chunks, e.g. an actor."""
-
-    name: str
-
-    def ready(self) -> Future[Any]:
-        """Done when it can take work."""
-
-    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        """Done with the chunk's result."""
-
-    def end(self) -> None:
-        """End what it is doing; it is lost then."""
-
-    def fate(self, error: BaseException) -> Fate:
-        """What a call that raised this says of the member."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """When to go on, when to try again and when to give up."""
-
-    quorum: float = 1.0  # share of a job's rollouts that it waits for
-    hedge_after: float | None = 3.0  # medians until an idle member is given a chunk too; None: never
-    timeout_s: float = 600.0  # of one chunk
-    max_retries: int = 4  # of one chunk
+_FAILURES = 2  # in a row, then a member is started anew
 
 
 @dataclass(eq=False)
@@ -82,6 +55,8 @@ class Dispatcher:
         self.gone: set[str] = set()
         self.busy: set[_Call] = set()
         self.to_ask: list[tuple[float, Member]] = []  # whether it is ready, from that time on
+        self.asked: dict[str, float] = {}  # when a member that has not answered was asked
+        self.failures: Counter[str] = Counter()  # of each member, in a row
         self.job: Job | None = None
         self.durations: deque[float] = deque(maxlen=_KEPT_DURATIONS)  # of chunks, s
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -96,7 +71,8 @@ class Dispatcher:
     def submit(self, request: Any, chunks: Sequence[range], name: Callable[[range], str]) -> Job:
         """Start a job; the one before it is over. Its results come by iterating over it.
 
-        Iterating raises UserError if a rollout does, or if a chunk went wrong more than `max_retries` times.
+        Iterating raises UserError if a rollout does on two members, or if a chunk went wrong more than `max_retries`
+        times, wherever.
         """
         job = Job(request, chunks, name, self.patience.quorum, lambda job: self.events.put(lambda: self._over(job)))
         self.events.put(lambda: self._begin(job))
@@ -148,7 +124,10 @@ class Dispatcher:
         self.to_ask = [(when, member) for when, member in self.to_ask if when > now]
         for member in due:
             self._ask(member)
-        for call in [call for call in self.busy if not call.ended and now - call.started > self.patience.timeout_s]:
+        late = now - self.patience.timeout_s
+        for name in [name for name, when in self.asked.items() if when < late]:
+            self._answer_late(name)
+        for call in [call for call in self.busy if not call.ended and call.started < late]:
             self._time_out(call)
         if self.job:
             self._hedge(self.job, now)
@@ -175,17 +154,22 @@ class Dispatcher:
 
     def _ask(self, member: Member) -> None:
         if self._is_there(member):
+            self.asked[member.name] = time.monotonic()
             self._when(member.ready(), lambda done: self._answered(member, done))
+
+    def _answer_late(self, name: str) -> None:
+        """End a member that does not even answer; it is asked again when it is lost."""
+        del self.asked[name]
+        if name in self.members:
+            self.members[name].end()
 
     def _answered(self, member: Member, future: Future[Any]) -> None:
         error = future.exception()
+        self.asked.pop(member.name, None)
         if not self._is_there(member):
             return
         if error is None:
             self.idle[member.name] = member
-        elif isinstance(error, UserError):
-            self._fail(error)
-            self._ask_later(member, _SAY_S)
         elif member.fate(error) == "failed":
             self.say(f"rollout actor {member.name} cannot start, it is tried again: {error}")
             self._ask_later(member, _SAY_S)
@@ -214,25 +198,31 @@ class Dispatcher:
     # --- chunks
 
     def _assign(self) -> None:
-        while self.job and self.job.waiting and self.idle:
-            self._start(self.job, self.job.waiting.popleft())
+        for _ in range(len(self.job.waiting) if self.job else 0):
+            if not self.job or not self.idle:
+                return
+            chunk = self.job.waiting.popleft()
+            if not self._start(self.job, chunk):
+                self.job.waiting.append(chunk)
 
-    def _start(self, job: Job, chunk: Chunk) -> None:
-        name = next(iter(self.idle))
+    def _start(self, job: Job, chunk: Chunk) -> bool:
+        """Give a chunk to an idle member where it has not failed; False if it waits for one of the others."""
+        others = self.members.keys() - chunk.failed_by
+        name = next((name for name in self.idle if name in others or not others), None)
+        if name is None:
+            return False
         call = _Call(job, chunk, self.idle.pop(name), time.monotonic())
         chunk.running += 1
         self.busy.add(call)
         self._when(call.member.run(job.request, chunk.indices), lambda done: self._returned(call, done))
+        return True
 
     def _returned(self, call: _Call, future: Future[RolloutResult]) -> None:
         member, error = call.member, future.exception()
         self.busy.discard(call)
-        if self._is_there(member):
-            fate = member.fate(error) if error else None
-            if fate in ("lost", "gone"):
-                self._miss(member, fate)
-            else:
-                self.idle[member.name] = member
+        removed, fate = not self._is_there(member), member.fate(error) if error else None
+        if not removed:
+            self._take_back(member, fate)
         if call.ended:
             return
         call.chunk.running -= 1
@@ -240,10 +230,26 @@ class Dispatcher:
             return
         if error is None:
             self._finish(call, future.result())
-        elif isinstance(error, UserError):
+        elif removed and fate != "failed":  # no fault of the chunk's
+            call.job.waiting.extendleft([] if call.chunk.running else [call.chunk])
+        elif isinstance(error, UserError) and call.chunk.failed_by:  # the same elsewhere
             self._fail(error)
         else:
+            if fate == "failed":
+                call.chunk.failed_by.add(member.name)
             self._run_again(call, error)
+
+    def _take_back(self, member: Member, fate: Fate | None) -> None:
+        """Have a member whose call is over idle, or ask it later. One that keeps failing starts anew."""
+        self.failures[member.name] = self.failures[member.name] + 1 if fate == "failed" else 0
+        if fate in ("lost", "gone"):
+            self._miss(member, fate)
+        elif self.failures[member.name] >= _FAILURES:
+            self.failures[member.name] = 0
+            member.end()
+            self._ask_later(member, _RETURN_S)
+        else:
+            self.idle[member.name] = member
 
     def _finish(self, call: _Call, result: RolloutResult) -> None:
         call.chunk.finished = True

@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlr_ray.cluster.launch import connected
-from rlr_ray.cluster.preflight import bundles_of, listed, place
+from rlr_ray.cluster.placement import bundles_of, listed, place
 from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.config import RunConfig
 from rlr_ray.doctor import MachineReport, Verdict, examine
 
-_ANSWER_S = 60.0  # of a node
+_ANSWER_S = 60.0  # of all nodes
 
 
 def examine_cluster(
     config: RunConfig, cluster: ClusterConfig, token: str, say: Callable[[str], None]
 ) -> tuple[list[MachineReport], list[Verdict]]:
-    """Every node's report, and verdicts on the nodes and the placement."""
+    """The nodes' reports, and verdicts on the nodes and the placement."""
     with connected(cluster, say):
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        calls = {}
-        for node in nodes:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(examine).options(num_cpus=0, scheduling_strategy=here)
-            calls[node["NodeManagerHostname"], node["NodeID"]] = task.remote(str(config.folder.parent), token)
-        done, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=_ANSWER_S)
-        silent = [name for (name, _), call in calls.items() if call not in done]
-        nodes_well = Verdict(
-            not silent, "nodes", f"{len(done)} of {len(calls)} answered", f"no answer within {_ANSWER_S:g} s: {silent}"
-        )
-        reports = ray.get(done)
-        resources = [node["Resources"] for node in nodes]
         names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})" for node in nodes]
-        return reports, [nodes_well, placement(config, cluster, resources, names)]
+        resources = [node["Resources"] for node in nodes]
+        actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
+        bundles = bundles_of(cluster, actors)
+        places = place([bundle for role in bundles for bundle in role], resources)
+        writers = set(places[: len(bundles[0])])  # nodes of workers; actors write nothing
+        calls = [_ask(config, nodes[i], token, names[i], i in writers) for i in range(len(nodes))]
+        reports, troubles = _answers(calls, names)
+    well = Verdict(not troubles, "nodes", "; ".join(troubles) or f"{len(nodes)} answered", "mend or remove them")
+    return reports, [well, _gpus(reports, resources), _placement(cluster, bundles, places, names)]
 
 
-def placement(config: RunConfig, cluster: ClusterConfig, nodes: list[Resources], names: list[str]) -> Verdict:
-    """Where workers and actors would go, as many as the config asks for at least, on empty nodes."""
-    actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
-    roles = dict(zip(("worker", "rollout actor"), bundles_of(cluster, actors), strict=True))
-    wanted = [(role, bundle) for role, bundles in roles.items() for bundle in bundles]
-    places = place([bundle for _, bundle in wanted], nodes)
+def _ask(config: RunConfig, node: dict[str, Any], token: str, name: str, writes: bool) -> ray.ObjectRef:
+    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(examine).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    return task.remote(name, str(config.folder.parent) if writes else "", token, os.getcwd())
+
+
+def _answers(calls: list[ray.ObjectRef], names: list[str]) -> tuple[list[MachineReport], list[str]]:
+    done, _ = ray.wait(calls, num_returns=len(calls), timeout=_ANSWER_S)
+    reports, troubles = [], []
+    for call, name in zip(calls, names, strict=True):
+        try:
+            if call not in done:
+                raise TimeoutError(f"no answer within {_ANSWER_S:g} s")
+            reports.append(ray.get(call))
+        except (RayError, TimeoutError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            troubles.append(f"{name}: {lines[-1] if lines else type(error).__name__}")
+    return reports, troubles
+
+
+def _gpus(reports: list[MachineReport], resources: list[Resources]) -> Verdict:
+    """Whether torch can use the GPUs of each node that has some."""
+    with_gpus = sum(bool(node.get("GPU")) for node in resources)
+    blind = [report.name for report in reports if report.gpus and not report.cuda]
+    return Verdict(
+        not blind,
+        "GPUs",
+        f"torch on {', '.join(blind)} is built without CUDA" if blind else f"{with_gpus} nodes have some",
+        "install a CUDA build of torch there",
+    )
+
+
+def _placement(
+    cluster: ClusterConfig, bundles: list[list[Resources]], places: list[int | None], names: list[str]
+) -> Verdict:
+    """Where workers and actors would go, as many as the run waits for, on empty nodes."""
+    roles = [(role, bundle) for role, each in zip(("worker", "rollout actor"), bundles, strict=True) for bundle in each]
     lines = [
-        f"{role} ({listed(bundle)}) -> {'no node' if where is None else names[where]}"
-        for (role, bundle), where in zip(wanted, places, strict=True)
+        f"{role} ({listed(bundle)}) -> {'a node that has to come' if where is None else names[where]}"
+        for (role, bundle), where in zip(roles, places, strict=True)
     ]
-    remedy = "lower what the role takes (cluster.worker, cluster.rollouts), or add nodes"
+    remedy = (
+        f"add nodes, set cluster.wait_s ({cluster.wait_s:g} s) to the time they take to come, or lower what it takes"
+    )
     return Verdict(None not in places, "placement", "; ".join(lines) or "nothing to place", remedy)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import itertools
 import threading
-import uuid
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.preflight import Room
 from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster.rollouts import RolloutActor
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.core.seeds import generator_checksum
+from rlr_ray.errors import UserError
 
-_LOOK_S = 2.0  # between two looks at how much room there is
+_LOOK_S = 3.0  # between two looks at how much room there is
 
 
 class Fleet:
@@ -30,66 +32,78 @@ class Fleet:
     the cluster has left beside the workers; while there is less than asked for, the autoscaler knows it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        cluster: ClusterConfig,
-        room: PlacementGroup | None,  # None if actors need nothing
-        mailbox: ActorHandle,
-        folder: str,
-    ):
+    def __init__(self, config: RunConfig, cluster: ClusterConfig, room: Room, mailbox: ActorHandle, folder: str):
         self.config, self.folder, self.mailbox, self.room = config.on(cluster.rollouts.gpus), folder, mailbox, room
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())
         self.base: dict[str, ActorHandle] = {}
-        self.more: dict[str, ActorHandle] = {}
-        run = f"rlr-ray-{config.name}-{uuid.uuid4().hex}"
-        least, most, demand = self.rollouts.min_actors, self.rollouts.max_actors, self.rollouts.demand
-        self.essential = Reservation(f"{run}-first", demand, least, essential=True)
-        self.wished = Reservation(f"{run}-more", demand, most - least, essential=False)
+        self.more: dict[str, tuple[str, ActorHandle]] = {}  # with the node of each
+        wanted = self.rollouts.max_actors - self.rollouts.min_actors
+        self.wished = Reservation(self.rollouts.demand, wanted, essential=False)
 
     def start(self) -> None:
         """Start the first actors and wait until each has built its engine. Raises UserError if one cannot."""
-        self.essential.renew()
+        group = self.room.actors
+        place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         for _ in range(self.rollouts.min_actors):
-            self.base[next(self.names)] = self._actor(self.room)
-        try:
-            ray.get([actor.ready.remote(generator_checksum()) for actor in self.base.values()])
-        except RayTaskError as error:
-            raise error.cause from None
+            self.base[next(self.names)] = self._actor(place)
+        calls = {name: actor.ready.remote() for name, actor in self.base.items()}  # all at once
+        for name, call in calls.items():
+            self._await(name, call)
         self._publish()
+
+    def _await(self, name: str, call: ray.ObjectRef) -> None:
+        for _ in range(self.rollouts.max_retries + 1):
+            try:
+                return ray.get(call)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise UserError(f"rollout actor {name} cannot start: {error}") from error
+            except RayActorError:  # it died, and Ray starts it again
+                time.sleep(_LOOK_S)
+                call = self.base[name].ready.remote()
+        raise UserError(
+            f"rollout actor {name} died {self.rollouts.max_retries + 1} times while it started; if memory ran out, "
+            "lower cluster.rollouts.min_actors"
+        )
 
     def fit(self) -> None:
-        """Start or end actors beyond the first ones, so that they fill what room there is."""
-        self.essential.renew()
-        room = self.wished.renew()
-        if room == len(self.more):
-            return
-        while len(self.more) > room:
-            ray.kill(self.more.popitem()[1])
-        while len(self.more) < room:
-            self.more[next(self.names)] = self._actor(None)
-        self._publish()
+        """Start or end actors beyond the first ones, so that they fill what room each node has."""
+        self.room.renew()
+        free, before = self.wished.renew(), list(self.more)
+        for name, (node, actor) in list(self.more.items()):
+            free[node] -= 1
+            if free[node] < 0:
+                ray.kill(actor)
+                del self.more[name]
+        for node in (+free).elements():
+            here = NodeAffinitySchedulingStrategy(node, soft=False)
+            self.more[next(self.names)] = node, self._actor(here)
+        if list(self.more) != before:
+            self._publish()
 
-    def _actor(self, room: PlacementGroup | None) -> ActorHandle:
+    def _actor(self, place: Any) -> ActorHandle:
         actor = ray.remote(RolloutActor).options(
             num_cpus=self.rollouts.cpus,
             num_gpus=self.rollouts.gpus,
             resources=self.rollouts.resources,
             max_restarts=-1,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(room) if room else "DEFAULT",
+            scheduling_strategy=place,
         )
-        return actor.remote(self.config, self.folder)
+        return actor.remote(self.config, self.folder, generator_checksum())
+
+    def _actors(self) -> dict[str, ActorHandle]:
+        return self.base | {name: actor for name, (_, actor) in self.more.items()}
 
     def _publish(self) -> None:
-        self.crew = ray.put(self.base | self.more)
+        self.crew = ray.put(self._actors())
         self.mailbox.set_crew.remote([self.crew])
 
     def end(self) -> None:
-        for actor in (self.base | self.more).values():
+        for actor in self._actors().values():
             ray.kill(actor)
-        for reservation in (self.essential, self.wished):
-            reservation.cancel()
+        self.wished.cancel()
 
 
 @contextmanager

@@ -6,10 +6,20 @@ import math
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlr_ray.core.gradient import RolloutResult
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to go on, when to try again and when to give up."""
+
+    quorum: float = 1.0  # share of a job's rollouts that it waits for
+    hedge_after: float | None = 3.0  # medians until an idle member is given a chunk too; None: never
+    timeout_s: float = 600.0  # of one chunk
+    max_retries: int = 4  # of one chunk
 
 
 @dataclass(eq=False)
@@ -19,6 +29,7 @@ class Chunk:
     indices: range
     tries: int = 0  # that went wrong
     running: int = 0  # members that have it
+    failed_by: set[str] = field(default_factory=set)  # names of members where it raised an error
     finished: bool = False
 
 

@@ -14,13 +14,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.train
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rlr_ray.cluster.dispatch import Patience
 from rlr_ray.cluster.fleet import Fleet, growing
 from rlr_ray.cluster.folder import enter
+from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import Room, check_reachable, room
 from rlr_ray.cluster.rollouts import RolloutPool
@@ -119,7 +119,7 @@ def _rollouts(
         yield None
         return
     say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
-    fleet, rollouts = Fleet(config, cluster, held.actors, mailbox, os.getcwd()), cluster.rollouts
+    fleet, rollouts = Fleet(config, cluster, held, mailbox, os.getcwd()), cluster.rollouts
     try:
         fleet.start()
         with growing(fleet, mailbox, say):
@@ -188,7 +188,18 @@ def _fit(
     )
     try:
         trainer.fit()
-    finally:
-        failure = ray.get(mailbox.failure.remote())
-        if failure:
-            raise UserError(failure)
+    except ray.train.TrainingFailedError as error:
+        raise UserError(
+            _failure(mailbox) or f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
+        ) from error
+    failure = _failure(mailbox)
+    if failure:
+        raise UserError(failure)
+
+
+def _failure(mailbox: ActorHandle) -> str | None:
+    try:
+        failure: str | None = ray.get(mailbox.failure.remote())
+    except RayActorError:
+        return "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
+    return failure

@@ -13,7 +13,8 @@ class Mailbox:
         self.message: str | None = None
         self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the crew
-        self.furthest, self.starts = -1, 0  # the last update that came back; starts of the workers since then
+        self.furthest = -1  # the last update that came back
+        self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
         self.trouble = ""  # the traceback that ended the workers, since their last start
 
     def put(self, news: dict[str, Any] | str) -> None:
@@ -26,9 +27,12 @@ class Mailbox:
         news, self.news = self.news, []
         return news
 
-    def start(self) -> tuple[int, str]:
-        """Note that the workers start; how often they have since the last new update, and why they ended, if known."""
-        self.starts += 1
+    def start(self, size: int) -> tuple[int, str]:
+        """Note that so many workers start; how often they have since the last new update, and why they ended, if known.
+
+        Another number of workers is a resize, which is no failure.
+        """
+        self.starts, self.size = self.starts + 1 if size == self.size else max(self.starts, 1), size
         trouble, self.trouble = self.trouble, ""
         return self.starts, trouble
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlr_ray.cluster.placement import bundles_of, listed, missing_of, sum_of
+from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.errors import UserError
 
@@ -46,11 +47,16 @@ class Room:
 
     workers: PlacementGroup | None  # None if they need nothing
     actors: PlacementGroup | None  # likewise
+    reserved: tuple[Reservation, Reservation]  # the same, known to Ray's coordinator: other runs' extra actors make way
+
+    def renew(self) -> None:
+        self.reserved[1].renew()
 
     def release_workers(self) -> None:
-        """Give the workers' share to the TorchTrainer, which makes a placement group of its own."""
+        """Give the workers' share to the TorchTrainer, which makes a placement group and a reservation of its own."""
         if self.workers:
             remove_placement_group(self.workers)
+        self.reserved[0].cancel()
 
 
 @contextmanager
@@ -61,20 +67,26 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     bundles = bundles_of(cluster, actors)
-    missing = _missing([bundle for role in bundles for bundle in role], nodes)
+    missing = missing_of([bundle for role in bundles for bundle in role], nodes)
     if missing and local:
         raise UserError(_message(cluster, actors, missing, "has only", ray.cluster_resources()))
     if missing:
         say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
-    groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
-    if groups is None:
-        free = ray.cluster_resources() if missing else ray.available_resources()
-        verb = f"had within {cluster.wait_s:g} s only"
-        raise UserError(_message(cluster, actors, missing or "others use what it has", verb, free))
+    reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
+    groups: Sequence[PlacementGroup | None] | None = ()
     try:
-        yield Room(*groups)
+        for reservation in reserved:
+            reservation.renew()
+        groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
+        if groups is None:
+            free = ray.cluster_resources() if missing else ray.available_resources()
+            verb = f"had within {cluster.wait_s:g} s only"
+            raise UserError(_message(cluster, actors, missing or "others use what it has", verb, free))
+        yield Room(groups[0], groups[1], (reserved[0], reserved[1]))
     finally:
-        _remove(groups)
+        for reservation in reserved:
+            reservation.cancel()
+        _remove(groups or ())
 
 
 def _hold(
@@ -108,41 +120,8 @@ def _remove(groups: Sequence[PlacementGroup | None]) -> None:
         remove_placement_group(group)
 
 
-def _missing(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
-    """Which process these nodes, empty, have no place for; "" if there is one for each."""
-    for bundle, where in zip(bundles, place(bundles, nodes), strict=True):
-        if where is None:
-            return f"no node has {listed(bundle)} for one process, beside the run's others"
-    return ""
-
-
-def place(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> list[int | None]:
-    """The node of each bundle, on the first one that holds it, the largest bundles first; None where none does."""
-    free, places = [dict(node) for node in nodes], dict[int, int | None]()
-    for number in sorted(range(len(bundles)), key=lambda number: sorted(bundles[number].items()), reverse=True):
-        bundle = bundles[number]
-        holds = (n for n, node in enumerate(free) if all(node.get(kind, 0) >= much for kind, much in bundle.items()))
-        places[number] = where = next(holds, None)
-        if where is not None:
-            free[where] = {kind: much - bundle.get(kind, 0) for kind, much in free[where].items()}
-    return [places[number] for number in range(len(bundles))]
-
-
-def bundles_of(cluster: ClusterConfig, actors: int) -> list[list[Resources]]:
-    """Of the fewest workers, then of so many actors; Ray refuses empty ones."""
-    roles = ([cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors)
-    return [[bundle for bundle in role if bundle] for role in roles]
-
-
-def listed(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
-
-
 def _message(cluster: ClusterConfig, actors: int, why: str, verb: str, resources: Mapping[str, float]) -> str:
-    workers, total = cluster.worker_range.min, Counter[str]()
-    for role in bundles_of(cluster, actors):
-        for bundle in role:
-            total.update(bundle)
+    workers, total = cluster.worker_range.min, sum_of([one for role in bundles_of(cluster, actors) for one in role])
     there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
     return (
         f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "

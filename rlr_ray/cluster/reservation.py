@@ -7,34 +7,41 @@ not a public part of Ray: this file is the only one that touches it.
 
 from __future__ import annotations
 
+import uuid
+from collections import Counter
+
 import ray
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
 from rlr_ray.cluster_config import Resources
 
-_EXPIRES_S = 60.0  # if the driver dies
+_EXPIRES_S = 120.0  # if the driver dies
+_ANSWER_S = 10.0
 
 
 class Reservation:
-    """So many equal bundles that a run wishes for; renewed now and then, it says how many there are."""
+    """So many equal bundles that a run wishes for; renewed now and then, it says where there are how many."""
 
-    def __init__(self, name: str, bundle: Resources, count: int, *, essential: bool):
-        self.name, self.bundle, self.count = name, bundle, count
+    def __init__(self, bundle: Resources, count: int, *, essential: bool):
+        self.name, self.bundle, self.count = f"rlr-ray-{uuid.uuid4().hex}", bundle, count
         self.priority = ResourceRequestPriority.HIGH if essential else ResourceRequestPriority.LOW
         self.coordinator = get_or_create_autoscaling_coordinator()
 
-    def renew(self) -> int:
-        """How many of the bundles the cluster has room for, besides all that comes before them."""
+    def renew(self) -> Counter[str]:
+        """How many of the bundles each node, by its id, has room for, besides all that comes before them.
+
+        Raises RayError if the coordinator does not answer.
+        """
         if not self.bundle or not self.count:
-            return self.count
-        request = self.coordinator.request_resources.remote(
-            self.name, [self.bundle] * self.count, _EXPIRES_S, priority=self.priority
-        )
-        ray.get(request)
-        nodes = ray.get(self.coordinator.get_reserved_resources.remote(self.name, recompute=True))
+            return Counter()
+        wishes = [self.bundle] * self.count
+        request = self.coordinator.request_resources.remote(self.name, wishes, _EXPIRES_S, priority=self.priority)
+        ray.get(request, timeout=_ANSWER_S)
+        answer = self.coordinator.get_reserved_resources.remote(self.name, recompute=True)
+        nodes: dict[str, Resources] = ray.get(answer, timeout=_ANSWER_S)
         kind, amount = next(iter(self.bundle.items()))
-        return sum(round(node.get(kind, 0) / amount) for node in nodes.values())
+        return Counter({node: round(there.get(kind, 0) / amount) for node, there in nodes.items()})
 
     def cancel(self) -> None:
-        ray.get(self.coordinator.cancel_request.remote(self.name))
+        self.coordinator.cancel_request.remote(self.name)

@@ -11,8 +11,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from rlr_ray.cluster.dispatch import Dispatcher, Fate, Member, Patience
+from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.folder import enter
+from rlr_ray.cluster.jobs import Patience
+from rlr_ray.cluster.members import Fate, Member
 from rlr_ray.config import RunConfig
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
@@ -23,18 +25,18 @@ from rlr_ray.errors import UserError
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
-    def __init__(self, config: RunConfig, folder: str):
-        self.config, self.folder = config, folder
+    def __init__(self, config: RunConfig, folder: str, checksum: float):
+        self.config, self.folder, self.checksum = config, folder, checksum
 
     @functools.cached_property
     def engine(self) -> Engine:
         enter(self.folder)
+        check_generator(self.checksum)
         return Engine(self.config)
 
-    def ready(self, checksum: float) -> None:
+    def ready(self) -> None:
         """Build the engine. Raises UserError if it cannot, or if random numbers are not the trainer's."""
         _ = self.engine
-        check_generator(checksum)
 
     def run(self, request: RolloutRequest, indices: range) -> RolloutResult:
         return self.engine.rollout(request, indices)
@@ -56,7 +58,7 @@ class ActorMember:
         self.name, self.actor = name, actor
 
     def ready(self) -> Future[None]:
-        return actor_future(self.actor.ready.remote(generator_checksum()))
+        return actor_future(self.actor.ready.remote())
 
     def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
         return actor_future(self.actor.run.remote(request, chunk))

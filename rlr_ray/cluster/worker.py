@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import torch.distributed
+from ray.exceptions import RayActorError
 from torch import Tensor
 
 from rlr_ray.cluster.folder import enter
@@ -27,7 +29,10 @@ from rlr_ray.loop import Process, train
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
     mailbox, context = loop_config["mailbox"], ray.train.get_context()
-    if ray.get(mailbox.failure.remote()):  # restarted after a user's error
+    try:
+        if ray.get(mailbox.failure.remote()):  # restarted after a user's error
+            return
+    except RayActorError:  # the mailbox is lost: the driver says so, once this ends
         return
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
@@ -47,7 +52,7 @@ def _check_progress(cluster: ClusterConfig, process: Process, mailbox: Any) -> N
     """Raise UserError if the workers started too often without a new update; nodes may come and go for days."""
     if not process.leads:
         return
-    starts, trouble = ray.get(mailbox.start.remote())
+    starts, trouble = ray.get(mailbox.start.remote(process.size))
     if starts > cluster.max_failures + 1:
         last = f"the last error was:\n{trouble}" if trouble else "they left no error: killed, or their node was lost"
         raise UserError(
@@ -60,7 +65,8 @@ def _check_progress(cluster: ClusterConfig, process: Process, mailbox: Any) -> N
 def _train(loop_config: dict[str, Any], process: Process) -> None:
     config: RunConfig = loop_config["config"]
     mailbox, rollouts = loop_config["mailbox"], loop_config["rollouts"]
-    with _watched(loop_config["cluster"].stall_s, mailbox) as alive:
+    # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
+    with _watched(loop_config["cluster"].stall_s if process.leads else math.inf, mailbox) as alive:
 
         def report(row: dict[str, Any]) -> None:
             alive()
@@ -97,8 +103,10 @@ def _watched(stall_s: float, mailbox: Any) -> Iterator[Callable[[], None]]:
         while not ended.wait(min(stall_s / 10, 1.0)):
             if time.monotonic() - seen > stall_s:
                 where = "".join(traceback.format_stack(sys._current_frames()[watched]))
-                ray.get(mailbox.fail.remote(_stalled(stall_s, where)))
-                os._exit(1)
+                try:
+                    ray.get(mailbox.fail.remote(_stalled(stall_s, where)))
+                finally:
+                    os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watchdog").start()
     try:

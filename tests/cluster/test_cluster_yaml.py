@@ -89,9 +89,9 @@ def test_rays_launcher_refuses_a_broken_copy(break_it: Callable[[Config], None])
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kuberays_autoscaler_takes_it(name: str) -> None:
     types = autoscale(cluster_of(name))["available_node_types"]
-    assert types["headgroup"]["resources"] == {"CPU": 0, "head": 1, "memory": 8 * 2**30}
-    assert types["trainer"]["resources"] == {"CPU": 4, "GPU": 1, "trainer": 1, "memory": 14 * 2**30}
-    assert types["rollouts"]["resources"] == {"CPU": 4, "GPU": 1, "rollouts": 1, "memory": 14 * 2**30}
+    assert types["headgroup"]["resources"] == {"CPU": 0, "head": 100, "memory": 8 * 2**30}
+    assert types["trainer"]["resources"] == {"CPU": 4, "GPU": 1, "trainer": 100, "memory": 14 * 2**30}
+    assert types["rollouts"]["resources"] == {"CPU": 4, "GPU": 1, "rollouts": 100, "memory": 14 * 2**30}
     assert (types["rollouts"]["min_workers"], types["rollouts"]["max_workers"]) == (0, 4)
 
 

@@ -6,13 +6,15 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from rlr_ray.cluster import dispatch
-from rlr_ray.cluster.dispatch import Dispatcher, Fate, Member, Patience
+from rlr_ray.cluster.dispatch import Dispatcher
+from rlr_ray.cluster.jobs import Patience
+from rlr_ray.cluster.members import Fate, Member
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
 
@@ -60,7 +62,8 @@ class Fake:
 
     def end(self) -> None:
         self.ended += 1
-        self.hanging.set_exception(Lost())
+        if not self.hanging.done():
+            self.hanging.set_exception(Lost())
 
     def fate(self, error: BaseException) -> Fate:
         return "lost" if isinstance(error, Lost) else "gone" if isinstance(error, Gone) else "failed"
@@ -126,11 +129,29 @@ def test_a_chunk_that_always_goes_wrong_ends_with_its_name_and_the_error() -> No
         run(Crew(*members))
 
 
-def test_a_users_error_is_not_tried_again() -> None:
-    member = Fake("a", UserError("the reward is not finite"))
-    with pytest.raises(UserError, match="the reward is not finite"):
-        run(Crew(member))
-    assert len(member.calls) == 1
+def test_a_users_error_of_one_member_is_tried_on_another() -> None:
+    """A GPU's memory that ran out, say, may be that member's alone."""
+    short = Fake("a", UserError("the GPU's memory ran out"))
+    other = Fake("b", delay_s=0.05)
+    assert run(Crew(short, other))[0] == CHUNKS
+    first = short.calls[0][1]
+    assert [chunk for _, chunk in short.calls].count(first) == 1
+    assert first in [chunk for _, chunk in other.calls]
+
+
+def test_a_users_error_of_two_members_ends_the_job() -> None:
+    error = UserError("the reward is not finite")
+    with pytest.raises(UserError, match=r"^the reward is not finite$"):
+        run(Crew(Fake("a", *[error] * 9), Fake("b", *[error] * 9)))
+    with pytest.raises(UserError, match=r"^the reward is not finite$"):
+        run(Crew(Fake("a", *[error] * 9)))
+
+
+def test_a_member_that_is_broken_costs_no_chunk_its_tries() -> None:
+    broken, other = Fake("a", *[RuntimeError("sticky")] * 99), Fake("b", delay_s=0.02)
+    chunks, counts = run(Crew(broken, other), Patience(max_retries=1, hedge_after=None))
+    assert chunks == CHUNKS
+    assert broken.ended == counts["rollouts_rerun"] // 2 // 2  # started anew after two failures in a row
 
 
 def test_a_member_that_hangs_is_ended_and_its_chunk_runs_elsewhere() -> None:
@@ -191,6 +212,23 @@ def test_a_job_without_members_waits_saying_so() -> None:
     threading.Timer(0.5, lambda: setattr(crew, "members", (Fake("a"),))).start()
     assert run(crew, said=said)[0] == CHUNKS
     assert said and "none is there" in said[0]
+
+
+def test_a_member_that_never_answers_is_started_anew() -> None:
+    class Mute(Fake):
+        asked: ClassVar[list[Future[None]]] = []
+
+        def ready(self) -> Future[None]:
+            self.asked.append(Future())
+            return self.asked[-1] if len(self.asked) == 1 else _done(None)
+
+        def end(self) -> None:
+            self.ended += 1
+            self.asked[0].set_exception(Lost())
+
+    mute = Mute("a")
+    assert run(Crew(mute), Patience(timeout_s=0.2))[0] == CHUNKS
+    assert mute.ended == 1
 
 
 def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:

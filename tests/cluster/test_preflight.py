@@ -8,19 +8,26 @@ from typing import Any
 
 import pytest
 
-from rlr_ray.cluster.preflight import check_reachable, place, room
+from rlr_ray.cluster.placement import missing_of, place
+from rlr_ray.cluster.preflight import check_reachable, room
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.errors import UserError
 
 
-def test_a_process_goes_where_it_fits_the_largest_first() -> None:
+def test_a_process_goes_where_it_fits_and_leaves_what_is_scarce() -> None:
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
     assert place([{"CPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 1}], nodes) == [0, 1, 0]
+    assert place([{"CPU": 4, "GPU": 1}, {"CPU": 8}], [{"CPU": 8, "GPU": 1}, {"CPU": 32}]) == [0, 1]
+    assert place([{"CPU": 1}, {"trainer": 1, "CPU": 1}], [{"CPU": 2, "trainer": 9}, {"CPU": 2}]) == [1, 0]
+    assert None not in place([{"CPU": 0.1}] * 40, [{"CPU": 4.0}])  # though the sum of 0.1 is off in the last bits
 
 
 def test_a_process_that_no_node_holds_has_no_place_though_the_sum_would_do() -> None:
     assert place([{"CPU": 3}], [{"CPU": 2.0}, {"CPU": 2.0}]) == [None]
     assert place([{"GPU": 0.5}] * 3, [{"CPU": 8.0, "GPU": 1.0}]) == [0, 0, None]
+    assert missing_of([{"CPU": 3}], [{"CPU": 2.0}, {"CPU": 2.0}]) == "no node has 3 CPU for one process"
+    assert missing_of([{"CPU": 2}] * 3, [{"CPU": 2.0}, {"CPU": 2.0}]) == "too little CPU for all of them"
+    assert missing_of([{"CPU": 2}] * 2, [{"CPU": 2.0}, {"CPU": 2.0}]) == ""
 
 
 @pytest.mark.ray

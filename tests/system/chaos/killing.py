@@ -123,6 +123,7 @@ class Trial:
     checkpoint_at_kill: int  # updates
     resumed_at: int | None  # the first update after the kill; None: it went on without a break
     starts: int  # beside the first one
+    restarts: int  # of the training workers, which a resumed run's first start is not
     theta_sha256: str
 
 
@@ -144,4 +145,11 @@ def trial(folder: Path, kind: Kind, seed: int, span_s: float) -> Trial | None:
     starts = run.finish()
     resumed = re.search(r"going on from update (\d+)", run.said()[said:])
     first = int(resumed[1]) if resumed else None
-    return Trial(kind, seed, moment, checkpoint, first, starts, run.summary()["theta_sha256"])
+    restarts = len(re.findall(r"training on \d+ worker", run.said()[said:])) - starts
+    return Trial(kind, seed, moment, checkpoint, first, starts, restarts, run.summary()["theta_sha256"])
+
+
+def lost(trial: Trial) -> int:
+    """Updates of the newest checkpoint at the kill that were run again, though it should have held them."""
+    went_on = not trial.starts and not trial.restarts
+    return 0 if went_on else trial.checkpoint_at_kill - (trial.resumed_at or 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.chaos.killing import KINDS, Kind, Run, chaos_recipe, trial
+from tests.system.chaos.killing import KINDS, Kind, Run, chaos_recipe, lost, trial
 
 pytestmark = pytest.mark.system
 
@@ -44,7 +44,7 @@ def sha(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_kill_changes_nothing(tmp_path: Path, sha: str, kind: Kind) -> None:
     came = trial(tmp_path, kind, seed=0, span_s=10.0)
     assert came is not None and came.theta_sha256 == sha
-    assert came.resumed_at is None or came.resumed_at >= came.checkpoint_at_kill
+    assert lost(came) <= 0
 
 
 def test_actors_killed_every_few_seconds(tmp_path: Path, sha: str) -> None:
@@ -92,9 +92,11 @@ def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None
         first = cluster.add_node(num_cpus=1)
         keys: dict[str, Any] = {
             "address": cluster.address,
-            "workers": {"min": 1, "max": 2},
+            "workers": {"min": 1, "max": 2},  # of which there is room for one at first
+            "worker": {"cpus": 1.0},
             "rollouts": {"min_actors": 1, "max_actors": 4},
             "resize_every_s": 5,
+            "wait_s": 60,
         }
         run = Run(tmp_path, chaos_recipe(tmp_path, cluster=keys, train={"iterations": 40}))
         run.start()
@@ -114,4 +116,4 @@ def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None
     undisturbed.finish()
     assert run.summary()["theta_sha256"] == undisturbed.summary()["theta_sha256"]
     sizes = set(re.findall(r"training on (\d) worker", run.said()))
-    assert "2" in sizes, run.said()
+    assert {"1", "2"} <= sizes, run.said()
