@@ -9,7 +9,14 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.folder import enter
@@ -67,9 +74,9 @@ class ActorMember:
         ray.kill(self.actor, no_restart=False)  # Ray starts it again
 
     def fate(self, error: BaseException) -> Fate:
-        if isinstance(error, ActorDiedError):
+        if isinstance(error, ActorDiedError | ActorUnschedulableError):  # the latter: its node is no more
             return "gone"
-        return "lost" if isinstance(error, RayActorError | OutOfMemoryError) else "failed"
+        return "lost" if isinstance(error, RayActorError | OutOfMemoryError | RuntimeEnvSetupError) else "failed"
 
 
 def actor_future(call: ray.ObjectRef) -> Future[Any]:
