@@ -168,7 +168,7 @@ def main() -> None:
     facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
-        ray.get([host.ready.remote(0.0) for host in hosts])
+        ray.get([host.run.remote(ray.put(REQUEST), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
         facts["bytes"] = bytes_per_rollout(hosts[0])
         print(facts["bytes"], flush=True)
         for actors in options.actors:
