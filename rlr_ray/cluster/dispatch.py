@@ -207,8 +207,8 @@ class Dispatcher:
 
     def _start(self, job: Job, chunk: Chunk) -> bool:
         """Give a chunk to an idle member where it has not failed; False if it waits for one of the others."""
-        others = self.members.keys() - chunk.failed_by
-        name = next((name for name in self.idle if name in others or not others), None)
+        anyone = not chunk.failed_by or not self.members.keys() - chunk.failed_by
+        name = next((name for name in self.idle if anyone or name not in chunk.failed_by), None)
         if name is None:
             return False
         call = _Call(job, chunk, self.idle.pop(name), time.monotonic())
