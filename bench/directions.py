@@ -126,8 +126,11 @@ def rolled_out(engine: Engine, state: TrainState, step: int, span: Tensor | None
     results = [engine.rollout(request, range(i, i + 40)) for i in range(0, PAIRS, 40)]
     seeds = engine.direction_seeds(request.step, range(PAIRS))
     u = torch.stack([directions.coordinates(seed, torch.float32) for seed in seeds]).double()
-    difference = torch.cat([result.rewards_plus - result.rewards_minus for result in results]).double()
-    estimates = difference[:, None] / (2 * directions.step_size) * u
+    plus, minus = (
+        torch.tensor([getattr(result, rewards) for result in results], dtype=torch.float64).flatten()
+        for rewards in ("rewards_plus", "rewards_minus")
+    )
+    estimates = (plus - minus)[:, None] / (2 * directions.step_size) * u
     target = exact if span is None else exact @ span.double().T
     noise = float(target.var(0).sum()) / len(target)  # of the reference
     gaps = {n: estimates.view(-1, n, u.shape[1]).mean(1) - target.mean(0) for n in (80, 320, 1280)}

@@ -2,16 +2,17 @@
 
     python bench/scale.py            # about 6 minutes; writes bench/results/scale.json
 
-A simulated actor is a slot of one of a few host actors that sleeps instead of computing, so every call, theta and
-result goes over Ray as it does in a run. An ideal step takes as long as its chunks do with no time between them.
+A simulated actor sleeps instead of computing. It is a slot of one of a few host actors, so every call, theta and result
+goes over Ray as it does in a run; or, for the dispatcher's own part, a slot of this process. Theta is bytes of an
+adapter's size: a thousand actors unpack their tensors at once on a cluster, but in turn on this machine's cores. An
+ideal step is the best schedule of the same durations, with no time between them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import heapq
 import json
-import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -23,93 +24,72 @@ from typing import Any
 import psutil
 import ray
 import torch
-from page import RESULTS  # beside this file
+from page import RESULTS  # beside this file, as the next
+from simulated_actors import ROLLOUT_S, Host, InProcess, OverRay, Slot
 
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.mailbox import Mailbox
-from rlr_ray.cluster.members import Fate, Member
-from rlr_ray.cluster.rollouts import RolloutActor, RolloutPool, actor_future
-from rlr_ray.core.gradient import RolloutResult
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.cluster.members import Member
+from rlr_ray.cluster.rollouts import RolloutActor, RolloutPool
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.engine import RolloutRequest
 from rlr_ray.recipes import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-ROLLOUT_S, RESTART_S = 10.0, 5.0
 PAIRS = 8  # a chunk, of two rollouts each
 PARAMETERS = 100_000
 HOSTS = 4
-REQUEST = RolloutRequest(0, PlanShape(50, 1, 2).draw(0), torch.zeros(PARAMETERS), Directions(PARAMETERS, 0.01))
+THETA = bytes(4 * PARAMETERS)
 
 
-class SimulatedDeath(Exception):
-    """A slot's actor is gone; it is back after RESTART_S."""
+def best_schedule(durations: Sequence[float], actors: int) -> float:
+    """Seconds that the chunks take if the longest are handed out first, each to whoever is free first."""
+    free = [0.0] * actors
+    for seconds in sorted(durations, reverse=True):
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
 
 
-class Host:
-    """Many simulated actors in one process."""
-
-    async def ready(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    async def run(self, request: RolloutRequest, indices: range, seconds: float, dies: bool) -> RolloutResult:
-        await asyncio.sleep(seconds)
-        if dies:
-            raise SimulatedDeath
-        return RolloutResult(indices, torch.zeros(len(indices)), torch.zeros(len(indices)))
+def host_cpu() -> float:
+    """CPU seconds of the hosts so far."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True) if "Host" in process.name()]
+    return sum(time.user + time.system for time in times)
 
 
-class Slot:
-    """A simulated actor as the dispatcher sees it; how long it takes and whether it dies follow from its seed."""
-
-    def __init__(self, name: str, host: Any, *, spread: bool):
-        self.name, self.host, self.spread, self.random = name, host, spread, random.Random(name)
-        self.died = False
-
-    def ready(self) -> Future[None]:
-        return actor_future(self.host.ready.remote(RESTART_S if self.died else 0.0))
-
-    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        seconds, dies = ROLLOUT_S, False
-        if self.spread:  # 20 % up or down, 2 % stragglers that take three times as long, 1 % die half-way
-            seconds *= self.random.lognormvariate(0, 0.2) * (3 if self.random.random() < 0.02 else 1)
-            dies = self.random.random() < 0.01
-        return actor_future(self.host.run.remote(request, chunk, seconds / 2 if dies else seconds, dies))
-
-    def end(self) -> None:
-        raise AssertionError("nothing hangs here")
-
-    def fate(self, error: BaseException) -> Fate:
-        self.died = isinstance(error, SimulatedDeath)
-        return "lost" if self.died else "failed"
-
-
-def simulate(hosts: Sequence[Any], actors: int, rounds: int, *, spread: bool, hedge: bool) -> dict[str, Any]:
-    """Steps of `rounds` chunks an actor: the time they take against the ideal."""
-    slots: list[Member] = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread) for k in range(actors)]
+def simulate(
+    hosts: Sequence[OverRay | InProcess], actors: int, rounds: int, *, spread: bool, hedge: bool
+) -> dict[str, Any]:
+    """A step of `rounds` chunks an actor: the time it takes against the ideal."""
+    slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread) for k in range(actors)]
     there: Future[Sequence[Member] | None] = Future()
     there.set_result(slots)
     dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None), print)
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
     while len(dispatcher.idle) < actors:
         time.sleep(0.1)
-    cpu, began = psutil.Process().cpu_times(), time.monotonic()
-    job = dispatcher.submit(ray.put(REQUEST), chunks, str)
+    host_before, before, began = host_cpu(), psutil.Process().cpu_times(), time.monotonic()
+    job = dispatcher.submit(ray.put(THETA), chunks, str)
     assert len(list(job)) == len(chunks)
-    seconds = time.monotonic() - began
-    used = psutil.Process().cpu_times()
-    row = {"actors": actors, "rounds": rounds, "spread": spread, "hedge": hedge, "seconds": seconds}
+    seconds, after = time.monotonic() - began, psutil.Process().cpu_times()
     dispatcher.close()
-    row |= {"ideal": rounds * ROLLOUT_S, "coordinator_cpu_s": used.user + used.system - cpu.user - cpu.system}
-    return row | job.counts
+    durations = [seconds for slot in slots for seconds in slot.durations]
+    row = {"calls": type(hosts[0]).__name__, "actors": actors, "rounds": rounds, "spread": spread, "hedge": hedge}
+    row |= {
+        "seconds": seconds,
+        "ideal": best_schedule(sorted(durations)[: len(chunks)], actors),  # without hedges that came second
+        "coordinator_cpu_s": after.user + after.system - before.user - before.system,
+        "hosts_cpu_s": host_cpu() - host_before,
+        **job.counts,
+    }
+    print(row, flush=True)
+    return row
 
 
 def bytes_per_rollout(host: Any, calls: int = 1000) -> dict[str, float]:
     """What one rollout costs on the wire: counted on the loopback device, less what Ray sends when idle."""
-    request = ray.put(REQUEST)
+    request = ray.put(THETA)
     ray.get(host.run.remote(request, range(PAIRS), 0.0, False))
 
     def count(calls: int) -> tuple[int, float]:
@@ -151,6 +131,16 @@ def weak_scaling(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
+def steps(hosts: list[OverRay], counts: list[int]) -> Iterator[dict[str, Any]]:
+    """Every row of the table."""
+    most = max(counts)
+    yield simulate([InProcess()], most, 1, spread=False, hedge=False)
+    for actors in counts:
+        yield simulate(hosts, actors, 1, spread=False, hedge=False)
+    for hedge in (False, True):
+        yield simulate(hosts, most, 2, spread=True, hedge=hedge)
+
+
 @contextmanager
 def own_ray() -> Iterator[None]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="warning")
@@ -165,18 +155,13 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[8, 64, 256, 1000])
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     options = parser.parse_args()
-    facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
+    facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__}
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
-        ray.get([host.run.remote(ray.put(REQUEST), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
+        ray.get([host.run.remote(ray.put(THETA), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
         facts["bytes"] = bytes_per_rollout(hosts[0])
         print(facts["bytes"], flush=True)
-        for actors in options.actors:
-            facts["rows"] += [simulate(hosts, actors, 1, spread=False, hedge=False)]
-            print(facts["rows"][-1], flush=True)
-        for hedge in (False, True):
-            facts["rows"] += [simulate(hosts, max(options.actors), 2, spread=True, hedge=hedge)]
-            print(facts["rows"][-1], flush=True)
+        facts["rows"] = list(steps([OverRay(host) for host in hosts], options.actors))
         facts["weak_scaling"] = weak_scaling(options.out.parent)
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
     one, two = (

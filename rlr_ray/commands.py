@@ -15,7 +15,6 @@ from rlr_ray.config import RunConfig
 from rlr_ray.disk import load_sealed
 from rlr_ray.doctor import Verdict, examine, judge, left_token
 from rlr_ray.errors import UserError
-from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates
 from rlr_ray.lab.measure import LEAST_BATCHES
 from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.lab.plans import default_plans, parse_plans
@@ -67,6 +66,8 @@ def lab_command(options: argparse.Namespace) -> int:
 
 
 def _certify(options: argparse.Namespace, console: Console) -> int:
+    from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates  # here: diffusers takes seconds to import
+
     ignored = [name for name in ("set", "plan", "only", "at", "cost") if getattr(options, name)]
     if ignored:
         raise UserError(

@@ -23,8 +23,7 @@ from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
-from rlr_ray.models import load_model
-from rlr_ray.models.adapters import module_bytes
+from rlr_ray.models import load_model, module_bytes
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
 from rlr_ray.surrogate import OnlineSurrogate
@@ -199,7 +198,7 @@ class Engine:
             directions.to(self.device),
             request.directions.step_size,
         )
-        return RolloutResult(indices, plus.cpu(), minus.cpu())
+        return RolloutResult(indices, plus.tolist(), minus.tolist())
 
     def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
         return [(self.config.seed, "direction", step, index) for index in indices]
@@ -211,8 +210,8 @@ class Engine:
         return zeroth_order(
             request.directions,
             [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],
-            torch.cat([result.rewards_plus for result in ordered]),
-            torch.cat([result.rewards_minus for result in ordered]),
+            torch.tensor([reward for result in ordered for reward in result.rewards_plus], dtype=torch.float64),
+            torch.tensor([reward for result in ordered for reward in result.rewards_minus], dtype=torch.float64),
         )
 
     def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:

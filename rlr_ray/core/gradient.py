@@ -45,11 +45,14 @@ class Chains:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Rewards of a chunk of perturbations; everything else about them follows from their indices."""
+    """Rewards of a chunk of perturbations; everything else about them follows from their indices.
+
+    Plain numbers: packing a few of them as a tensor, to send it, takes ten times as long.
+    """
 
     indices: range  # [n]
-    rewards_plus: Tensor  # [n]
-    rewards_minus: Tensor  # [n]
+    rewards_plus: list[float]  # [n]
+    rewards_minus: list[float]  # [n]
 
 
 def rollout(

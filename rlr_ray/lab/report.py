@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pyarrow
@@ -17,12 +17,14 @@ from rich.table import Table
 
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import replace_file
-from rlr_ray.lab.certificate import Certified
 from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.probe import Probe
 from rlr_ray.lab.reference import Reference
 from rlr_ray.lab.run import Result
+
+if TYPE_CHECKING:
+    from rlr_ray.lab.certificate import Certified
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -1,4 +1,7 @@
-"""Models: one family a file, found by the file's name, each with `load(config, adapter, sampler, device) -> Model`."""
+"""Models: one family a file, found by the file's name, each with `load(config, adapter, sampler, device) -> Model`.
+
+A family's file is imported when it is asked for: diffusers and PEFT take seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.schedule import Schedule
@@ -46,3 +49,10 @@ def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) ->
         raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
     model: Model = importlib.import_module(f"{__name__}.{config.name}").load(config, adapter, sampler, device)
     return model
+
+
+def module_bytes(module: object) -> int:
+    """Bytes of a module's parameters and buffers; 0 for what is no module."""
+    if not isinstance(module, nn.Module):
+        return 0
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))

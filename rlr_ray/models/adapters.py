@@ -57,13 +57,6 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def module_bytes(module: object) -> int:
-    """Bytes of a module's parameters and buffers; 0 for what is no module."""
-    if not isinstance(module, nn.Module):
-        return 0
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
-
-
 def save_peft(module: peft.PeftModel, folder: Path) -> Path:
     """Save an adapter in PEFT's own format: `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not."""
     module.save_pretrained(folder)

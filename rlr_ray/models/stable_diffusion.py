@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.parameters import ParameterVector
 from rlr_ray.errors import UserError
-from rlr_ray.models.adapters import add_adapter, module_bytes, save_peft, trainable
+from rlr_ray.models import module_bytes
+from rlr_ray.models.adapters import add_adapter, save_peft, trainable
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
 from rlr_ray.cluster import dispatch
 from rlr_ray.cluster.dispatch import Dispatcher
@@ -70,8 +69,7 @@ class Fake:
 
 
 def _result(chunk: range) -> RolloutResult:
-    numbers = torch.tensor([float(index) for index in chunk])
-    return RolloutResult(chunk, numbers, -numbers)
+    return RolloutResult(chunk, [float(index) for index in chunk], [-float(index) for index in chunk])
 
 
 def _done(value: Any) -> Future[Any]:
