@@ -1,11 +1,10 @@
 """What coordination costs: the real dispatcher over Ray with simulated rollout actors, and real ones from 1 to 2.
 
-    python bench/scale.py            # about 6 minutes; writes bench/results/scale.json
+    python bench/scale.py            # about 8 minutes; writes bench/results/scale.json
 
 A simulated actor sleeps instead of computing. It is a slot of one of a few host actors, so every call, theta and result
-goes over Ray as it does in a run; or, for the dispatcher's own part, a slot of this process. Theta is bytes of an
-adapter's size: a thousand actors unpack their tensors at once on a cluster, but in turn on this machine's cores. An
-ideal step is the best schedule of the same durations, with no time between them.
+goes over Ray as it does in a run; or, for the dispatcher's own part, a slot of this process. The same calls without a
+dispatcher show Ray's part. An ideal step is the best schedule of the same durations, with no time between them.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 8  # a chunk, of two rollouts each
 PARAMETERS = 100_000
 HOSTS = 4
-THETA = bytes(4 * PARAMETERS)
+TURNS = 3  # of what is compared
+THETA = np.zeros(PARAMETERS, np.float32)
 
 
 def best_schedule(durations: Sequence[float], actors: int) -> float:
@@ -58,10 +59,31 @@ def host_cpu() -> float:
     return sum(time.user + time.system for time in times)
 
 
+@contextmanager
+def measured(row: dict[str, Any]) -> Iterator[None]:
+    """Adds the seconds that the block takes, and the CPU seconds of this process and of the hosts."""
+    hosts, before, began = host_cpu(), psutil.Process().cpu_times(), time.monotonic()
+    yield
+    row["seconds"], after = time.monotonic() - began, psutil.Process().cpu_times()
+    row["coordinator_cpu_s"] = after.user + after.system - before.user - before.system
+    row["hosts_cpu_s"] = host_cpu() - hosts
+
+
+def bare_calls(hosts: Sequence[OverRay], actors: int) -> dict[str, Any]:
+    """A step of one chunk an actor by calls alone: what Ray takes."""
+    row: dict[str, Any] = {"calls": "Ray alone", "actors": actors, "spread": False, "hedge": False, "ideal": ROLLOUT_S}
+    with measured(row):
+        request = ray.put(THETA)
+        calls = [hosts[k % len(hosts)].run(request, range(k, k + PAIRS), ROLLOUT_S) for k in range(actors)]
+        for call in calls:
+            call.result()
+    return row
+
+
 def simulate(
     hosts: Sequence[OverRay | InProcess], actors: int, rounds: int, *, spread: bool, hedge: bool
 ) -> dict[str, Any]:
-    """A step of `rounds` chunks an actor: the time it takes against the ideal."""
+    """A step of `rounds` chunks an actor: the time it takes against the ideal, which knows of no hedges."""
     slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread) for k in range(actors)]
     there: Future[Sequence[Member] | None] = Future()
     there.set_result(slots)
@@ -69,22 +91,14 @@ def simulate(
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
     while len(dispatcher.idle) < actors:
         time.sleep(0.1)
-    host_before, before, began = host_cpu(), psutil.Process().cpu_times(), time.monotonic()
-    job = dispatcher.submit(ray.put(THETA), chunks, str)
-    assert len(list(job)) == len(chunks)
-    seconds, after = time.monotonic() - began, psutil.Process().cpu_times()
+    calls = "dispatcher alone" if isinstance(hosts[0], InProcess) else "dispatcher over Ray"
+    row: dict[str, Any] = {"calls": calls, "actors": actors, "spread": spread, "hedge": hedge}
+    with measured(row):
+        job = dispatcher.submit(ray.put(THETA), chunks, str)
+        assert len(list(job)) == len(chunks)
     dispatcher.close()
     durations = [seconds for slot in slots for seconds in slot.durations]
-    row = {"calls": type(hosts[0]).__name__, "actors": actors, "rounds": rounds, "spread": spread, "hedge": hedge}
-    row |= {
-        "seconds": seconds,
-        "ideal": best_schedule(sorted(durations)[: len(chunks)], actors),  # without hedges that came second
-        "coordinator_cpu_s": after.user + after.system - before.user - before.system,
-        "hosts_cpu_s": host_cpu() - host_before,
-        **job.counts,
-    }
-    print(row, flush=True)
-    return row
+    return row | {"ideal": best_schedule(durations, actors)} | job.counts
 
 
 def bytes_per_rollout(host: Any, calls: int = 1000) -> dict[str, float]:
@@ -135,10 +149,15 @@ def steps(hosts: list[OverRay], counts: list[int]) -> Iterator[dict[str, Any]]:
     """Every row of the table."""
     most = max(counts)
     yield simulate([InProcess()], most, 1, spread=False, hedge=False)
-    for actors in counts:
+    bare_calls(hosts, most)  # a host's first thousand calls take it longer
+    for _ in range(TURNS):
+        yield bare_calls(hosts, most)
+        yield simulate(hosts, most, 1, spread=False, hedge=False)
+    for actors in sorted(set(counts) - {most}):
         yield simulate(hosts, actors, 1, spread=False, hedge=False)
-    for hedge in (False, True):
-        yield simulate(hosts, most, 2, spread=True, hedge=hedge)
+    unhedged = simulate(hosts, most, 2, spread=True, hedge=False)
+    yield unhedged
+    yield simulate(hosts, most, 2, spread=True, hedge=True) | {"ideal": unhedged["ideal"]}
 
 
 @contextmanager
@@ -155,13 +174,15 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[8, 64, 256, 1000])
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     options = parser.parse_args()
-    facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__}
+    facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
         ray.get([host.run.remote(ray.put(THETA), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
         facts["bytes"] = bytes_per_rollout(hosts[0])
         print(facts["bytes"], flush=True)
-        facts["rows"] = list(steps([OverRay(host) for host in hosts], options.actors))
+        for row in steps([OverRay(host) for host in hosts], options.actors):
+            print(row, flush=True)
+            facts["rows"] += [row]
         facts["weak_scaling"] = weak_scaling(options.out.parent)
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
     one, two = (

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import chaos  # beside this file, as the next
 from page import MACHINE, read_json, table
 
 SCALE = """`python bench/scale.py` (Ray {ray}; {machine}, which the hosts of the simulated actors share with the
 coordinator): steps of one chunk of {rollout_s:g} s for each actor, and of two that take 20 % more or less, with 2 %
-stragglers of three times that and 1 % of actors dying half-way and coming back after 5 s. Coordinator: CPU seconds of
-the process that dispatches, submission and results included.
+stragglers of ten times that and 1 % of actors dying half-way and coming back after 5 s. CPU seconds: of the process
+that dispatches, submission and results included, and of the simulated actors' hosts.
 
 {rows}
+
+A step of {most} actors takes {own:.1%} longer than the ideal by the dispatcher alone, {bare:.1%} by Ray's calls alone
+and {both:.1%} by the dispatcher over Ray (medians of {turns}, in turn): the dispatcher's part is {share:.1%}. Ray's is
+CPU time of these two cores: {coordinator:.1f} ms a chunk for the coordinator, {hosts:.1f} ms for the hosts,
+which on a cluster is time of other machines.
 
 On the wire, besides one theta for each node and step: {wire:.0f} bytes a rollout (chunks of {pairs_per_chunk} pairs).
 Real actors on the demo's job, the same work each: 2 take {two:.2f} s where 1 takes {one:.2f} s (medians of 3): a weak
@@ -24,27 +30,50 @@ def scale() -> str:
     facts = read_json("scale.json")
     if facts is None:
         return "Not measured yet: `python bench/scale.py`."
-    rows = []
+    lines = []
     for row in facts["rows"]:
         kind = "as they come" if row["spread"] else "equal"
-        hedging = "on" if row["hedge"] else "off"
-        cells = [str(row["actors"]), kind, hedging, f"{row['seconds']:.2f}", f"{row['ideal']:g}"]
-        over = f"{row['seconds'] / row['ideal'] - 1:+.1%}"
-        rows.append([*cells, over, f"{row['coordinator_cpu_s']:.2f}", str(row["rollouts_rerun"])])
-    heads = ("actors", "durations", "hedging", "step, s", "ideal, s", "beyond it", "coordinator, s", "rollouts rerun")
+        cells = [row["calls"], str(row["actors"]), kind, "on" if row["hedge"] else "off", f"{row['seconds']:.2f}"]
+        cpu = [f"{row['coordinator_cpu_s']:.2f}", f"{row['hosts_cpu_s']:.2f}"]
+        lines.append([*cells, f"{row['ideal']:.2f}", f"{_beyond(row):+.1%}", *cpu, str(row.get("rollouts_rerun", 0))])
+    heads = ("by", "actors", "durations", "hedging", "step, s", "ideal, s", "beyond it", "coordinator's CPU, s")
     times = {
         count: statistics.median(row["seconds"] for row in facts["weak_scaling"] if row["actors"] == count)
         for count in (1, 2)
     }
+    most = facts["rows"][0]["actors"]
+    equal = {
+        calls: [row for row in facts["rows"] if row["calls"] == calls and row["actors"] == most and not row["spread"]]
+        for calls in ("dispatcher alone", "Ray alone", "dispatcher over Ray")
+    }
+    own, bare, both = (statistics.median(map(_beyond, rows)) for rows in equal.values())
+    coordinator, hosts = (
+        1000 * statistics.median(row[cpu] for row in equal["dispatcher over Ray"]) / most
+        for cpu in ("coordinator_cpu_s", "hosts_cpu_s")
+    )
     return SCALE.format(
+        ray=facts["ray"],
         machine=MACHINE,
-        rows=table(heads, rows),
+        rollout_s=facts["rollout_s"],
+        rows=table((*heads, "hosts' CPU, s", "pairs rerun"), lines),
+        most=most,
+        turns=len(equal["Ray alone"]),
+        own=own,
+        bare=bare,
+        both=both,
+        share=both - bare,
+        coordinator=coordinator,
+        hosts=hosts,
         one=times[1],
         two=times[2],
         efficiency=times[1] / times[2],
         **facts["bytes"],
-        **facts,
     )
+
+
+def _beyond(row: dict[str, Any]) -> float:
+    """The share of the ideal step that the step took longer."""
+    return float(row["seconds"] / row["ideal"] - 1)
 
 
 def kills() -> str:

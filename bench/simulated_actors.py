@@ -87,8 +87,8 @@ class Slot:
 
     def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
         seconds, dies = ROLLOUT_S, False
-        if self.spread:  # 20 % up or down, 2 % stragglers that take three times as long, 1 % die half-way
-            seconds *= self.random.lognormvariate(0, 0.2) * (3 if self.random.random() < 0.02 else 1)
+        if self.spread:  # 20 % up or down, 2 % stragglers that take ten times as long, 1 % die half-way
+            seconds *= self.random.lognormvariate(0, 0.2) * (10 if self.random.random() < 0.02 else 1)
             dies = self.random.random() < 0.01
         self.durations += [] if dies else [seconds]
         return self.host.run(request, chunk, seconds / 2 if dies else seconds, dies)
