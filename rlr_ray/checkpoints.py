@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rlr_ray.errors import UserError
 # updates do not repeat anyway.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
+_SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
 _FORMAT = 1  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 
 
@@ -62,6 +65,23 @@ class Checkpoints:
                 "run again with --overwrite"
             )
         return None
+
+    def load_at(self, step: int, device: torch.device, wait_s: float = _SHOWN_S) -> dict[str, Any]:
+        """The state after `step` updates, which a process elsewhere has found.
+
+        Waits for a network disk to show it here. Raises UserError if it cannot be read within `wait_s`.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return self._read(self._file(step), device)
+            except Unreadable as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"the leading worker found the run at update {step}, but {self._file(step)} {error} on "
+                        f"{platform.node()}; workers on several nodes need output_dir on a disk that all of them share"
+                    ) from error
+                time.sleep(1.0)
 
     def _file(self, step: int) -> Path:
         return self.folder / f"update_{step:06d}.pt"

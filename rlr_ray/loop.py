@@ -13,7 +13,6 @@ from torch import Tensor
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.engine import Engine, RolloutRequest, Rollouts, memory_errors
-from rlr_ray.errors import UserError
 from rlr_ray.recorder import Recorder
 from rlr_ray.results import Results
 from rlr_ray.run_folder import RunFolder
@@ -21,6 +20,7 @@ from rlr_ray.state import TrainState
 from rlr_ray.surrogate import OnlineSurrogate
 
 Report = Callable[[dict[str, Any]], None]  # is given every update's row
+Say = Callable[[str], None]  # is given what happens
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def train(
     rollouts: Rollouts | None,
     report: Report,
     process: Process = Process(),
-    say: Callable[[str], None] = _quiet,
+    say: Say = _quiet,
 ) -> None:
     """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
 
@@ -57,12 +57,11 @@ def train(
     folder = RunFolder(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
     online = engine.online_surrogate()
-    saved = folder.checkpoints.load(engine.device, say if process.leads else _quiet)
+    saved = _saved(folder, process, engine.device, say)
     if saved:
         state.load_state_dict(saved)
         if online is not None:
             online.load_state_dict(saved["online_surrogate"])
-    _check_same_start(state.step, process, engine.device)
     if saved and process.leads:
         say(f"going on from update {state.step}")
     results = Results(engine, folder, state.initial_theta) if process.leads else None
@@ -79,14 +78,11 @@ def train(
         results.finish(state.theta.detach(), recorder.metrics, process.ran_on)
 
 
-def _check_same_start(step: int, process: Process, device: torch.device) -> None:
-    """Raise UserError unless every process found the leading one's checkpoint."""
-    leading = int(process.reduce(torch.tensor([float(step if process.leads else 0)], device=device)))
-    if step != leading:
-        raise UserError(
-            f"worker {process.rank} found the run at update {step}, the leading one at {leading}; "
-            "workers on several nodes need output_dir on a disk that all of them share"
-        )
+def _saved(folder: RunFolder, process: Process, device: torch.device, say: Say) -> dict[str, Any] | None:
+    """The state to go on from: the leading process finds it, the others read that same one. None at the start."""
+    found = folder.checkpoints.load(device, say) if process.leads else None
+    step = int(process.reduce(torch.tensor([float(found["step"]) if found else 0.0], device=device)))
+    return found if process.leads or not step else folder.checkpoints.load_at(step, device)
 
 
 def _due(step: int, every: int | None, last: int) -> bool:

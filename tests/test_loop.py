@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlr_ray.assets import DIGITS
+from rlr_ray.checkpoints import Checkpoints
 from rlr_ray.config import RunConfig
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.describe import describe_results
@@ -105,11 +106,21 @@ def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path
     assert large.norm() > 0
 
 
-def test_a_process_with_another_checkpoint_is_refused(tmp_path: Path) -> None:
-    engine = Engine(short_run(tmp_path))
-    other = Process(rank=1, size=2, reduce=lambda value: value + 20)  # the leading one's share of the sum
-    with pytest.raises(UserError, match=r"worker 1 found the run at update 0, the leading one at 20.*shared|share"):
-        train(engine, None, lambda row: None, other)
+def test_every_process_goes_on_from_the_leading_ones_checkpoint(tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    run(config)  # leaves checkpoints of updates 3 and 4, of which the leading process is taken to see the first
+    other, rows = Process(rank=1, size=2, reduce=lambda value: value + 3), list[dict[str, Any]]()
+    train(Engine(config), None, rows.append, other)
+    assert [row["step"] for row in rows] == [3]
+
+
+def test_a_process_that_does_not_see_the_leading_ones_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints.load_at, "__defaults__", (0.0,))  # s, that it waits
+    other = Process(rank=1, size=2, reduce=lambda value: value + 20)
+    with pytest.raises(UserError, match=r"at update 20, but .*update_000020.pt cannot be read.*all of them share"):
+        train(Engine(short_run(tmp_path)), None, lambda row: None, other)
 
 
 def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: Path) -> None:

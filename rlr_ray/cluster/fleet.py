@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.background import repeating
 from rlr_ray.cluster.preflight import Room
 from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster.rollouts import RolloutActor
@@ -109,26 +109,20 @@ class Fleet:
 @contextmanager
 def growing(fleet: Fleet, mailbox: ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
     """Fit the fleet to the cluster until the block ends, from the time when the workers have their places."""
-    ended = threading.Event()
+    told = ""
 
     def look() -> None:
-        told = ""
-        while not ended.wait(_LOOK_S):
-            before = len(fleet.more)
-            try:
-                if ray.get(mailbox.started.remote()):
-                    fleet.fit()
-                news = f"there is room for {len(fleet.base) + len(fleet.more)} rollout actors"
-            except RayError as error:  # the coordinator was lost, say: what runs goes on, and the next look may do
-                before, news = -1, f"cannot look for more room: {error}"
-            if len(fleet.more) != before and news != told:
-                told = news
-                say(news)
+        nonlocal told
+        before = len(fleet.more)
+        try:
+            if ray.get(mailbox.started.remote()):
+                fleet.fit()
+            news = f"there is room for {len(fleet.base) + len(fleet.more)} rollout actors"
+        except RayError as error:  # the coordinator was lost, say: what runs goes on, and the next look may do
+            before, news = -1, f"cannot look for more room: {error}"
+        if len(fleet.more) != before and news != told:
+            told = news
+            say(news)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, _LOOK_S):
         yield
-    finally:
-        ended.set()
-        thread.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,26 +11,22 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import ray.train
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.fleet import Fleet, growing
 from rlr_ray.cluster.folder import enter
+from rlr_ray.cluster.forwarding import forwarding
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import Room, check_reachable, room
 from rlr_ray.cluster.rollouts import RolloutPool
-from rlr_ray.cluster.worker import run_worker
+from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
-from rlr_ray.errors import UserError
 from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.loop import Report
-
-_PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
 
 
 def run_on_ray(
@@ -51,11 +46,11 @@ def run_on_ray(
         room(cluster, actors, say, local=local) as held,
         _mailbox() as mailbox,
         _rollouts(config, cluster, actors, held, mailbox, say) as rollouts,
-        _forwarding(mailbox, report, say),
+        forwarding(mailbox, report, say, lambda: missing_words(cluster)),
     ):
         begin()
         held.release_workers()
-        _fit(config, cluster, rollouts, mailbox, say)
+        fit(config, cluster, rollouts, mailbox, say)
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
@@ -127,79 +122,3 @@ def _rollouts(
             yield RolloutPool(mailbox, patience, config.seed)
     finally:
         fleet.end()
-
-
-@contextmanager
-def _forwarding(mailbox: ActorHandle, report: Report, say: Callable[[str], None]) -> Iterator[None]:
-    """Hand the leading worker's rows and words on in this process until the block ends."""
-    ended = threading.Event()
-
-    def forward() -> None:
-        while True:
-            last = ended.wait(0.5)
-            for news in ray.get(mailbox.take.remote()):
-                say(news) if isinstance(news, str) else report(news)
-            if last:
-                return
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _fit(
-    config: RunConfig,
-    cluster: ClusterConfig,
-    rollouts: RolloutPool | None,
-    mailbox: ActorHandle,
-    say: Callable[[str], None],
-) -> None:
-    workers = cluster.worker_range
-    number = f"{workers.min} to {workers.max}" if workers.min < workers.max else f"{workers.min}"
-    actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
-    say(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
-    role = config.on(cluster.worker.gpus)
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={
-            "config": role,
-            "cluster": cluster,
-            "folder": os.getcwd(),
-            "rollouts": rollouts,
-            "mailbox": mailbox,
-            "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
-        },
-        torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.min,
-            use_gpu=cluster.worker.gpus > 0,
-            resources_per_worker=cluster.worker.demand,
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
-        ),
-        run_config=ray.train.RunConfig(
-            name=config.name,
-            storage_path=str(config.folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise UserError(
-            _failure(mailbox) or f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
-        ) from error
-    failure = _failure(mailbox)
-    if failure:
-        raise UserError(failure)
-
-
-def _failure(mailbox: ActorHandle) -> str | None:
-    try:
-        failure: str | None = ray.get(mailbox.failure.remote())
-    except RayActorError:
-        return "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
-    return failure

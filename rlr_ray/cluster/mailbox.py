@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 
@@ -15,6 +16,7 @@ class Mailbox:
         self.version = 0  # of the crew
         self.furthest = -1  # the last update that came back
         self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
+        self.awaited_since: float | None = None  # when workers were asked for that have not started yet
         self.trouble = ""  # the traceback that ended the workers, since their last start
 
     def put(self, news: dict[str, Any] | str) -> None:
@@ -33,8 +35,17 @@ class Mailbox:
         Another number of workers is a resize, which is no failure.
         """
         self.starts, self.size = self.starts + 1 if size == self.size else max(self.starts, 1), size
-        trouble, self.trouble = self.trouble, ""
+        trouble, self.trouble, self.awaited_since = self.trouble, "", None
         return self.starts, trouble
+
+    def await_workers(self, text: str = "") -> None:
+        """Note that workers are to start from now on, and why, unless the run has failed."""
+        self.awaited_since = time.monotonic()
+        self.news += [text] if text and not self.message else []
+
+    def awaited_s(self) -> float:
+        """For how long workers that were to start have not."""
+        return 0.0 if self.awaited_since is None else time.monotonic() - self.awaited_since
 
     def started(self) -> bool:
         return self.starts > 0 or self.furthest >= 0

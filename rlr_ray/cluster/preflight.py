@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlr_ray.cluster.placement import bundles_of, listed, missing_of, sum_of
@@ -75,8 +76,7 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
     reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
     groups: Sequence[PlacementGroup | None] | None = ()
     try:
-        for reservation in reserved:
-            reservation.renew()
+        _reserve(reserved)
         groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
         if groups is None:
             free = ray.cluster_resources() if missing else ray.available_resources()
@@ -87,6 +87,17 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
         for reservation in reserved:
             reservation.cancel()
         _remove(groups or ())
+
+
+def _reserve(reservations: Sequence[Reservation]) -> None:
+    try:
+        for reservation in reservations:
+            reservation.renew()
+    except GetTimeoutError as error:
+        raise UserError(
+            f"Ray's own coordinator of resources does not answer: {error}; see whether the cluster's head is too busy "
+            "or out of memory (`ray status`), then run the same command again"
+        ) from error
 
 
 def _hold(

@@ -17,7 +17,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from rlr_ray.cluster_config import Resources
 
 _EXPIRES_S = 120.0  # if the driver dies
-_ANSWER_S = 10.0
+_ANSWER_S = 60.0  # its first answer is that of a process which starts, perhaps beside many others
 
 
 class Reservation:

@@ -1,0 +1,99 @@
+"""The TorchTrainer of a run: its workers, what becomes of them, and what they wait for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rlr_ray.cluster.placement import listed
+from rlr_ray.cluster.rollouts import RolloutPool
+from rlr_ray.cluster.worker import run_worker
+from rlr_ray.cluster_config import ClusterConfig
+from rlr_ray.config import RunConfig
+from rlr_ray.errors import UserError
+
+_PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
+
+
+def missing_words(cluster: ClusterConfig) -> str:
+    """What workers that do not start may wait for."""
+    workers, free = cluster.worker_range.min, ray.available_resources()
+    there = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in cluster.worker.demand)
+    return f"waiting for room for {workers} of {listed(cluster.worker.demand)}; the cluster has {there} free"
+
+
+class _Restarts(ray.train.UserCallback):
+    """Tells the driver that workers ended, and so start again."""
+
+    def __init__(self, mailbox: ActorHandle):
+        self.mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, error = min(worker_exceptions.items())
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = f"training worker {rank} ended ({why[:200]}); the workers start again from the last checkpoint"
+        self.mailbox.await_workers.remote(text)
+
+
+def fit(
+    config: RunConfig,
+    cluster: ClusterConfig,
+    rollouts: RolloutPool | None,
+    mailbox: ActorHandle,
+    say: Callable[[str], None],
+) -> None:
+    """Train, from the moment when the workers have room. Raises UserError if the run failed."""
+    workers = cluster.worker_range
+    number = f"{workers.min} to {workers.max}" if workers.min < workers.max else f"{workers.min}"
+    actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
+    say(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
+    role = config.on(cluster.worker.gpus)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={
+            "config": role,
+            "cluster": cluster,
+            "folder": os.getcwd(),
+            "rollouts": rollouts,
+            "mailbox": mailbox,
+            "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
+        },
+        torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.min,
+            use_gpu=cluster.worker.gpus > 0,
+            resources_per_worker=cluster.worker.demand,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(config.folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
+            callbacks=[_Restarts(mailbox)],
+        ),
+    )
+    mailbox.await_workers.remote()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(
+            _failure(mailbox) or f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
+        ) from error
+    failure = _failure(mailbox)
+    if failure:
+        raise UserError(failure)
+
+
+def _failure(mailbox: ActorHandle) -> str | None:
+    try:
+        failure: str | None = ray.get(mailbox.failure.remote())
+    except RayActorError:
+        return "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
+    return failure
