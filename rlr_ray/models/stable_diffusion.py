@@ -113,6 +113,7 @@ class StableDiffusion:
             self.parameters.unflatten(theta),
             (latents.to(self.dtype), time),
             {"encoder_hidden_states": text.to(self.dtype), "return_dict": False},
+            tie_weights=False,  # where PEFT shares parameters, it shares what holds them; looking for ties takes long
         )
         output = output.to(latent.dtype)
         if not guided:

@@ -23,6 +23,7 @@ from rlr_ray.models.stable_diffusion import StableDiffusion
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 SEEDS = [11, 12, 13]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn2.to_out.0"]}
+SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "target_modules": ["attn2.to_out.0"]}
 IA3 = {"type": "IA3", "target_modules": ["attn2.to_v", "attn2.to_out.0"], "feedforward_modules": []}
 
 
@@ -104,8 +105,9 @@ def test_a_theta_for_each_chain_is_a_loop_over_chains(adapter: dict[str, Any], g
         torch.testing.assert_close(together[i], model(thetas[i], latent[i : i + 1], 500, own)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_is_that_of_the_modules_own_parameters() -> None:
-    model = load()
+@pytest.mark.parametrize("adapter", [LORA, SHARED], ids=["lora", "layers that share a parameter"])
+def test_gradient_is_that_of_the_modules_own_parameters(adapter: dict[str, Any]) -> None:
+    model = load(adapter=adapter)
     latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     conditioning = model.encode(PROMPTS)
     theta = some_theta(model).requires_grad_()
