@@ -230,14 +230,13 @@ class Dispatcher:
             return
         if error is None:
             self._finish(call, future.result())
-        elif removed and fate != "failed":  # no fault of the chunk's
-            call.job.waiting.extendleft([] if call.chunk.running else [call.chunk])
         elif isinstance(error, UserError) and call.chunk.failed_by:  # the same elsewhere
             self._fail(error)
         else:
             if fate == "failed":
                 call.chunk.failed_by.add(member.name)
-            self._run_again(call, error)
+            blameless = fate == "gone" or (removed and fate == "lost")  # with its node, say
+            self._run_again(call, error, tries=0 if blameless else 1)
 
     def _take_back(self, member: Member, fate: Fate | None) -> None:
         """Have a member whose call is over idle, or ask it later. One that keeps failing starts anew."""
@@ -257,9 +256,9 @@ class Dispatcher:
         call.job.counts["rollout_actors"] = len(self.idle) + len(self.busy)
         call.job.done.put(result)
 
-    def _run_again(self, call: _Call, error: BaseException) -> None:
+    def _run_again(self, call: _Call, error: BaseException, tries: int = 1) -> None:
         chunk, job = call.chunk, call.job
-        chunk.tries += 1
+        chunk.tries += tries
         job.counts["rollouts_rerun"] += len(chunk.indices)
         if chunk.tries > self.patience.max_retries:
             self._fail(_gave_up(job.name(chunk.indices), chunk.tries, error))

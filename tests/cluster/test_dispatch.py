@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -115,10 +116,11 @@ def test_the_chunk_of_a_lost_member_runs_again_and_the_member_is_used_again() ->
     assert len(lost.calls) == 7
 
 
-def test_a_member_that_is_gone_is_not_asked_again() -> None:
-    gone, other = Fake("a", Gone()), Fake("b", delay_s=0.05)
-    assert run(Crew(gone, other))[0] == CHUNKS
-    assert len(gone.calls) == 1
+def test_members_that_are_gone_are_not_asked_again_and_cost_a_chunk_no_tries() -> None:
+    gone, other = [Fake(f"gone-{n}", Gone()) for n in range(5)], Fake("last", delay_s=0.05)
+    chunks, counts = run(Crew(*gone, other), dataclasses.replace(FAST, max_retries=0))
+    assert chunks == CHUNKS and counts["rollouts_rerun"] == 2 * 5
+    assert [len(member.calls) for member in gone] == [1] * 5
 
 
 def test_a_chunk_that_always_goes_wrong_ends_with_its_name_and_the_error() -> None:
