@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadgroup
 
 system: $(INSTALLED)
 	$(BIN)/python -m pytest -m system
