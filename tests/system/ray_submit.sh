@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `ray up` and `ray submit` by ssh to this machine: cluster.local.yaml, end to end. Needs root, and port 22 free.
 #
-#     PYTHON=.venv/bin/python bash tests/system/ray_submit.sh
+#     PYTHON=.venv/bin/python bash tests/system/ray_submit.sh            # three small updates
+#     PYTHON=.venv/bin/python bash tests/system/ray_submit.sh --whole    # all of configs/digits.yaml
 #
 # Installs Debian's openssh-server and rsync if they are missing, and leaves them. All else is in a folder that goes at
 # the end: sshd on 127.0.0.1 with throwaway keys, and, as the home folder of its sessions, an empty one. Only processes
@@ -58,10 +59,12 @@ END
 
 show ray get-auth-token --generate > /dev/null
 show ray up --yes --log-style pretty --log-color false "$work/cluster.local.yaml"
+smaller=(--set train.iterations=3 --set train.chains=40 --set estimator.zeroth_order.count=40
+    --set evaluation.chains=20 --set evaluation.pictures=4)
+if test "${1:-}" = --whole; then smaller=(); fi
 show ray submit --log-style pretty --log-color false "$work/cluster.local.yaml" train.py -- --config configs/digits.yaml \
-    --set name=submitted --set train.iterations=3 --set train.chains=40 \
-    --set estimator.zeroth_order.count=40 --set evaluation.chains=20 --set evaluation.pictures=4
-"$python" - "$home/runs/submitted/summary.json" << 'END'
+    ${smaller[@]+"${smaller[@]}"}
+"$python" - "$home/runs/digits/summary.json" << 'END'
 import json, sys
 
 summary = json.load(open(sys.argv[1]))
