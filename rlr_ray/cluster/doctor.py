@@ -17,6 +17,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.doctor import MachineReport, Verdict, examine
 
 _ANSWER_S = 60.0  # of all nodes
+_GROWS_S = 60.0  # who waits longer for room expects nodes to come
 
 
 def examine_cluster(
@@ -72,7 +73,10 @@ def _gpus(reports: list[MachineReport], resources: list[Resources]) -> Verdict:
 def _placement(
     cluster: ClusterConfig, bundles: list[list[Resources]], places: list[int | None], names: list[str]
 ) -> Verdict:
-    """Where workers and actors would go, as many as the run waits for, on empty nodes."""
+    """Where workers and actors would go, as many as the run waits for, on empty nodes.
+
+    Spot nodes that have yet to come are no trouble if the run waits for them.
+    """
     roles = [(role, bundle) for role, each in zip(("worker", "rollout actor"), bundles, strict=True) for bundle in each]
     lines = [
         f"{role} ({listed(bundle)}) -> {'a node that has to come' if where is None else names[where]}"
@@ -81,4 +85,5 @@ def _placement(
     remedy = (
         f"add nodes, set cluster.wait_s ({cluster.wait_s:g} s) to the time they take to come, or lower what it takes"
     )
-    return Verdict(None not in places, "placement", "; ".join(lines) or "nothing to place", remedy)
+    well = None not in places or cluster.wait_s > _GROWS_S
+    return Verdict(well, "placement", "; ".join(lines) or "nothing to place", remedy)

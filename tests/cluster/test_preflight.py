@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlr_ray.cluster.doctor import examine_cluster
 from rlr_ray.cluster.placement import missing_of, place
 from rlr_ray.cluster.preflight import check_reachable, room
 from rlr_ray.cluster_config import ClusterConfig
+from rlr_ray.doctor import Verdict, left_token
 from rlr_ray.errors import UserError
+from tests.runs import short_run
 
 
 def test_a_process_goes_where_it_fits_and_leaves_what_is_scarce() -> None:
@@ -82,6 +86,24 @@ def test_runs_that_want_the_same_room_take_turns() -> None:
     for thread in threads:
         thread.join()
     assert not failures and most == 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
+    config = short_run(tmp_path, cluster={})
+
+    def placement(keys: dict[str, Any]) -> Verdict:
+        with left_token(config.folder.parent) as token:
+            reports, (nodes, _, placed) = examine_cluster(config, ClusterConfig.model_validate(keys), token, print)
+        assert nodes.ok and [(report.shares_folder, report.unwritable) for report in reports] == [(True, "")]
+        return placed
+
+    well, spot = placement({}), {"rollouts": {"resources": {"spot": 1}}}
+    assert well.ok and well.found.count("->") == 2 and "has to come" not in well.found
+    missing, waited = placement(spot), placement(spot | {"wait_s": 900})
+    assert not missing.ok and "rollout actor (0.5 CPU, 1 spot) -> a node that has to come" in missing.found
+    assert waited.ok and waited.found == missing.found
 
 
 def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:
