@@ -10,8 +10,9 @@ from page import MACHINE, read_json, table
 
 SCALE = """`python bench/scale.py` (Ray {ray}; {machine}, which the hosts of the simulated actors share with the
 coordinator): steps of one chunk of {rollout_s:g} s for each actor, and of two that take 20 % more or less, with 2 %
-stragglers of ten times that and 1 % of actors dying half-way and coming back after 5 s. CPU seconds: of the process
-that dispatches, submission and results included, and of the simulated actors' hosts.
+stragglers of ten times that and 1 % of actors dying half-way and coming back after 5 s. Ideal: the best schedule of
+the same durations, without hedges. CPU seconds: of the process that dispatches, submission and results included, and of
+the simulated actors' hosts.
 
 {rows}
 
