@@ -1,5 +1,7 @@
 """Kill -9 at random moments: an actor, a training worker, the driver, everything; ten trials of each.
 
+A moment is any of the run's, its start included; in some more trials it comes after a random checkpoint.
+
     python bench/chaos.py            # resumable: a finished trial is not run again
 
 A shortened job of the embedded model (12 updates, a checkpoint every 2) on Ray, with 2 rollout actors. After the kill
@@ -25,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.system.chaos.killing import KINDS, Kind, Run, Trial, chaos_recipe, lost, trial
 
 FILE = RESULTS / "chaos.jsonl"
+CHECKPOINTED_SPAN_S = 3.0
 HEADS = (
     "killed",
+    "when",
     "trials",
     "the same weights",
     "most updates of a checkpoint lost",
@@ -62,17 +66,17 @@ def chaos_table(rows: list[dict[str, Any]]) -> str:
     sha = next(row["theta_sha256"] for row in rows if row["kind"] == "none")
     lines = []
     for kind in KINDS:
-        trials = [row for row in rows if row["kind"] == kind]
-        if trials:
-            same = sum(row["theta_sha256"] == sha for row in trials)
-            starts = sum(row["starts"] for row in trials) / len(trials)
-            lines.append(
-                [kind, str(len(trials)), str(same), str(max(lost(Trial(**row)) for row in trials)), f"{starts:.1f}"]
-            )
+        for checkpointed, when in ((False, "any time"), (True, "after a checkpoint")):
+            trials = [row for row in rows if row["kind"] == kind and row["checkpointed"] == checkpointed]
+            if trials:
+                same = sum(row["theta_sha256"] == sha for row in trials)
+                starts = sum(row["starts"] for row in trials) / len(trials)
+                most = max(lost(Trial(**row)) for row in trials)
+                lines.append([kind, when, str(len(trials)), str(same), str(most), f"{starts:.1f}"])
     return table(HEADS, lines)
 
 
-def run_trials(kinds: list[Kind], trials: int) -> None:
+def run_trials(kinds: list[Kind], trials: int, *, checkpointed: bool) -> None:
     rows = read()
     if not rows:
         keep(reference())
@@ -80,11 +84,12 @@ def run_trials(kinds: list[Kind], trials: int) -> None:
     spans = rows[0]["spans"]
     for seed in range(3 * trials):  # a kill that comes too late does not count
         for kind in kinds:
-            done = [row["seed"] for row in read() if row["kind"] == kind]
+            done = [row["seed"] for row in read() if row["kind"] == kind and row["checkpointed"] == checkpointed]
             if seed in done or len(done) >= trials:
                 continue
+            span = CHECKPOINTED_SPAN_S if checkpointed else spans.get(kind, spans["driver"])
             with tempfile.TemporaryDirectory() as folder:
-                came = trial(Path(folder), kind, seed, spans.get(kind, spans["driver"]))
+                came = trial(Path(folder), kind, seed, span, checkpointed=checkpointed)
             if came is None:
                 print(f"{kind} {seed}: the run was over before the kill", flush=True)
             else:
@@ -94,9 +99,11 @@ def run_trials(kinds: list[Kind], trials: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10, help="of each kind")
+    parser.add_argument("--checkpointed", type=int, default=3, help="of each kind, after a checkpoint")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
-    run_trials(options.kinds, options.trials)
+    run_trials(options.kinds, options.checkpointed, checkpointed=True)
+    run_trials(options.kinds, options.trials, checkpointed=False)
     rows = read()
     print(chaos_table(rows))
     sha, trials = rows[0]["theta_sha256"], [row for row in rows if row["kind"] != "none"]

@@ -78,6 +78,10 @@ class Run:
         found = [process for process in self.tree if _COMMANDS[kind] in _command(process)]
         return found[:1]
 
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def wait_for(self, kind: Kind) -> None:
         """Until there is such a process."""
         while not self.find(kind):
@@ -125,13 +129,20 @@ class Trial:
     starts: int  # beside the first one
     restarts: int  # of the training workers, which a resumed run's first start is not
     theta_sha256: str
+    checkpointed: bool = False  # the kill waited for a checkpoint
 
 
-def trial(folder: Path, kind: Kind, seed: int, span_s: float) -> Trial | None:
-    """Kill at a random moment within `span_s`, let the run finish. None if it was over before."""
-    run, moment = Run(folder, chaos_recipe(folder)), random.Random(f"{kind}/{seed}").uniform(0, span_s)
+def trial(folder: Path, kind: Kind, seed: int, span_s: float, *, checkpointed: bool = False) -> Trial | None:
+    """Kill at a random moment within `span_s`, let the run finish. None if it was over before.
+
+    The span begins when there is something to kill; `checkpointed`: when there also is a checkpoint, a random one.
+    """
+    run, chance = Run(folder, chaos_recipe(folder)), random.Random(f"{kind}/{seed}")
+    moment, awaited = chance.uniform(0, span_s), chance.randrange(CHECKPOINT_EVERY, 10, CHECKPOINT_EVERY)
     run.start()
     run.wait_for(kind)
+    while checkpointed and run.newest_checkpoint() < awaited and run.running:
+        time.sleep(0.05)
     time.sleep(moment)
     victims, checkpoint, said = run.find(kind), run.newest_checkpoint(), len(run.said())
     if not victims:
@@ -146,7 +157,8 @@ def trial(folder: Path, kind: Kind, seed: int, span_s: float) -> Trial | None:
     resumed = re.search(r"going on from update (\d+)", run.said()[said:])
     first = int(resumed[1]) if resumed else None
     restarts = len(re.findall(r"training on \d+ worker", run.said()[said:])) - starts
-    return Trial(kind, seed, moment, checkpoint, first, starts, restarts, run.summary()["theta_sha256"])
+    sha = run.summary()["theta_sha256"]
+    return Trial(kind, seed, moment, checkpoint, first, starts, restarts, sha, checkpointed)
 
 
 def lost(trial: Trial) -> int:
