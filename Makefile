@@ -11,7 +11,8 @@ demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses logical --dist loadgroup
+	$(BIN)/python -m pytest -m 'not ray and not gpu and not system' --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 system: $(INSTALLED)
 	$(BIN)/python -m pytest -m system
