@@ -83,6 +83,15 @@ class Checkpoints:
                     ) from error
                 time.sleep(1.0)
 
+    def adopt(self, folder: Path) -> None:
+        """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
+        newest = max(folder.glob("update_*.pt"))
+        state: dict[str, Any] = load_sealed(newest, torch.device("cpu"))
+        for step in self.steps():
+            self._file(step).unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save(state["step"], {name: value for name, value in state.items() if name not in ("format", "config")})
+
     def _file(self, step: int) -> Path:
         return self.folder / f"update_{step:06d}.pt"
 

@@ -1,10 +1,10 @@
-"""The commands: `rlr-ray train | lab | plan | doctor`."""
+"""The commands: `rlr-ray train | lab | plan | tune | doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import yaml
 from rich.console import Console
@@ -12,16 +12,17 @@ from rich.console import Console
 from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
-from rlr_ray.engine import Engine, check_reward
+from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.report import as_chosen, choice_words, write_choice
 from rlr_ray.lock import locked
-from rlr_ray.loop import Report, train
 from rlr_ray.progress import progress
 from rlr_ray.prompts import load_prompts
 from rlr_ray.resuming import config_of
 from rlr_ray.run_folder import RunFolder
+from rlr_ray.start import run
+from rlr_ray.tune.command import add_tune_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
     add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
     add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
+    add_tune_arguments(commands.add_parser("tune", help="search over a recipe's keys, within memory budgets"))
     add_doctor_arguments(commands.add_parser("doctor", help="check the machines that a recipe would run on"))
     return parser
 
@@ -106,15 +108,3 @@ def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool
     with progress(console, config.train.iterations) as report:
         run(config, report, say, begin)
     say(describe_results(folder))
-
-
-def run(config: RunConfig, report: Report, say: Callable[[str], None], begin: Callable[[], None]) -> None:
-    """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
-    if config.cluster == "none":
-        engine = Engine(config)
-        begin()
-        train(engine, engine.local_rollouts, report, say=say)
-        return
-    from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
-
-    run_on_ray(config, config.cluster, report, say, begin)

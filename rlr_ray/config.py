@@ -207,7 +207,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: Literal["none"] | ClusterConfig = ClusterConfig()
-    memory_budget_gib: float | None = Field(None, gt=0)  # of one process; what `plan` and `estimator: auto` go by
+    memory_budget_gib: float | None = Field(None, gt=0)  # of a process; a run that needs more ends, saying so
 
     @property
     def folder(self) -> Path:

@@ -7,8 +7,7 @@ never sent.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
+from rlr_ray.memory import memory_errors
 from rlr_ray.models import load_model, module_bytes
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
@@ -77,19 +77,6 @@ def check_reward(config: RunConfig) -> None:
             f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, estimator.preset: surrogate, "
             "or reward.differentiable: true if it is made of torch operations"
         )
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raise UserError where a GPU's memory runs out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory ran out ({str(error).splitlines()[0]}); lower train.chunk_size or "
-            "estimator.zeroth_order.chunk_size, set estimator.checkpoint_steps: true, or lower "
-            "estimator.sub_chain.length"
-        ) from error
 
 
 class Engine:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.engine import Engine, RolloutRequest, Rollouts, memory_errors
+from rlr_ray.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.memory import MemoryBudget, memory_errors
 from rlr_ray.recorder import Recorder
 from rlr_ray.results import Results
 from rlr_ray.run_folder import RunFolder
@@ -67,8 +68,10 @@ def train(
     results = Results(engine, folder, state.initial_theta) if process.leads else None
     recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
     learned = lambda: {} if online is None else {"online_surrogate": online.state_dict()}  # noqa: E731
+    budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
     while state.step < config.train.iterations:
-        row = update(engine, state, rollouts, process, online)
+        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
+        row |= {} if peak is None else {"peak_memory_gib": peak}
         if recorder is not None and results is not None:
             if _due(state.step, config.evaluation.every, config.train.iterations):
                 row |= results.measure(state.theta.detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 
+Checked = TypeVar("Checked", bound=BaseModel)
 _KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
@@ -50,14 +51,28 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
     """Check values. Raises UserError naming every bad key."""
+    return checked(RunConfig, values)
+
+
+def checked(model: type[Checked], values: dict[str, Any]) -> Checked:
+    """Values as a model of theirs. Raises UserError naming every bad key."""
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_describe(error.errors())) from error
+        raise UserError(_describe(model, error.errors())) from error
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key.sub`, in place; whatever was there goes, also if it was a dictionary."""
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Set one key, in place; whatever was there goes, also if it was a dictionary."""
     path, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"--set {override!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
@@ -65,21 +80,16 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override!r}: the value is not YAML: {error}") from error
-    *parents, key = path.strip().split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
-        values = values[parent]
-    values[key] = value
+    put(values, path, value)
 
 
-def _describe(items: Sequence[Any]) -> str:
+def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:
     """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
     by_place: dict[tuple[Any, ...], list[Any]] = {}
     for item in items:
         by_place.setdefault(_place(item), []).append(item)
     shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
-    return "\n".join(_line(place, found) for place, found in by_place.items() if place not in shallow)
+    return "\n".join(_line(model, place, found) for place, found in by_place.items() if place not in shallow)
 
 
 def _place(item: Any) -> tuple[Any, ...]:
@@ -87,18 +97,17 @@ def _place(item: Any) -> tuple[Any, ...]:
     return tuple(part for part in item["loc"] if isinstance(part, int) or _KEY.fullmatch(part))
 
 
-def _line(place: tuple[Any, ...], items: Sequence[Any]) -> str:
+def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) -> str:
     item, key = items[0], ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
-        return f"{key}: no such key; allowed here: {', '.join(_fields_at(place[:-1]))}"
+        return f"{key}: no such key; allowed here: {', '.join(_fields_at(model, place[:-1]))}"
     message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
     told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
     shown = "" if told else f"found {item['input']!r}; "
     return f"{key}: {shown}{message}" if key else message
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunConfig
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))

@@ -67,6 +67,7 @@ class Results:
             "name": self.engine.config.name,
             "reward_before": float(before.rewards.mean()),
             "reward_after": float(after.rewards.mean()),
+            "reward_after_se": _mean_and_error(after.rewards)[1],
             "gain": gain,
             "gain_se": gain_se,
             "judge_before": None if before.judge is None else float(before.judge.mean()),
@@ -77,6 +78,9 @@ class Results:
             "steps": len(rows),
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
             "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
+            "peak_memory_gib": max(
+                (row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")), default=None
+            ),
             "seconds": sum(row["seconds"] for row in rows),
             "ran_on": ran_on,
             "adapter": str(adapter.relative_to(self.folder.path)),

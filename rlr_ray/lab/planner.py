@@ -12,11 +12,10 @@ import torch
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
 from rlr_ray.core.plan import Plan
-from rlr_ray.engine import Engine, check_reward, memory_errors
+from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
-from rlr_ray.lab.memory import peak_bytes
 from rlr_ray.lab.plans import (
     DDPO,
     FULL,
@@ -33,10 +32,10 @@ from rlr_ray.lab.plans import (
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.loop import Process, update
+from rlr_ray.memory import GIB, memory_errors, peak_bytes
 from rlr_ray.rewards import is_differentiable
 from rlr_ray.state import TrainState
 
-GIB = 2**30
 _BATCHES = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of plans that are measured one by one
@@ -136,7 +135,7 @@ class Planner:
     @memory_errors()
     def choose(self, budget_gib: float | None) -> Choice:
         """The best plan for a budget; a plan whose real update takes more than it fits is passed over."""
-        rule = self._rule(budget_gib)
+        rule = self.rule(budget_gib)
         budget = float("inf") if budget_gib is None else budget_gib * GIB
         options = [self._option(found, budget) for found in (*self._from_families(), *self._one_by_one(rule))]
         options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
@@ -163,7 +162,7 @@ class Planner:
         peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process()), engine.device)
         return peak + engine.held_bytes()
 
-    def _rule(self, budget_gib: float | None) -> PaperRule | None:
+    def rule(self, budget_gib: float | None) -> PaperRule | None:
         """The paper's rule; None without a budget, or where half order or zeroth order's law cannot be had."""
         families, memory, steps = self.families, self.probe.memory, self.families.steps
         half = [moments.variance() * families.size for moments in families.half_order]

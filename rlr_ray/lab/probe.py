@@ -20,7 +20,7 @@ from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.engine import Engine
 from rlr_ray.lab.measure import Subject
-from rlr_ray.lab.memory import peak_bytes
+from rlr_ray.memory import peak_bytes
 
 _CHECKPOINTED_STEPS = 4  # further ones add little, so the slope is taken over a few
 

@@ -15,11 +15,11 @@ import rlr_ray.lab.planner as planning
 from rlr_ray.cli import main
 from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import estimate_batch
-from rlr_ray.lab.memory import peak_bytes
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
 from rlr_ray.lab.report import write_choice
 from rlr_ray.lab.subject import candidate_of
+from rlr_ray.memory import peak_bytes
 from rlr_ray.recipes import load_config, parse_config
 from tests.runs import RECIPE, short_run
 

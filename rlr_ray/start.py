@@ -1,0 +1,21 @@
+"""A run from its config to its results, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlr_ray.config import RunConfig
+from rlr_ray.engine import Engine
+from rlr_ray.loop import Report, Say, train
+
+
+def run(config: RunConfig, report: Report, say: Say, begin: Callable[[], None]) -> None:
+    """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
+    if config.cluster == "none":
+        engine = Engine(config)
+        begin()
+        train(engine, engine.local_rollouts, report, say=say)
+        return
+    from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
+
+    run_on_ray(config, config.cluster, report, say, begin)

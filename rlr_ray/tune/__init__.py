@@ -1,0 +1,1 @@
+"""Search over a recipe's keys, for each of several memory budgets, with Ray Tune."""

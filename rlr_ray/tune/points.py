@@ -1,0 +1,57 @@
+"""A point of a search's space as a run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from rlr_ray.config import RunConfig
+from rlr_ray.engine import check_reward
+from rlr_ray.errors import UserError
+from rlr_ray.recipes import parse_config, put
+from rlr_ray.tune.config import TuneConfig, base_values
+from rlr_ray.tune.estimates import Estimates, cost_of_update
+
+Point = dict[str, Any]  # value by key of the recipe
+
+
+class Points:
+    """Makes runs of equal cost from points."""
+
+    def __init__(self, config: TuneConfig, estimates: Estimates):
+        self.config, self.estimates, self.base = config, estimates, base_values(config)
+
+    def run(self, point: Point, budget_gib: float, name: str) -> RunConfig:
+        """The run of a point. Raises UserError if its keys do not go together, or if the cost allows no update."""
+        values = copy.deepcopy(self.base)
+        for key, value in point.items():
+            put(values, key, value)
+        values |= {"name": name, "output_dir": str(trials_folder(self.config)), "memory_budget_gib": budget_gib}
+        run = parse_config(values)
+        check_reward(run)
+        if run.estimator.preset == "auto":
+            raise UserError("estimator.preset is 'auto', which chooses a plan; a search is to: name another preset")
+        updates = self._updates(run)
+        put(values, "train.iterations", updates)
+        put(values, "evaluation.every", updates // self.config.evaluations)
+        put(values, "train.checkpoint_every", updates // self.config.evaluations)  # to stop and to copy at
+        return parse_config(values)
+
+    def _updates(self, run: RunConfig) -> int:
+        """As many as the cost allows, in equal parts between evaluations."""
+        cost, parts = self.config.cost, self.config.evaluations
+        if cost.denoiser_forwards is not None:
+            allowed, each, unit = cost.denoiser_forwards, cost_of_update(run), "denoiser forwards"
+        else:
+            assert cost.seconds is not None
+            allowed, each, unit = cost.seconds, self.estimates.seconds(run), "seconds"
+        if allowed < parts * each:
+            raise UserError(
+                f"an update takes {each:.4g} {unit}, so {parts} evaluations with an update before each need "
+                f"{parts * each:.4g}; cost has {allowed:g}: raise it, or lower evaluations or train.chains"
+            )
+        return int(allowed / each) // parts * parts
+
+
+def trials_folder(config: TuneConfig) -> Any:
+    return config.folder / "trials"

@@ -1,0 +1,170 @@
+"""Runs a search with Ray Tune, one budget after the other, and goes on with one that was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from rlr_ray.cluster.folder import enter
+from rlr_ray.cluster.launch import connected
+from rlr_ray.cluster.placement import bundles_of, missing_of
+from rlr_ray.cluster_config import ClusterConfig, Resources
+from rlr_ray.config import RunConfig
+from rlr_ray.disk import replace_file
+from rlr_ray.lab.planner import Planner
+from rlr_ray.lab.probe import Probe
+from rlr_ray.recipes import parse_config
+from rlr_ray.tune.config import TuneConfig, base_values
+from rlr_ray.tune.estimates import Estimates, measured_parts
+from rlr_ray.tune.points import Points
+from rlr_ray.tune.progress import Progress
+from rlr_ray.tune.results import Row, filtered_row, row_of
+from rlr_ray.tune.searcher import FittingSearch, domain
+from rlr_ray.tune.trial import run_trial
+
+
+def search(
+    config: TuneConfig, say: Callable[[str], None], trial: Callable[[dict[str, Any]], None] = run_trial
+) -> tuple[list[Row], dict[float, int]]:
+    """Every point of every budget, those before an interruption included; and the closed form's h* for each budget.
+
+    `trial` runs a point and reports to Ray Tune. Raises UserError for what a user can mend.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
+    base = parse_config(base_values(config))
+    with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
+        resources = _resources(config, base)
+        points = Points(config, Estimates(functools.partial(_measure, resources, os.getcwd())))
+        lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
+        rows: list[Row] = []
+        for budget in config.budgets_gib:
+            say(f"searching for {budget:g} GiB: {config.trials} trials")
+            rows += _search(config, points, budget, tune.with_resources(trial, _trial_resources(config, base)))
+    return rows, lengths
+
+
+def _resources(config: TuneConfig, base: RunConfig) -> Resources:
+    """Of the process that backpropagates."""
+    if base.cluster == "none":
+        return {"CPU": config.cpus, "GPU": config.gpus}
+    return {"CPU": base.cluster.worker.cpus, "GPU": base.cluster.worker.gpus}
+
+
+def _remote(function: Callable[..., Any], resources: Resources) -> Any:
+    return ray.remote(function).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+
+
+def _measure(resources: Resources, folder: str, run: RunConfig) -> Probe:
+    found: Probe = ray.get(_remote(_measured, resources).remote(run.on(resources["GPU"]), folder))
+    return found
+
+
+def _measured(run: RunConfig, folder: str) -> Probe:
+    enter(folder)
+    return measured_parts(run)
+
+
+def _closed_form(
+    config: TuneConfig, base: RunConfig, resources: Resources, say: Callable[[str], None]
+) -> dict[float, int]:
+    """The paper's h* by budget, measured once a search; none where it does not apply."""
+    file = config.folder / "closed_form.json"
+    if not file.is_file():
+        say("measuring what the closed form of h depends on")
+        lengths = _remote(_lengths, resources).remote(base.on(resources["GPU"]), config.budgets_gib, os.getcwd())
+        text = json.dumps(ray.get(lengths))
+        replace_file(file, lambda part: part.write_text(text, "utf-8"))
+    return {float(budget): length for budget, length in json.loads(file.read_text("utf-8")).items()}
+
+
+def _lengths(base: RunConfig, budgets: Sequence[float], folder: str) -> dict[str, int]:
+    enter(folder)
+    planner = Planner(base, lambda text: None)
+    rules = {str(budget): planner.rule(budget) for budget in budgets}
+    return {budget: rule.length for budget, rule in rules.items() if rule is not None}
+
+
+def _search(config: TuneConfig, points: Points, budget: float, trainable: Any) -> list[Row]:
+    name, storage = f"{budget:g}", config.folder / "tune"
+    filtered = storage / f"{name}.filtered.jsonl"
+    storage.mkdir(parents=True, exist_ok=True)
+    if tune.Tuner.can_restore(str(storage / name)):
+        tuner = tune.Tuner.restore(str(storage / name), trainable=trainable)
+    else:
+        filtered.unlink(missing_ok=True)
+        searcher = FittingSearch(config, points, budget, filtered)
+        population = config.scheduler.name == "pbt"  # which Ray Tune lets no searcher guide
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"launch": tune.grid_search(_all_points(searcher))} if population else {},
+            tune_config=tune.TuneConfig(
+                search_alg=None if population else searcher,
+                scheduler=_scheduler(config),
+                num_samples=1 if population else config.trials,
+                max_concurrent_trials=config.concurrent or _concurrent(points),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=name, storage_path=str(storage), callbacks=[Progress(config, budget)], verbose=0
+            ),
+        )
+    rows = [row_of(config, budget, result) for result in tuner.fit()]
+    left_out = filtered.read_text("utf-8").splitlines() if filtered.is_file() else []
+    return rows + [filtered_row(budget, json.loads(line)) for line in left_out]
+
+
+def _all_points(searcher: FittingSearch) -> list[Any]:
+    """As many as the search launches, drawn without knowing what came of any."""
+    drawn = iter(lambda: searcher.suggest(f"population-{len(searcher.launched)}"), FittingSearch.FINISHED)
+    return [suggestion["launch"] for suggestion in drawn]
+
+
+def _trial_resources(config: TuneConfig, base: RunConfig) -> dict[str, float]:
+    """A run on the cluster reserves what it needs itself."""
+    return {"cpu": config.cpus, "gpu": config.gpus} if base.cluster == "none" else {"cpu": 0}
+
+
+def _concurrent(points: Points) -> int | None:
+    """How many whole runs, workers and rollout actors, the cluster's nodes hold at once; one at the least."""
+    base = parse_config(points.base)
+    if base.cluster == "none":
+        return None  # Ray Tune counts these
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    actors = base.cluster.rollouts.min_actors if base.plan_shape.has_zeroth_order else 0
+    one = [bundle for role in bundles_of(base.cluster, actors) for bundle in role]
+    count = 1
+    while not missing_of(one * (count + 1), nodes):
+        count += 1
+    return count
+
+
+def _scheduler(config: TuneConfig) -> TrialScheduler:
+    """By the number of evaluations, between which every trial spends the same."""
+    given, last = config.scheduler, config.evaluations
+    common: dict[str, Any] = {"time_attr": "evaluation", "metric": "reward", "mode": "max"}
+    if given.name == "asha":
+        halving = {"grace_period": min(given.grace, last), "reduction_factor": given.reduction_factor}
+        return ASHAScheduler(**common, **halving, max_t=last)
+    if given.name == "pbt":
+        perturbed = {key: domain(values) for key, values in config.space.items()}
+        spans = {"burn_in_period": given.grace, "perturbation_interval": 1}
+        return PopulationBasedTraining(**common, **spans, hyperparam_mutations={"launch": {"point": perturbed}})
+    if given.name == "hyperband":
+        return HyperBandScheduler(**common, max_t=last, reduction_factor=given.reduction_factor)
+    if given.name == "median":
+        return MedianStoppingRule(**common, grace_period=given.grace, min_samples_required=2)
+    return FIFOScheduler()

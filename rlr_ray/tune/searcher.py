@@ -1,0 +1,129 @@
+"""Draws a search's points, and launches only those that fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import cloudpickle as ray_pickle
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from rlr_ray.errors import UserError
+from rlr_ray.recipes import parse_config
+from rlr_ray.tune.config import Distribution, TuneConfig
+from rlr_ray.tune.points import Point, Points
+from rlr_ray.tune.trial import over_budget
+
+_ATTEMPTS = 50  # to draw a point that fits, then the space is taken to hold no further one
+
+
+class FittingSearch(Searcher):
+    """Optuna's points for one budget, without those that cannot fit it or whose keys do not go together.
+
+    These are written to `filtered` (a line of JSON each) and never launched.
+    """
+
+    def __init__(self, config: TuneConfig, points: Points, budget_gib: float, filtered: Path):
+        objectives = ["reward", "peak_gib"] if config.searcher == "nsga2" else "reward"
+        modes = ["max", "min"] if config.searcher == "nsga2" else "max"
+        super().__init__(metric=objectives, mode=modes)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.inner = OptunaSearch(
+            OptunaSearch.convert_search_space({key: domain(given) for key, given in config.space.items()}),
+            metric=objectives,
+            mode=modes,
+            sampler=_sampler(config),
+        )
+        self.config, self.points, self.budget_gib, self.filtered = config, points, budget_gib, filtered
+        self.launched: dict[str, tuple[str, dict[str, Any]]] = {}  # by trial: Optuna's name of it, and its run
+        self.drawn = 0
+        self.seen: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        for _ in range(_ATTEMPTS):
+            if len(self.launched) >= self.config.trials:
+                break
+            name = f"{self.budget_gib:g}-{self.drawn:03d}"
+            self.drawn += 1
+            point: Point = self.inner.suggest(name)
+            found = self._run(point, name)
+            if found is None:
+                self.inner.on_trial_complete(name, error=True)
+                continue
+            run, peak = found
+            self.launched[trial_id] = name, run
+            copied = self.config.scheduler.name == "pbt"
+            launch = {"point": point, "run": run, "predicted_gib": peak, "folder": str(Path.cwd()), "copied": copied}
+            return {"launch": launch}
+        return Searcher.FINISHED
+
+    def _run(self, point: Point, name: str) -> tuple[dict[str, Any], float] | None:
+        """The point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
+        text = json.dumps(point, sort_keys=True)
+        if text in self.seen:
+            return None
+        self.seen.add(text)
+        try:
+            run = self.points.run(point, self.budget_gib, name)
+        except UserError as error:
+            self._leave_out(point, None, str(error))
+            return None
+        peak = self.points.estimates.peak_gib(run)
+        if peak > self.budget_gib:
+            self._leave_out(point, peak, f"needs {peak:.4g} GiB")
+            return None
+        return run.model_dump(mode="json"), peak
+
+    def _leave_out(self, point: Point, predicted_gib: float | None, why: str) -> None:
+        row = {"point": point, "predicted_gib": predicted_gib, "why": why}
+        with self.filtered.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._learn(trial_id, result)
+        if "reward" in result:
+            self.inner.on_trial_result(self.launched[trial_id][0], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id not in self.launched:
+            return
+        name, run = self.launched[trial_id]
+        over = over_budget(parse_config(run))
+        self._learn(trial_id, result or {})
+        failed = error or over is not None or not result or "reward" not in result
+        self.inner.on_trial_complete(name, None if failed else result, error=failed)
+
+    def _learn(self, trial_id: str, result: dict[str, Any]) -> None:
+        run = parse_config(self.launched[trial_id][1])
+        over = over_budget(run)
+        peak = over["peak_gib"] if over else result.get("peak_gib")
+        if peak is not None:
+            self.points.estimates.learn(run, peak)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(ray_pickle.dumps(vars(self)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        self.__dict__.update(ray_pickle.loads(Path(checkpoint_path).read_bytes()))
+
+
+def domain(given: Distribution) -> Any:
+    """Ray Tune's distribution of that name."""
+    (name, arguments), *_ = given.items()
+    return tune.choice(arguments) if name == "choice" else getattr(tune, name)(*arguments)
+
+
+def _sampler(config: TuneConfig) -> optuna.samplers.BaseSampler:
+    if config.searcher == "grid":
+        return optuna.samplers.GridSampler({key: given["choice"] for key, given in config.space.items()}, config.seed)
+    samplers: dict[str, Any] = {
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+        "nsga2": optuna.samplers.NSGAIISampler,
+    }
+    sampler: optuna.samplers.BaseSampler = samplers[config.searcher](seed=config.seed)
+    return sampler

@@ -1,0 +1,83 @@
+"""Points of a space as runs of equal cost, and what is predicted of their memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlr_ray.core.budget import Line, MemoryModel
+from rlr_ray.engine import Engine
+from rlr_ray.errors import UserError
+from rlr_ray.lab.probe import Probe
+from rlr_ray.loop import Process, update
+from rlr_ray.memory import GIB, peak_bytes
+from rlr_ray.state import TrainState
+from rlr_ray.tune.config import load_tune_config
+from rlr_ray.tune.estimates import Estimates, cost_of_update, measured_parts
+from rlr_ray.tune.points import Points
+from tests.tune.test_tune_config import written
+
+# A step of a sub-chain takes 1 GiB, all else is free of charge.
+MODEL = MemoryModel(0.0, 0.0, Line(0, 0), Line(0, 0), Line(GIB, GIB), 0.0)
+SECONDS = {"forward": 0.1, "backward": 0.2, "rollout": 1.0}
+KNOWN = Estimates(lambda run: Probe(MODEL, SECONDS))
+H = "estimator.sub_chain.length"
+
+
+def points(folder: Path, **changes: object) -> Points:
+    return Points(load_tune_config(written(folder, **changes), []), KNOWN)
+
+
+def test_every_point_spends_what_the_cost_allows(tmp_path: Path) -> None:
+    made = points(tmp_path, evaluations=3, cost={"denoiser_forwards": 2000})
+    for length in (1, 2, 3):
+        run = made.run({H: length}, 4.0, "a")
+        updates, each = run.train.iterations, cost_of_update(run)
+        assert updates % 3 == 0 and run.evaluation.every == updates // 3
+        assert updates * each <= 2000 < (updates + 3) * each
+
+
+def test_cost_in_seconds_follows_the_measured_parts(tmp_path: Path) -> None:
+    made = points(tmp_path, evaluations=1, cost={"seconds": 100})
+    run = made.run({H: 2}, 4.0, "a")
+    # 4 chunks of 5 forwards, 2 more in the sub-chain, 1 + 2 backwards; and 4 chunks of pairs
+    assert KNOWN.seconds(run) == pytest.approx(4 * (7 * 0.1 + 3 * 0.2) + 4 * 1.0)
+    assert run.train.iterations == int(100 / KNOWN.seconds(run))
+
+
+def test_a_point_whose_keys_do_not_go_together_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sub_chain"):
+        points(tmp_path).run({H: 9}, 4.0, "a")  # of 5 steps
+    with pytest.raises(UserError, match="cost has 1: raise it"):
+        points(tmp_path, cost={"denoiser_forwards": 1}).run({H: 1}, 4.0, "a")
+
+
+def test_what_a_trial_took_raises_what_is_predicted_of_the_next(tmp_path: Path) -> None:
+    made, estimates = points(tmp_path), Estimates(lambda run: Probe(MODEL, SECONDS))
+    two, three = made.run({H: 2}, 4.0, "a"), made.run({H: 3}, 4.0, "b")
+    assert (estimates.peak_gib(two), estimates.peak_gib(three)) == (2.0, 3.0)
+    estimates.learn(two, 2.5)
+    assert estimates.peak_gib(three) == pytest.approx(3 * 1.25)
+    estimates.learn(three, 1.0)  # less than predicted teaches nothing
+    assert estimates.peak_gib(two) == pytest.approx(2.5)
+
+
+def test_parts_are_measured_once_for_all_plans(tmp_path: Path) -> None:
+    calls = []
+    estimates = Estimates(lambda run: calls.append(run) or Probe(MODEL, SECONDS))  # type: ignore[func-returns-value]
+    made = points(tmp_path)
+    for length in (1, 2, 3):
+        estimates.peak_gib(made.run({H: length}, 4.0, "a"))
+    estimates.peak_gib(made.run({H: 1, "train.chunk_size": 4}, 4.0, "a"))
+    assert len(calls) == 2
+
+
+def test_the_predicted_peak_is_that_of_a_real_update(tmp_path: Path) -> None:
+    made, estimates = points(tmp_path), Estimates(measured_parts)
+    for length in (1, 3):
+        run = made.run({H: length}, 4.0, "a")
+        engine = Engine(run)
+        state = TrainState(engine.model.initial_theta, run.train, run.estimator)
+        took = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process()), engine.device)  # noqa: B023
+        assert estimates.peak_gib(run) == pytest.approx((took + engine.held_bytes()) / GIB, rel=0.05)

@@ -1,0 +1,228 @@
+"""Searches on a local Ray: the best point found, what does not fit, what fails, and an interruption.
+
+Each trial is a process that starts, so these take minutes: `python -m pytest -m system tests/tune`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from rlr_ray.cli import main
+from rlr_ray.presets import merge
+from rlr_ray.tune.config import TuneConfig, load_tune_config
+from tests.runs import RECIPE, SMALL
+from tests.tune.test_tune_config import ROOT, written
+
+H, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
+SPACE = {H: {"choice": [1, 2, 3]}, SCALE: {"loguniform": [0.001, 1.0]}}
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("cluster")]
+
+
+def searched(folder: Path, **changes: Any) -> TuneConfig:
+    keys: dict[str, Any] = {"output_dir": str(folder), "space": SPACE, "closed_form": False, "cpus": 0.5}
+    config = load_tune_config(written(folder, **(keys | changes)), [])
+    config.folder.mkdir()
+    return config
+
+
+def nothing_left() -> bool:
+    """Whether all of Ray's resources are free again: no actor and no placement group holds any."""
+    import ray
+
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def synthetic(given: dict[str, Any]) -> None:
+    """Best at h = 2 and scale = .03; memory is h GiB, by the searched budget."""
+    from ray import tune
+
+    point = given["launch"]["point"]
+    top = -((point[H] - 2) ** 2) - (math.log10(point[SCALE]) - math.log10(0.03)) ** 2
+    for evaluation in range(1, 5):
+        result = {"reward": top * (1 + 1 / evaluation), "reward_se": 0.1, "peak_gib": 0.009 + point[H] / 1000}
+        tune.report(result | {"evaluation": evaluation, "updates": evaluation, "cost": evaluation})
+
+
+def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) -> None:
+    from rlr_ray.tune.results import best_rows
+    from rlr_ray.tune.search import search
+
+    config = searched(tmp_path, trials=24, scheduler={"name": "asha", "reduction_factor": 2})
+    rows, _ = search(config, print, synthetic)
+    assert len(rows) == 24
+    point = best_rows(config, rows)[1.0]["point"]
+    assert point[H] == 2 and 0.01 < point[SCALE] < 0.1
+    assert 4 <= sum(row["status"] == "stopped early" for row in rows) <= 20
+    assert nothing_left()
+
+
+def test_a_budget_leaves_out_what_cannot_fit(tmp_path: Path) -> None:
+    from rlr_ray.tune.search import search
+
+    config = searched(tmp_path, trials=6, budgets_gib=[0.0001, 1.0], searcher="random")
+    rows, _ = search(config, print, synthetic)
+    by_budget = {budget: {row["status"] for row in rows if row["budget_gib"] == budget} for budget in (0.0001, 1.0)}
+    assert by_budget[0.0001] == {"filtered"}  # the weights alone are more
+    assert "filtered" not in by_budget[1.0]
+
+
+def real(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    """Run `rlr-ray tune` on the embedded model; the rows of results.parquet."""
+    keys = {
+        "name": "searched",
+        "output_dir": str(folder),
+        "space": {H: {"choice": [1, 2]}},
+        "searcher": "grid",
+        "trials": 2,
+        "evaluations": 2,
+        "cost": {"denoiser_forwards": 400},
+        "cpus": 0.5,
+        "closed_form": False,
+    }
+    file = written(folder, merge(RECIPE, SMALL), **(keys | changes))
+    assert main(["tune", "--config", file]) == 0
+    return pyarrow.parquet.read_table(folder / "searched" / "results.parquet").to_pylist()
+
+
+def test_the_best_recipe_trains_to_the_same_weights(tmp_path: Path) -> None:
+    rows = real(tmp_path)
+    assert [row["status"] for row in rows] == ["finished"] * 2
+    assert all(row["peak_gib"] == pytest.approx(row["predicted_gib"], rel=0.05) for row in rows)
+    best = max(rows, key=lambda row: row["reward"])
+    recipe = tmp_path / "searched" / "best.1.yaml"
+    assert main(["train", "--config", str(recipe), "--set", f"output_dir={tmp_path / 'again'}"]) == 0
+    summary = json.loads((tmp_path / "again" / "searched-best-1" / "summary.json").read_text())
+    assert summary["theta_sha256"] == best["theta_sha256"] and summary["reward_after"] == best["reward"]
+    report = (tmp_path / "searched" / "report.html").read_text()
+    assert "Reward against memory" in report and "Plotly.newPlot" in report
+    assert nothing_left()
+
+
+REWARD = """
+from rlr_ray.rewards.digits import Reward as Digits
+
+class Reward(Digits):
+    def forward(self, images, prompts, metadata):
+        {body}
+        return super().forward(images, prompts, metadata)
+"""
+
+
+def test_a_trial_that_raises_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.py").write_text(REWARD.format(body="raise RuntimeError('an odd pixel')"))
+    monkeypatch.chdir(tmp_path)
+    rows = real(tmp_path, space={"reward.name": {"choice": ["digits", "odd:Reward"]}})
+    found = {row["reward.name"]: (row["status"], row["why"]) for row in rows}
+    assert found["digits"] == ("finished", "")
+    assert found["odd:Reward"][0] == "failed" and "an odd pixel" in found["odd:Reward"][1]
+    assert nothing_left()
+
+
+def test_a_trial_that_takes_more_than_predicted_is_over_its_budget_and_teaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward that holds 100 MB is no part of what was measured with the first one."""
+    (tmp_path / "greedy.py").write_text(
+        REWARD.format(body="images = images + 0 * images.new_zeros(25_000_000).sum()").replace("Digits)", "Digits)")
+    )
+    monkeypatch.chdir(tmp_path)
+    from rlr_ray.tune import estimates
+
+    monkeypatch.setattr(estimates, "_parts_of", lambda run: "all alike")
+    rows = real(tmp_path, space={"reward.name": {"choice": ["digits", "greedy:Reward"]}}, budgets_gib=[0.05])
+    found = {row["reward.name"]: row for row in rows}
+    assert found["digits"]["status"] == "finished"
+    assert found["greedy:Reward"]["status"] == "over budget" and found["greedy:Reward"]["peak_gib"] > 0.09
+    assert not found["greedy:Reward"]["feasible"] and "memory_budget_gib is 0.05" in found["greedy:Reward"]["why"]
+    assert nothing_left()
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    """Killed -9 with its whole Ray after the first trial; trials that had ended are not run again."""
+    (tmp_path / "search").mkdir()
+    file = Path(
+        written(
+            tmp_path / "search",
+            merge(RECIPE, SMALL),
+            output_dir=str(tmp_path),
+            space={H: {"choice": [1, 2, 3]}},
+            searcher="grid",
+            scheduler={"name": "none"},
+            trials=3,
+            evaluations=2,
+            concurrent=1,
+            closed_form=False,
+            cost={"denoiser_forwards": 400},
+        )
+    )
+    command = [sys.executable, "-m", "rlr_ray", "tune", "--config", str(file)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    with (tmp_path / "log.txt").open("ab") as log:
+        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        ended = lambda: (tmp_path / "log.txt").read_text().count("reward ")  # noqa: E731
+        while not ended():
+            assert first.poll() is None, (tmp_path / "log.txt").read_text()
+            time.sleep(0.1)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        before = {path.parent.name: path.stat().st_mtime for path in tmp_path.glob("searched/trials/*/summary.json")}
+        second = subprocess.run([*command, "--resume"], env=environment, stdout=log, stderr=log)
+    assert second.returncode == 0, (tmp_path / "log.txt").read_text()
+    rows = pyarrow.parquet.read_table(tmp_path / "searched" / "results.parquet").to_pylist()
+    assert sorted(row[H] for row in rows) == [1, 2, 3] and {row["status"] for row in rows} == {"finished"}
+    after = {path.parent.name: path.stat().st_mtime for path in tmp_path.glob("searched/trials/*/summary.json")}
+    assert len(before) >= 1 and len(after) == 3
+    first_done = min(before, key=lambda name: before[name])
+    assert after[first_done] == before[first_done]
+    assert yaml.safe_load((tmp_path / "searched" / "best.1.yaml").read_text())["memory_budget_gib"] == 1.0
+
+
+def test_trials_on_a_cluster_that_are_stopped_early_free_their_workers_and_actors(tmp_path: Path) -> None:
+    """Each trial is a TorchTrainer and a rollout actor of its own; rates of 5 and 10 throw the weights away."""
+    cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25, "min_actors": 1, "max_actors": 1}}
+    rows = real(
+        tmp_path,
+        space={"train.learning_rate": {"choice": [0.01, 5.0, 10.0]}},
+        set={"cluster": cluster},
+        trials=3,
+        evaluations=3,
+        cost={"denoiser_forwards": 600},
+        scheduler={"name": "asha", "reduction_factor": 2},
+        concurrent=1,
+    )
+    assert {row["status"] for row in rows} == {"finished", "stopped early"}
+    best = max((row for row in rows if row["status"] == "finished"), key=lambda row: row["reward"])
+    assert best["train.learning_rate"] == 0.01
+    assert nothing_left()
+
+
+def test_a_population_goes_on_from_its_best(tmp_path: Path) -> None:
+    """Of two learning rates the bad one's trial takes over the good one's weights, then ends near its reward."""
+    rows = real(
+        tmp_path,
+        space={"train.learning_rate": {"choice": [0.01, 10.0]}},
+        trials=2,
+        evaluations=4,
+        cost={"denoiser_forwards": 800},
+        scheduler={"name": "pbt"},
+    )
+    assert [row["status"] for row in rows] == ["finished"] * 2
+    assert nothing_left()

@@ -1,0 +1,66 @@
+"""Searches as YAML: what loads, and what is refused saying why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlr_ray.errors import UserError
+from rlr_ray.recipes import parse_config
+from rlr_ray.tune.config import base_values, load_tune_config
+from tests.runs import RECIPE
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_ready_searches_load_with_their_bases(file: Path) -> None:
+    config = load_tune_config(str(file), [])
+    parse_config(base_values(config))
+    assert config.budgets_gib and config.space
+
+
+def written(folder: Path, base: dict[str, Any] = RECIPE, **changes: Any) -> str:
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    search: dict[str, Any] = {
+        "name": "searched",
+        "base": "base.yaml",
+        "space": {"estimator.sub_chain.length": {"choice": [1, 2]}},
+        "budgets_gib": [1.0],
+        "cost": {"denoiser_forwards": 1000},
+    }
+    (folder / "search.yaml").write_text(yaml.safe_dump(search | changes))
+    return str(folder / "search.yaml")
+
+
+def test_the_base_is_found_from_the_searchs_folder_and_its_keys_are_set(tmp_path: Path) -> None:
+    config = load_tune_config(written(tmp_path, set={"train.chains": 16}), ["trials=3"])
+    assert config.trials == 3
+    assert parse_config(base_values(config)).train.chains == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"train.learning_rate": {"normal": [0, 1]}}}, "allowed: one of choice, uniform"),
+        ({"space": {"train.learning_rate": {"loguniform": [0, 1]}}}, "allowed: numbers above 0"),
+        ({"space": {"train.learning_rate": {"uniform": [2, 1]}}}, "lower before upper"),
+        ({"space": {"train.learning_rate": {"quniform": [0, 1]}}}, "allowed: 3 numbers"),
+        ({"space": {"train.learning_rate": {"choice": []}}}, "allowed: a list"),
+        ({"space": {"train.learning_rate": 3}}, "allowed: one of choice, uniform"),
+        ({"space": {}}, "space"),
+        ({"cost": {}}, "one of denoiser_forwards and seconds"),
+        ({"cost": {"seconds": 1, "denoiser_forwards": 1}}, "one of denoiser_forwards and seconds"),
+        ({"budgets_gib": [0]}, "budgets_gib"),
+        ({"scheduler": {"name": "bandit"}}, "scheduler.name"),
+        ({"searcher": "grid", "space": {"train.learning_rate": {"uniform": [1, 2]}}}, "`choice` for every key"),
+        ({"budget": [1]}, "budget: no such key; allowed here: base, budgets_gib"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_tune_config(written(tmp_path, **changes), [])
+    assert words in str(caught.value)
