@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
-from rlr_ray.core.plan import Plan
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.families import Families, Spread, gather
@@ -246,18 +245,10 @@ class Planner:
             *found.bias,
             candidate.cost(plans),
             self._peak(keys) / GIB,
-            self._seconds(config, plans),
+            self.probe.update_seconds(config, plans),
             self._peak(keys) <= budget,
         )
 
     def _peak(self, keys: Estimator) -> float:
         config = with_plan(self.config, keys)
         return self.probe.memory.peak(config.plan_shape, config.estimator.checkpoint_steps)
-
-    def _seconds(self, config: RunConfig, plans: Sequence[Plan]) -> float:
-        seconds, zeroth = self.probe.seconds, config.estimator.zeroth_order
-        forwards = sum(plan.forwards(config.estimator.checkpoint_steps) for plan in plans) / len(plans)
-        backwards = sum(plan.backwards for plan in plans) / len(plans)
-        chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
-        rollouts = zeroth.count / zeroth.chunk_size if config.plan_shape.has_zeroth_order else 0
-        return chunk * config.train.chains / config.train.chunk_size + rollouts * seconds["rollout"]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import Line, MemoryModel
 from rlr_ray.core.chain import Trajectory, sample_chain
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import rollout
 from rlr_ray.core.half_order import half_order
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.engine import Engine
 from rlr_ray.lab.measure import Subject
 from rlr_ray.memory import peak_bytes
@@ -29,6 +30,15 @@ _CHECKPOINTED_STEPS = 4  # further ones add little, so the slope is taken over a
 class Probe:
     memory: MemoryModel
     seconds: dict[str, float]  # per chunk: forward (one step), backward (one step), rollout (a chunk of pairs)
+
+    def update_seconds(self, run: RunConfig, plans: Sequence[Plan]) -> float:
+        """Of an update in one process; the mean over plans that are drawn at random."""
+        seconds, zeroth = self.seconds, run.estimator.zeroth_order
+        forwards = sum(plan.forwards(run.estimator.checkpoint_steps) for plan in plans) / len(plans)
+        backwards = sum(plan.backwards for plan in plans) / len(plans)
+        chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
+        rollouts = zeroth.count / zeroth.chunk_size if run.plan_shape.has_zeroth_order else 0
+        return chunk * run.train.chains / run.train.chunk_size + rollouts * seconds["rollout"]
 
 
 def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:

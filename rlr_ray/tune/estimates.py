@@ -31,13 +31,8 @@ class Estimates:
 
     def seconds(self, run: RunConfig) -> float:
         """Predicted seconds of an update in one process."""
-        seconds, zeroth = self._probe(run).seconds, run.estimator.zeroth_order
         plans = [run.plan_shape.draw(run.seed, draw) for draw in range(_DRAWS)]
-        forwards = sum(plan.forwards(run.estimator.checkpoint_steps) for plan in plans) / _DRAWS
-        backwards = sum(plan.backwards for plan in plans) / _DRAWS
-        chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
-        rollouts = zeroth.count / zeroth.chunk_size if run.plan_shape.has_zeroth_order else 0
-        return chunk * run.train.chains / run.train.chunk_size + rollouts * seconds["rollout"]
+        return self._probe(run).update_seconds(run, plans)
 
     def learn(self, run: RunConfig, peak_gib: float) -> None:
         """Take into account what a run took, or asked for before it was refused."""

@@ -26,7 +26,7 @@ class Points:
         values = copy.deepcopy(self.base)
         for key, value in point.items():
             put(values, key, value)
-        values |= {"name": name, "output_dir": str(trials_folder(self.config)), "memory_budget_gib": budget_gib}
+        values |= {"name": name, "output_dir": str(self.config.folder / "trials"), "memory_budget_gib": budget_gib}
         run = parse_config(values)
         check_reward(run)
         if run.estimator.preset == "auto":
@@ -51,7 +51,3 @@ class Points:
                 f"{parts * each:.4g}; cost has {allowed:g}: raise it, or lower evaluations or train.chains"
             )
         return int(allowed / each) // parts * parts
-
-
-def trials_folder(config: TuneConfig) -> Any:
-    return config.folder / "trials"
