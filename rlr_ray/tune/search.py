@@ -51,9 +51,10 @@ def search(
         points = Points(config, Estimates(functools.partial(_measure, resources, os.getcwd())))
         lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
         rows: list[Row] = []
-        for budget in config.budgets_gib:
+        trainable = tune.with_resources(trial, _trial_resources(config, base))
+        for budget in sorted(config.budgets_gib):
             say(f"searching for {budget:g} GiB: {config.trials} trials")
-            rows += _search(config, points, budget, tune.with_resources(trial, _trial_resources(config, base)))
+            rows += _search(config, base, points, budget, trainable, rows)
     return rows, lengths
 
 
@@ -98,7 +99,9 @@ def _lengths(base: RunConfig, budgets: Sequence[float], folder: str) -> dict[str
     return {budget: rule.length for budget, rule in rules.items() if rule is not None}
 
 
-def _search(config: TuneConfig, points: Points, budget: float, trainable: Any) -> list[Row]:
+def _search(
+    config: TuneConfig, base: RunConfig, points: Points, budget: float, trainable: Any, before: Sequence[Row]
+) -> list[Row]:
     name, storage = f"{budget:g}", config.folder / "tune"
     filtered = storage / f"{name}.filtered.jsonl"
     storage.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,8 @@ def _search(config: TuneConfig, points: Points, budget: float, trainable: Any) -
         tuner = tune.Tuner.restore(str(storage / name), trainable=trainable)
     else:
         filtered.unlink(missing_ok=True)
-        searcher = FittingSearch(config, points, budget, filtered)
+        earlier = [(row["point"], row["reward"]) for row in before if row["reward"] is not None]
+        searcher = FittingSearch(config, points, budget, filtered, earlier)
         population = config.scheduler.name == "pbt"  # which Ray Tune lets no searcher guide
         tuner = tune.Tuner(
             trainable,
@@ -115,8 +119,10 @@ def _search(config: TuneConfig, points: Points, budget: float, trainable: Any) -
                 search_alg=None if population else searcher,
                 scheduler=_scheduler(config),
                 num_samples=1 if population else config.trials,
-                max_concurrent_trials=config.concurrent or _concurrent(points),
+                max_concurrent_trials=config.concurrent or _concurrent(base),
                 trial_dirname_creator=lambda trial: trial.trial_id,
+                # a process for one trial after the other; not if it has others of its own, or a GPU's memory, to give up
+                reuse_actors=base.cluster == "none" and not config.gpus,
             ),
             run_config=tune.RunConfig(
                 name=name, storage_path=str(storage), callbacks=[Progress(config, budget)], verbose=0
@@ -138,9 +144,8 @@ def _trial_resources(config: TuneConfig, base: RunConfig) -> dict[str, float]:
     return {"cpu": config.cpus, "gpu": config.gpus} if base.cluster == "none" else {"cpu": 0}
 
 
-def _concurrent(points: Points) -> int | None:
+def _concurrent(base: RunConfig) -> int | None:
     """How many whole runs, workers and rollout actors, the cluster's nodes hold at once; one at the least."""
-    base = parse_config(points.base)
     if base.cluster == "none":
         return None  # Ray Tune counts these
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,18 @@ _ATTEMPTS = 50  # to draw a point that fits, then the space is taken to hold no 
 class FittingSearch(Searcher):
     """Optuna's points for one budget, without those that cannot fit it or whose keys do not go together.
 
-    These are written to `filtered` (a line of JSON each) and never launched.
+    These are written to `filtered` (a line of JSON each) and never launched. What trials of smaller budgets earned
+    (`earlier`: point and reward) is known from the start: a budget says what fits, not what it earns.
     """
 
-    def __init__(self, config: TuneConfig, points: Points, budget_gib: float, filtered: Path):
+    def __init__(
+        self,
+        config: TuneConfig,
+        points: Points,
+        budget_gib: float,
+        filtered: Path,
+        earlier: Sequence[tuple[Point, float]] = (),
+    ):
         objectives = ["reward", "peak_gib"] if config.searcher == "nsga2" else "reward"
         modes = ["max", "min"] if config.searcher == "nsga2" else "max"
         super().__init__(metric=objectives, mode=modes)
@@ -42,6 +52,10 @@ class FittingSearch(Searcher):
         self.launched: dict[str, tuple[str, dict[str, Any]]] = {}  # by trial: Optuna's name of it, and its run
         self.drawn = 0
         self.seen: set[str] = set()
+        for point, reward in earlier:
+            self.seen.add(_text(point))
+            if config.searcher == "tpe":  # the others don't look back, or at memory too
+                self.inner.add_evaluated_point(point, reward)
 
     def suggest(self, trial_id: str) -> Any:
         for _ in range(_ATTEMPTS):
@@ -63,10 +77,9 @@ class FittingSearch(Searcher):
 
     def _run(self, point: Point, name: str) -> tuple[dict[str, Any], float] | None:
         """The point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
-        text = json.dumps(point, sort_keys=True)
-        if text in self.seen:
+        if _text(point) in self.seen:
             return None
-        self.seen.add(text)
+        self.seen.add(_text(point))
         try:
             run = self.points.run(point, self.budget_gib, name)
         except UserError as error:
@@ -111,6 +124,10 @@ class FittingSearch(Searcher):
         self.__dict__.update(ray_pickle.loads(Path(checkpoint_path).read_bytes()))
 
 
+def _text(point: Point) -> str:
+    return json.dumps(point, sort_keys=True)
+
+
 def domain(given: Distribution) -> Any:
     """Ray Tune's distribution of that name."""
     (name, arguments), *_ = given.items()
@@ -122,7 +139,7 @@ def _sampler(config: TuneConfig) -> optuna.samplers.BaseSampler:
         return optuna.samplers.GridSampler({key: given["choice"] for key, given in config.space.items()}, config.seed)
     samplers: dict[str, Any] = {
         "random": optuna.samplers.RandomSampler,
-        "tpe": optuna.samplers.TPESampler,
+        "tpe": functools.partial(optuna.samplers.TPESampler, n_startup_trials=min(10, config.trials // 2)),
         "nsga2": optuna.samplers.NSGAIISampler,
     }
     sampler: optuna.samplers.BaseSampler = samplers[config.searcher](seed=config.seed)
