@@ -121,7 +121,7 @@ def _search(
                 num_samples=1 if population else config.trials,
                 max_concurrent_trials=config.concurrent or _concurrent(base),
                 trial_dirname_creator=lambda trial: trial.trial_id,
-                # a process for one trial after the other; not if it has others of its own, or a GPU's memory, to give up
+                # a process for one trial after the other, unless it has others of its own, or a GPU's memory, to free
                 reuse_actors=base.cluster == "none" and not config.gpus,
             ),
             run_config=tune.RunConfig(

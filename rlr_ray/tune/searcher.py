@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlr_ray.tune.config import Distribution, TuneConfig
 from rlr_ray.tune.points import Point, Points
 from rlr_ray.tune.trial import over_budget
 
-_ATTEMPTS = 50  # to draw a point that fits, then the space is taken to hold no further one
+_ATTEMPTS = 100  # to draw a point that fits, then the space is taken to hold no further one
 
 
 class FittingSearch(Searcher):
@@ -38,32 +39,27 @@ class FittingSearch(Searcher):
         filtered: Path,
         earlier: Sequence[tuple[Point, float]] = (),
     ):
-        objectives = ["reward", "peak_gib"] if config.searcher == "nsga2" else "reward"
-        modes = ["max", "min"] if config.searcher == "nsga2" else "max"
-        super().__init__(metric=objectives, mode=modes)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.inner = OptunaSearch(
-            OptunaSearch.convert_search_space({key: domain(given) for key, given in config.space.items()}),
-            metric=objectives,
-            mode=modes,
-            sampler=_sampler(config),
-        )
+        seed = config.seed + len(earlier)  # so that a smaller budget's draws are not repeated
+        self.inner = Grid(config.space) if config.searcher == "grid" else _optuna(config, seed)
+        super().__init__(metric=self.inner.metric, mode=self.inner.mode)
         self.config, self.points, self.budget_gib, self.filtered = config, points, budget_gib, filtered
         self.launched: dict[str, tuple[str, dict[str, Any]]] = {}  # by trial: Optuna's name of it, and its run
         self.drawn = 0
         self.seen: set[str] = set()
         for point, reward in earlier:
             self.seen.add(_text(point))
-            if config.searcher == "tpe":  # the others don't look back, or at memory too
+            if config.searcher == "tpe":  # the others don't look back, or look at memory too
                 self.inner.add_evaluated_point(point, reward)
 
     def suggest(self, trial_id: str) -> Any:
-        for _ in range(_ATTEMPTS):
+        for _ in range(sys.maxsize if self.config.searcher == "grid" else _ATTEMPTS):
             if len(self.launched) >= self.config.trials:
                 break
             name = f"{self.budget_gib:g}-{self.drawn:03d}"
             self.drawn += 1
-            point: Point = self.inner.suggest(name)
+            point = self.inner.suggest(name)
+            if point is None:
+                break
             found = self._run(point, name)
             if found is None:
                 self.inner.on_trial_complete(name, error=True)
@@ -134,13 +130,31 @@ def domain(given: Distribution) -> Any:
     return tune.choice(arguments) if name == "choice" else getattr(tune, name)(*arguments)
 
 
-def _sampler(config: TuneConfig) -> optuna.samplers.BaseSampler:
-    if config.searcher == "grid":
-        return optuna.samplers.GridSampler({key: given["choice"] for key, given in config.space.items()}, config.seed)
-    samplers: dict[str, Any] = {
-        "random": optuna.samplers.RandomSampler,
-        "tpe": functools.partial(optuna.samplers.TPESampler, n_startup_trials=min(10, config.trials // 2)),
-        "nsga2": optuna.samplers.NSGAIISampler,
-    }
-    sampler: optuna.samplers.BaseSampler = samplers[config.searcher](seed=config.seed)
-    return sampler
+class Grid(Searcher):
+    """Every point of a space of choices, once."""
+
+    def __init__(self, space: Mapping[str, Distribution]):
+        super().__init__(metric="reward", mode="max")
+        self.space, self.given = space, 0
+
+    def suggest(self, trial_id: str) -> Point | None:
+        points = itertools.product(*(given["choice"] for given in self.space.values()))
+        values = next(itertools.islice(points, self.given, None), None)
+        self.given += 1
+        return None if values is None else dict(zip(self.space, values, strict=True))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+
+def _optuna(config: TuneConfig, seed: int) -> OptunaSearch:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = OptunaSearch.convert_search_space({key: domain(given) for key, given in config.space.items()})
+    if config.searcher == "nsga2":
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.NSGAIISampler(seed=seed)
+        return OptunaSearch(space, metric=["reward", "peak_gib"], mode=["max", "min"], sampler=sampler)
+    if config.searcher == "tpe":
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, config.trials // 2))
+    else:
+        sampler = optuna.samplers.RandomSampler(seed=seed)
+    return OptunaSearch(space, metric="reward", mode="max", sampler=sampler)

@@ -1,0 +1,84 @@
+"""Which points are drawn, told and left out; no Ray runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rlr_ray.tune.config import load_tune_config
+from rlr_ray.tune.points import Points
+from rlr_ray.tune.searcher import FittingSearch
+from tests.tune.test_points import KNOWN, H
+from tests.tune.test_tune_config import written
+
+SCALE = "estimator.zeroth_order.scale"
+TOP = math.log10(0.03)
+
+
+def searcher(folder: Path, budget_gib: float = 4.0, earlier: Any = (), **changes: Any) -> FittingSearch:
+    config = load_tune_config(written(folder, **changes), [])
+    return FittingSearch(config, Points(config, KNOWN), budget_gib, folder / "filtered.jsonl", earlier)
+
+
+def drawn(search: FittingSearch) -> list[dict[str, Any]]:
+    """The points of trials that all stay unanswered."""
+    found = iter(lambda: search.suggest(f"t{len(search.launched)}"), FittingSearch.FINISHED)
+    return [suggestion["launch"]["point"] for suggestion in found]
+
+
+def earned(point: dict[str, Any]) -> float:
+    return -((math.log10(point[SCALE]) - TOP) ** 2)
+
+
+def answered(search: FittingSearch, count: int) -> list[dict[str, Any]]:
+    """The points of so many further trials, each told before the next is drawn."""
+    points = []
+    for _ in range(count):
+        trial = f"t{len(search.launched)}"
+        points.append(search.suggest(trial)["launch"]["point"])
+        search.on_trial_complete(trial, {"reward": earned(points[-1])})
+    return points
+
+
+def test_a_grid_launches_every_point_that_fits_and_writes_down_why_the_others_do_not(tmp_path: Path) -> None:
+    """A sub-chain of h steps takes h GiB; one of 9 is longer than the 5 steps of the sampler."""
+    space = {H: {"choice": [1, 2, 3, 9]}, "seed": {"choice": [0, 1]}}
+    search = searcher(tmp_path, 2.5, space=space, searcher="grid", trials=100)
+    assert drawn(search) == [{H: length, "seed": seed} for length in (1, 2) for seed in (0, 1)]
+    rows = [json.loads(line) for line in (tmp_path / "filtered.jsonl").read_text().splitlines()]
+    assert [(row["point"][H], row["predicted_gib"]) for row in rows] == [(3, 3.0), (3, 3.0), (9, None), (9, None)]
+    assert rows[0]["why"] == "needs 3 GiB" and "sub-chain" in rows[2]["why"]
+
+
+def test_points_of_a_smaller_budget_are_not_launched_again(tmp_path: Path) -> None:
+    space = {H: {"choice": [1, 2, 3]}}
+    for name in ("grid", "random", "tpe"):
+        search = searcher(tmp_path, earlier=[({H: 1}, 0.5), ({H: 3}, 0.7)], space=space, searcher=name, trials=100)
+        assert drawn(search) == [{H: 2}]
+
+
+def test_what_smaller_budgets_earned_guides_the_next_draws(tmp_path: Path) -> None:
+    """Thirty known points of a parabola: the next ones lie nearer to its top than those a search's own first twelve."""
+    space = {SCALE: {"loguniform": [0.0001, 10.0]}}
+    grid = [10 ** (-4 + 5 * i / 29) for i in range(30)]
+    earlier = [({SCALE: value}, earned({SCALE: value})) for value in grid]
+
+    def distance(points: list[dict[str, Any]]) -> float:
+        return statistics.mean(abs(math.log10(point[SCALE]) - TOP) for point in points)
+
+    guided = distance(answered(searcher(tmp_path, earlier=earlier, space=space, trials=12), 12))
+    blind = distance(answered(searcher(tmp_path, space=space, trials=12), 12))
+    assert guided < 0.5 * blind
+
+
+def test_a_saved_search_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
+    space = {SCALE: {"loguniform": [0.001, 1.0]}}
+    whole = searcher(tmp_path, space=space, trials=20)
+    answered(whole, 12)
+    whole.save(str(tmp_path / "state"))
+    again = searcher(tmp_path, space=space, trials=20)
+    again.restore(str(tmp_path / "state"))
+    assert drawn(again) == drawn(whole) != []
