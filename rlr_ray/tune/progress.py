@@ -6,7 +6,9 @@ from typing import Any
 
 from ray.tune import Callback
 
+from rlr_ray.recipes import parse_config
 from rlr_ray.tune.config import TuneConfig
+from rlr_ray.tune.trial import over_budget
 
 
 class Progress(Callback):
@@ -16,16 +18,17 @@ class Progress(Callback):
         self.config, self.budget_gib, self.ended = config, budget_gib, 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = trial.last_result or {}
-        if "reward" not in result:
-            self._say(trial, "over the budget")
-            return
+        result = trial.last_result
         at = result["evaluation"]
         stopped = "" if at == self.config.evaluations else f", stopped at {at} of {self.config.evaluations} evaluations"
         self._say(trial, f"reward {result['reward']:.3g} ± {result['reward_se']:.2g}{stopped}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(trial, f"failed: {str(trial.get_error()).strip().splitlines()[-1]}")
+        over = over_budget(parse_config(trial.config["launch"]["run"]))
+        if over is not None:
+            self._say(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
+        else:
+            self._say(trial, f"failed: {str(trial.get_error()).strip().splitlines()[-1]}")
 
     def _say(self, trial: Any, words: str) -> None:
         self.ended += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -45,6 +47,8 @@ def search(
     `trial` runs a point and reports to Ray Tune. Raises UserError for what a user can mend.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):  # trials that fail are told by Progress
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     base = parse_config(base_values(config))
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
         resources = _resources(config, base)
@@ -70,7 +74,10 @@ def _remote(function: Callable[..., Any], resources: Resources) -> Any:
 
 
 def _measure(resources: Resources, folder: str, run: RunConfig) -> Probe:
-    found: Probe = ray.get(_remote(_measured, resources).remote(run.on(resources["GPU"]), folder))
+    try:
+        found: Probe = ray.get(_remote(_measured, resources).remote(run.on(resources["GPU"]), folder))
+    except RayTaskError as error:
+        raise error.cause from None
     return found
 
 
@@ -106,7 +113,7 @@ def _search(
     filtered = storage / f"{name}.filtered.jsonl"
     storage.mkdir(parents=True, exist_ok=True)
     if tune.Tuner.can_restore(str(storage / name)):
-        tuner = tune.Tuner.restore(str(storage / name), trainable=trainable)
+        tuner = tune.Tuner.restore(str(storage / name), trainable=trainable, resume_errored=True)
     else:
         filtered.unlink(missing_ok=True)
         earlier = [(row["point"], row["reward"]) for row in before if row["reward"] is not None]

@@ -78,10 +78,10 @@ class FittingSearch(Searcher):
         self.seen.add(_text(point))
         try:
             run = self.points.run(point, self.budget_gib, name)
+            peak = self.points.estimates.peak_gib(run)
         except UserError as error:
             self._leave_out(point, None, str(error))
             return None
-        peak = self.points.estimates.peak_gib(run)
         if peak > self.budget_gib:
             self._leave_out(point, peak, f"needs {peak:.4g} GiB")
             return None

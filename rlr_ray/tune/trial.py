@@ -23,11 +23,14 @@ _OVER = "over_budget.json"  # in the run's folder
 
 
 def run_trial(config_of_trial: dict[str, Any]) -> None:
-    """Run a point, or go on with it. A run that needs more than its budget ends without an error."""
+    """Run a point, or go on with it. Raises OutOfMemory, and leaves its peak, if it needs more than its budget."""
     given = config_of_trial["launch"]
     enter(given["folder"])
     config = run_of(given)
     folder = RunFolder(config)
+    known = over_budget(config)
+    if known is not None:
+        raise OutOfMemory(known["words"], known["peak_gib"])
     reporter = Reporter(config, folder, keep=given["copied"])
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:  # another trial's
@@ -41,7 +44,7 @@ def run_trial(config_of_trial: dict[str, Any]) -> None:
         found = {"peak_gib": error.peak_gib, "words": str(error)}
         folder.path.mkdir(parents=True, exist_ok=True)
         replace_file(folder.path / _OVER, lambda file: file.write_text(json.dumps(found), "utf-8"))
-        return
+        raise
     reporter.finish(folder.load_summary())
 
 
