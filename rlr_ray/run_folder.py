@@ -30,6 +30,11 @@ class RunFolder:
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether it holds a run that went to its end."""
+        return (self.path / "summary.json").is_file()
+
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Raise UserError if a run is in the folder that would be lost, or none that could be resumed."""
         steps = self.checkpoints.steps()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -55,27 +56,30 @@ class FittingSearch(Searcher):
         for _ in range(sys.maxsize if self.config.searcher == "grid" else _ATTEMPTS):
             if len(self.launched) >= self.config.trials:
                 break
-            name = f"{self.budget_gib:g}-{self.drawn:03d}"
             self.drawn += 1
-            point = self.inner.suggest(name)
+            draw = f"draw {self.drawn}"
+            point = self.inner.suggest(draw)
             if point is None:
                 break
-            found = self._run(point, name)
+            found = self._run(point)
             if found is None:
-                self.inner.on_trial_complete(name, error=True)
+                self.inner.on_trial_complete(draw, error=True)
                 continue
             run, peak = found
-            self.launched[trial_id] = name, run
+            self.launched[trial_id] = draw, run
             copied = self.config.scheduler.name == "pbt"
             launch = {"point": point, "run": run, "predicted_gib": peak, "folder": str(Path.cwd()), "copied": copied}
             return {"launch": launch}
         return Searcher.FINISHED
 
-    def _run(self, point: Point, name: str) -> tuple[dict[str, Any], float] | None:
+    def _run(self, point: Point) -> tuple[dict[str, Any], float] | None:
         """The point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
-        if _text(point) in self.seen:
+        text = _text(point)
+        if text in self.seen:
             return None
-        self.seen.add(_text(point))
+        self.seen.add(text)
+        # by what it is: if an interruption leaves a draw unknown, the next one cannot have its folder
+        name = f"{self.budget_gib:g}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         try:
             run = self.points.run(point, self.budget_gib, name)
             peak = self.points.estimates.peak_gib(run)
@@ -100,11 +104,11 @@ class FittingSearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id not in self.launched:
             return
-        name, run = self.launched[trial_id]
+        draw, run = self.launched[trial_id]
         over = over_budget(parse_config(run))
         self._learn(trial_id, result or {})
         failed = error or over is not None or not result or "reward" not in result
-        self.inner.on_trial_complete(name, None if failed else result, error=failed)
+        self.inner.on_trial_complete(draw, None if failed else result, error=failed)
 
     def _learn(self, trial_id: str, result: dict[str, Any]) -> None:
         run = parse_config(self.launched[trial_id][1])

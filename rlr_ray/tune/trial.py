@@ -32,6 +32,9 @@ def run_trial(config_of_trial: dict[str, Any]) -> None:
     if known is not None:
         raise OutOfMemory(known["words"], known["peak_gib"])
     reporter = Reporter(config, folder, keep=given["copied"])
+    if folder.holds_results:  # interrupted before Ray Tune knew
+        reporter.finish(folder.load_summary())
+        return
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:  # another trial's
         with checkpoint.as_directory() as held:
