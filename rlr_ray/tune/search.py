@@ -36,15 +36,15 @@ from rlr_ray.tune.points import Points
 from rlr_ray.tune.progress import Progress
 from rlr_ray.tune.results import Row, filtered_row, row_of
 from rlr_ray.tune.searcher import FittingSearch, domain
-from rlr_ray.tune.trial import run_trial
+from rlr_ray.tune.trial import Trial
 
 
 def search(
-    config: TuneConfig, say: Callable[[str], None], trial: Callable[[dict[str, Any]], None] = run_trial
+    config: TuneConfig, say: Callable[[str], None], trial: type[tune.Trainable] = Trial
 ) -> tuple[list[Row], dict[float, int]]:
     """Every point of every budget, those before an interruption included; and the closed form's h* for each budget.
 
-    `trial` runs a point and reports to Ray Tune. Raises UserError for what a user can mend.
+    `trial` runs a point. Raises UserError for what a user can mend.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
     for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):  # trials that fail are told by Progress
@@ -55,7 +55,7 @@ def search(
         points = Points(config, Estimates(functools.partial(_measure, resources, os.getcwd())))
         lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
         rows: list[Row] = []
-        trainable = tune.with_resources(trial, _trial_resources(config, base))
+        trainable = tune.with_resources(trial, _place(config, base))
         for budget in sorted(config.budgets_gib):
             say(f"searching for {budget:g} GiB: {config.trials} trials")
             rows += _search(config, base, points, budget, trainable, rows)
@@ -146,9 +146,11 @@ def _all_points(searcher: FittingSearch) -> list[Any]:
     return [suggestion["launch"] for suggestion in drawn]
 
 
-def _trial_resources(config: TuneConfig, base: RunConfig) -> dict[str, float]:
-    """A run on the cluster reserves what it needs itself."""
-    return {"cpu": config.cpus, "gpu": config.gpus} if base.cluster == "none" else {"cpu": 0}
+def _place(config: TuneConfig, base: RunConfig) -> tune.PlacementGroupFactory:
+    """Where a trial's process goes. A run on the cluster reserves what it needs itself, and is led from the head."""
+    if base.cluster == "none":
+        return tune.PlacementGroupFactory([{"CPU": config.cpus, "GPU": config.gpus}])
+    return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])  # no CPU, for want of which two could wait
 
 
 def _concurrent(base: RunConfig) -> int | None:

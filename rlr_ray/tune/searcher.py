@@ -67,8 +67,7 @@ class FittingSearch(Searcher):
                 continue
             run, peak = found
             self.launched[trial_id] = draw, run
-            copied = self.config.scheduler.name == "pbt"
-            launch = {"point": point, "run": run, "predicted_gib": peak, "folder": str(Path.cwd()), "copied": copied}
+            launch = {"point": point, "run": run, "predicted_gib": peak, "folder": str(Path.cwd())}
             return {"launch": launch}
         return Searcher.FINISHED
 

@@ -1,9 +1,11 @@
-"""What a trial runs: an ordinary run under a memory budget, which reports its held-out reward as it goes."""
+"""What a trial runs: an ordinary run under a memory budget, evaluation by evaluation."""
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +15,58 @@ from rlr_ray.cluster.folder import enter
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import replace_file
 from rlr_ray.errors import OutOfMemory
-from rlr_ray.lock import locked
 from rlr_ray.recipes import parse_config, put
 from rlr_ray.run_folder import RunFolder
-from rlr_ray.start import run
+from rlr_ray.tune.apart import run_apart, run_here
 from rlr_ray.tune.estimates import cost_of_update
+from rlr_ray.tune.stepwise import Stepwise
 
 _OVER = "over_budget.json"  # in the run's folder
 
 
-def run_trial(config_of_trial: dict[str, Any]) -> None:
-    """Run a point, or go on with it. Raises OutOfMemory, and leaves its peak, if it needs more than its budget."""
-    given = config_of_trial["launch"]
-    enter(given["folder"])
-    config = run_of(given)
-    folder = RunFolder(config)
-    known = over_budget(config)
+class Trial(tune.Trainable):
+    """The run of a point, or the rest of it; a step goes to its next evaluation.
+
+    A class and no function, since Ray Tune waits for `cleanup`, in which a run that is stopped frees what it holds.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        given = config["launch"]
+        enter(given["folder"])
+        self.run = run_of(given)
+        self.checkpoints = RunFolder(self.run).checkpoints
+        self.steps = Stepwise(lambda report: run_trial(self.run, report))
+
+    def step(self) -> dict[str, Any]:
+        result: dict[str, Any] = self.steps.next()
+        return result
+
+    def cleanup(self) -> None:
+        self.steps.end()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        shutil.copytree(self.checkpoints.folder, checkpoint_dir, dirs_exist_ok=True)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on from a state of this trial's, or of another's."""
+        self.checkpoints.adopt(Path(checkpoint_dir))
+
+
+def run_trial(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> None:
+    """Report at each evaluation. Raises OutOfMemory, and leaves its peak, if the run needs more than its budget."""
+    known, folder = over_budget(config), RunFolder(config)
     if known is not None:
         raise OutOfMemory(known["words"], known["peak_gib"])
-    reporter = Reporter(config, folder, keep=given["copied"])
-    if folder.holds_results:  # interrupted before Ray Tune knew
-        reporter.finish(folder.load_summary())
-        return
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is not None:  # another trial's
-        with checkpoint.as_directory() as held:
-            folder.checkpoints.adopt(Path(held))
-    resume = folder.holds_run
+    reporter = _Reporter(config, report)
     try:
-        with locked(config):
-            run(config, reporter, lambda text: None, lambda: folder.begin(resume=resume))
+        if not folder.holds_results:  # as it does if an interruption came before Ray Tune knew
+            run = run_here if config.cluster == "none" else run_apart
+            run(config, reporter)
     except OutOfMemory as error:
         found = {"peak_gib": error.peak_gib, "words": str(error)}
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -66,11 +90,11 @@ def over_budget(config: RunConfig) -> dict[str, Any] | None:
     return found
 
 
-class Reporter:
-    """Gives Ray Tune a result whenever an update's row holds a held-out reward."""
+class _Reporter:
+    """Makes a result of each update's row that holds a held-out reward, but for the last update's: see `finish`."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, keep: bool):
-        self.folder, self.keep = folder, keep  # whether other trials may go on from this one's state
+    def __init__(self, config: RunConfig, report: Callable[[dict[str, Any]], None]):
+        self.report = report
         self.every, self.updates = config.evaluation.every, config.train.iterations
         self.cost = cost_of_update(config)
         self.peak: float | None = None
@@ -83,10 +107,9 @@ class Reporter:
     def finish(self, summary: dict[str, Any]) -> None:
         self.peak = max(filter(None, (self.peak, summary["peak_memory_gib"])), default=None)
         facts = {name: summary[name] for name in ("gain", "gain_se", "judge_after", "theta_sha256")}
-        self._report(self.updates, summary["reward_after"], summary["reward_after_se"], facts)
+        self._report(self.updates, summary["reward_after"], summary["reward_after_se"], facts | {"done": True})
 
     def _report(self, updates: int, reward: float, error: float, facts: dict[str, Any] | None = None) -> None:
         assert self.every is not None
         result = {"reward": reward, "reward_se": error, "peak_gib": self.peak, "evaluation": updates // self.every}
-        checkpoint = tune.Checkpoint.from_directory(self.folder.checkpoints.folder) if self.keep else None
-        tune.report(result | {"updates": updates, "cost": updates * self.cost} | (facts or {}), checkpoint=checkpoint)
+        self.report(result | {"updates": updates, "cost": updates * self.cost} | (facts or {}))

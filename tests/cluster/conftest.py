@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One local Ray for all tests of a session."""
-    from rlr_ray.cluster import launch  # noqa: F401  # sets Ray's environment before Ray is imported
+    import rlr_ray.cluster  # sets Ray's environment before Ray is imported  # noqa: F401
 
     import ray  # isort: skip
 
