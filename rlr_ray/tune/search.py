@@ -47,8 +47,8 @@ def search(
     `trial` runs a point. Raises UserError for what a user can mend.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
-    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):  # trials that fail are told by Progress
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in ("execution.tune_controller", "tune", "logger.logger"):  # Progress tells of trials that fail
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     base = parse_config(base_values(config))
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
         resources = _resources(config, base)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -46,14 +47,14 @@ def nothing_left() -> bool:
     for _ in range(100):
         actors = [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
         groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-        if not groups and all(actor["Name"] == "AutoscalingCoordinator" for actor in actors):
-            free, total = ray.available_resources(), ray.cluster_resources()
-            return free.get("CPU") == total["CPU"]
+        all_free = ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+        if all_free and not groups and all(actor["Name"] == "AutoscalingCoordinator" for actor in actors):
+            return True
         time.sleep(0.1)
     return False
 
 
-def synthetic() -> Any:
+def synthetic(pause_s: float = 0.0) -> Any:
     """A trial of four evaluations, best at h = 2 and scale = .03."""
     from ray import tune
 
@@ -63,6 +64,7 @@ def synthetic() -> Any:
 
         def step(self) -> dict[str, Any]:
             self.evaluation += 1
+            time.sleep(pause_s)
             top = -((self.point[H] - 2) ** 2) - (math.log10(self.point[SCALE]) - math.log10(0.03)) ** 2
             result = {"reward": top * (1 + 1 / self.evaluation), "reward_se": 0.1, "peak_gib": 0.01}
             counts = dict.fromkeys(("evaluation", "updates", "cost"), self.evaluation)
@@ -91,6 +93,30 @@ def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) 
     point = best_rows(config, rows)[1.0]["point"]
     assert point[H] == 2 and 0.01 < point[SCALE] < 0.1
     assert 4 <= sum(row["status"] == "stopped early" for row in rows) <= 20
+    assert nothing_left()
+
+
+@pytest.mark.parametrize("name", ["hyperband", "median"])
+def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None:
+    from rlr_ray.tune.search import search
+
+    config = searched(tmp_path, trials=8, searcher="random", scheduler={"name": name, "reduction_factor": 2})
+    rows, _ = search(config, print, synthetic(pause_s=2.0))  # which is long enough for trials to run side by side
+    assert {row["status"] for row in rows} == {"finished", "stopped early"}
+    mean = {
+        status: statistics.mean(row["reward"] for row in rows if row["status"] == status)
+        for status in ("finished", "stopped early")
+    }
+    assert mean["finished"] > mean["stopped early"]
+    assert nothing_left()
+
+
+def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
+    from rlr_ray.tune.search import search
+
+    config = searched(tmp_path, trials=6, searcher="nsga2", scheduler={"name": "none"})
+    rows, _ = search(config, print, synthetic())
+    assert [row["status"] for row in rows] == ["finished"] * 6
     assert nothing_left()
 
 
