@@ -83,8 +83,9 @@ def _draw(lengths: dict[int, list[Row]], scales: dict[float, list[Row]], rule: d
         axis.errorbar(list(gains), means, errors, marker="o", capsize=3, label="gain ± standard error")
         axis.axhline(0, color="#999", linewidth=0.8)
         axis.set_xlabel(name)
-    for number, (budget, h) in enumerate(rule.items()):
-        left.axvline(h, color=f"C{number + 1}", linestyle=":", label=f"h* for {float(budget):g} GiB")
+    for number, h in enumerate(sorted(set(rule.values()))):
+        budgets = " and ".join(f"{float(budget):g}" for budget, length in rule.items() if length == h)
+        left.axvline(h, color=f"C{number + 1}", linestyle=":", label=f"h* for {budgets} GiB")
     left.set_ylabel("gain in held-out reward")
     left.legend(fontsize=7)
     right.set_xscale("log")

@@ -1,0 +1,30 @@
+"""What image encoders expect, from images in [0, 1], in torch so that gradients pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def prepared(
+    images: Tensor, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:  # [B, 3, size, size]
+    """Shorter side to `size` (bicubic, antialiased), centre crop, normalised, as CLIP's image processor does.
+
+    images [B, 3, H, W] in [0, 1]. The processor also rounds pixels to 8 bits; here they stay as they are.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) != size:
+        short = min(height, width)
+        new = (size * height // short, size * width // short)
+        images = functional.interpolate(images, new, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((side - size) // 2 for side in images.shape[-2:])
+    images = images[..., top : top + size, left : left + size]
+    means, stds = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (mean, std))
+    return (images - means[:, None, None]) / stds[:, None, None]
