@@ -16,11 +16,10 @@ from rlr_ray.state import TrainState
 from rlr_ray.tune.config import load_tune_config
 from rlr_ray.tune.estimates import Estimates, cost_of_update, measured_parts
 from rlr_ray.tune.points import Points
-from tests.tune.test_tune_config import written
+from tests.tune.test_tune_config import SECONDS, written
 
 # A step of a sub-chain takes 1 GiB, all else is free of charge.
 MODEL = MemoryModel(0.0, 0.0, Line(0, 0), Line(0, 0), Line(GIB, GIB), 0.0)
-SECONDS = {"forward": 0.1, "backward": 0.2, "rollout": 1.0}
 KNOWN = Estimates(lambda run: Probe(MODEL, SECONDS))
 H = "estimator.sub_chain.length"
 

@@ -8,19 +8,29 @@ from typing import Any
 import pytest
 import yaml
 
+from rlr_ray.core.budget import Line, MemoryModel
 from rlr_ray.errors import UserError
+from rlr_ray.lab.probe import Probe
 from rlr_ray.recipes import parse_config
 from rlr_ray.tune.config import base_values, load_tune_config
+from rlr_ray.tune.estimates import Estimates
+from rlr_ray.tune.points import Points
+from rlr_ray.tune.searcher import FittingSearch
 from tests.runs import RECIPE
 
+SECONDS = {"forward": 0.1, "backward": 0.2, "rollout": 1.0}
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_ready_searches_load_with_their_bases(file: Path) -> None:
-    config = load_tune_config(str(file), [])
-    parse_config(base_values(config))
-    assert config.budgets_gib and config.space
+def test_ready_searches_load_and_their_points_are_runs(file: Path, tmp_path: Path) -> None:
+    """Forty points at random of each, as a search draws them before it measures anything."""
+    config = load_tune_config(str(file), ["searcher=random", "trials=40"])
+    light = Estimates(lambda run: Probe(MemoryModel(0, 0, Line(0, 0), Line(0, 0), Line(0, 0), 0), SECONDS))
+    search = FittingSearch(config, Points(config, light), max(config.budgets_gib), tmp_path / "filtered.jsonl")
+    runs = [parse_config(search.suggest(str(number))["launch"]["run"]) for number in range(40)]
+    assert all(run.train.iterations >= config.evaluations for run in runs)
+    assert not (tmp_path / "filtered.jsonl").exists()
 
 
 def written(folder: Path, base: dict[str, Any] = RECIPE, **changes: Any) -> str:

@@ -1,0 +1,29 @@
+"""LAION's aesthetic score: what people would rate an image from 1 to 10, whatever its prompt (Schuhmann 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.weights import fetched, linear_head
+
+
+class Reward(Clip):
+    """`path`: CLIP ViT-L/14. `head`: a file with the linear layers' weights, or a repository of the hub."""
+
+    differentiable = True
+
+    def __init__(self, path: str = "openai/clip-vit-large-patch14", head: str = "trl-lib/ddpo-aesthetic-predictor"):
+        super().__init__(path, "aesthetic")
+        file = Path(head).expanduser()
+        if not file.is_file():
+            file = next(fetched(head, ["*.pth"], "aesthetic").glob("*.pth"))
+        self.head = linear_head(torch.load(file, map_location="cpu", weights_only=True)).requires_grad_(False)
+
+    def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        return self.head(self.image_features(images)).squeeze(1)
