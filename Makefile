@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not ray and not gpu and not system' --numprocesses logical --dist loadfile
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m 'ray and not system'
 
 system: $(INSTALLED)
 	$(BIN)/python -m pytest -m system

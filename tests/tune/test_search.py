@@ -1,7 +1,4 @@
-"""Searches on a local Ray: the best point found, what does not fit, what fails, and an interruption.
-
-Each trial is a process that starts, so these take minutes: `python -m pytest -m system tests/tune`.
-"""
+"""Searches on a local Ray: the best point found, what does not fit, what fails, and an interruption."""
 
 from __future__ import annotations
 
@@ -30,7 +27,8 @@ from tests.tune.test_tune_config import ROOT, written
 
 H, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 SPACE = {H: {"choice": [1, 2, 3]}, SCALE: {"loguniform": [0.001, 1.0]}}
-pytestmark = [pytest.mark.system, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+long = pytest.mark.system  # minutes: `python -m pytest -m system tests/tune`
 
 
 def searched(folder: Path, **changes: Any) -> TuneConfig:
@@ -96,6 +94,7 @@ def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) 
     assert nothing_left()
 
 
+@long
 @pytest.mark.parametrize("name", ["hyperband", "median"])
 def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None:
     from rlr_ray.tune.search import search
@@ -111,6 +110,7 @@ def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None
     assert nothing_left()
 
 
+@long
 def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
@@ -120,6 +120,7 @@ def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
     assert nothing_left()
 
 
+@long
 def test_a_budget_leaves_out_what_cannot_fit(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
@@ -224,6 +225,7 @@ def test_a_reward_that_raises_at_once_is_never_launched(tmp_path: Path, monkeypa
     assert row["status"] == "filtered" and "an odd pixel" in row["why"] and "Traceback" not in row["why"]
 
 
+@long
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     """Killed -9 with its whole Ray after the first trial; trials that had ended are not run again."""
     (tmp_path / "search").mkdir()
@@ -266,6 +268,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "searched" / "best.1.yaml").read_text())["memory_budget_gib"] == 1.0
 
 
+@long
 def test_trials_on_a_cluster_that_are_stopped_early_free_their_workers_and_actors(tmp_path: Path) -> None:
     """Two trials fit at once, each a TorchTrainer and a rollout actor; rates of 5 and 10 throw the weights away."""
     cluster = {"worker": {"cpus": 1.25}, "rollouts": {"cpus": 0.5, "min_actors": 1, "max_actors": 1}}
@@ -284,6 +287,7 @@ def test_trials_on_a_cluster_that_are_stopped_early_free_their_workers_and_actor
     assert nothing_left()
 
 
+@long
 def test_a_population_goes_on_from_its_best(tmp_path: Path) -> None:
     """Of two learning rates the bad one's trial takes over the good one's weights, then ends near its reward."""
     rows = real(
