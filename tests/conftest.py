@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One local Ray for all tests of a session."""
+    """One local Ray for all tests of a session that ask for it."""
     import rlr_ray.cluster  # sets Ray's environment before Ray is imported  # noqa: F401
 
     import ray  # isort: skip

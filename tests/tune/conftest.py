@@ -1,1 +1,0 @@
-from tests.cluster.conftest import cluster  # noqa: F401
