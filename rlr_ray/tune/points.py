@@ -35,7 +35,8 @@ class Points:
         put(values, "train.iterations", updates)
         put(values, "evaluation.every", updates // self.config.evaluations)
         put(values, "train.checkpoint_every", updates // self.config.evaluations)  # to stop and to copy at
-        return parse_config(values)
+        run = parse_config(values)
+        return run.on(self.config.gpus) if run.cluster == "none" else run
 
     def _updates(self, run: RunConfig) -> int:
         """As many as the cost allows, in equal parts between evaluations."""

@@ -28,7 +28,6 @@ from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import replace_file
 from rlr_ray.lab.planner import Planner
-from rlr_ray.lab.probe import Probe
 from rlr_ray.recipes import parse_config
 from rlr_ray.tune.config import TuneConfig, base_values
 from rlr_ray.tune.estimates import Estimates, measured_parts
@@ -52,7 +51,7 @@ def search(
     base = parse_config(base_values(config))
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
         resources = _resources(config, base)
-        points = Points(config, Estimates(functools.partial(_measure, resources, os.getcwd())))
+        points = Points(config, Estimates(functools.partial(_there, resources, measured_parts)))
         lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
         rows: list[Row] = []
         trainable = tune.with_resources(trial, _place(config, base))
@@ -69,21 +68,18 @@ def _resources(config: TuneConfig, base: RunConfig) -> Resources:
     return {"CPU": base.cluster.worker.cpus, "GPU": base.cluster.worker.gpus}
 
 
-def _remote(function: Callable[..., Any], resources: Resources) -> Any:
-    return ray.remote(function).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-
-
-def _measure(resources: Resources, folder: str, run: RunConfig) -> Probe:
+def _there(resources: Resources, function: Callable[..., Any], run: RunConfig, *arguments: Any) -> Any:
+    """What the function finds of a run in a process with such resources. Raises what it raised."""
+    task = ray.remote(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
     try:
-        found: Probe = ray.get(_remote(_measured, resources).remote(run.on(resources["GPU"]), folder))
+        return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), *arguments))
     except RayTaskError as error:
         raise error.cause from None
-    return found
 
 
-def _measured(run: RunConfig, folder: str) -> Probe:
+def _enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
     enter(folder)
-    return measured_parts(run)
+    return function(*arguments)
 
 
 def _closed_form(
@@ -93,14 +89,12 @@ def _closed_form(
     file = config.folder / "closed_form.json"
     if not file.is_file():
         say("measuring what the closed form of h depends on")
-        lengths = _remote(_lengths, resources).remote(base.on(resources["GPU"]), config.budgets_gib, os.getcwd())
-        text = json.dumps(ray.get(lengths))
+        text = json.dumps(_there(resources, _lengths, base, config.budgets_gib))
         replace_file(file, lambda part: part.write_text(text, "utf-8"))
     return {float(budget): length for budget, length in json.loads(file.read_text("utf-8")).items()}
 
 
-def _lengths(base: RunConfig, budgets: Sequence[float], folder: str) -> dict[str, int]:
-    enter(folder)
+def _lengths(base: RunConfig, budgets: Sequence[float]) -> dict[str, int]:
     planner = Planner(base, lambda text: None)
     rules = {str(budget): planner.rule(budget) for budget in budgets}
     return {budget: rule.length for budget, rule in rules.items() if rule is not None}

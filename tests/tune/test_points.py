@@ -45,6 +45,11 @@ def test_cost_in_seconds_follows_the_measured_parts(tmp_path: Path) -> None:
     assert run.train.iterations == int(100 / KNOWN.seconds(run))
 
 
+def test_a_trial_uses_a_gpu_only_if_it_has_one(tmp_path: Path) -> None:
+    assert points(tmp_path).run({H: 1}, 4.0, "a").device == "cpu"
+    assert points(tmp_path, gpus=0.5).run({H: 1}, 4.0, "a").device == "cuda"
+
+
 def test_a_point_whose_keys_do_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sub_chain"):
         points(tmp_path).run({H: 9}, 4.0, "a")  # of 5 steps
