@@ -43,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rewards_are_found_by_file_name() -> None:
-    known = ["aesthetic", "clipscore", "digits", "digits_judge", "imagereward", "jpeg", "pickscore"]
+    known = ["aesthetic", "clipscore", "digits", "digits_judge", "http", "imagereward", "jpeg", "pickscore"]
     assert available_rewards() == known
 
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rlr_ray.rewards.pixels import pictures
+
 _QUALITY = 95
 
 
@@ -22,8 +24,7 @@ class Reward:
         self.sign = 1.0 if incompressible else -1.0
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return torch.tensor([self.sign * _kilobytes(Image.fromarray(picture)) for picture in pixels])
+        return torch.tensor([self.sign * _kilobytes(picture) for picture in pictures(images)])
 
 
 def _kilobytes(picture: Image.Image) -> float:

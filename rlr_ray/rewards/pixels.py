@@ -1,10 +1,11 @@
-"""What image encoders expect, from images in [0, 1], in torch so that gradients pass."""
+"""Images in [0, 1] as image encoders expect them, in torch so that gradients pass, and as pictures of 8 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,3 +29,9 @@ def prepared(
     images = images[..., top : top + size, left : left + size]
     means, stds = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (mean, std))
     return (images - means[:, None, None]) / stds[:, None, None]
+
+
+def pictures(images: Tensor) -> list[Image.Image]:
+    """images [B, 3, H, W] in [0, 1]."""
+    pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
