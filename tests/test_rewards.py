@@ -43,8 +43,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rewards_are_found_by_file_name() -> None:
-    known = ["aesthetic", "clipscore", "digits", "digits_judge", "http", "imagereward", "jpeg", "pickscore"]
-    assert available_rewards() == known
+    own = ["aesthetic", "clipscore", "digits", "digits_judge", "hpsv2", "http", "imagereward", "jpeg", "pickscore"]
+    assert available_rewards() == own
 
 
 def test_digits_reward_is_the_classifiers_log_probability_of_the_named_digit() -> None:

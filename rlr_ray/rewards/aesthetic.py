@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.weights import fetched, linear_head
 
 
@@ -19,7 +19,7 @@ class Reward(Clip):
     differentiable = True
 
     def __init__(self, path: str = "openai/clip-vit-large-patch14", head: str = "trl-lib/ddpo-aesthetic-predictor"):
-        super().__init__(path, "aesthetic")
+        super().__init__(*load_clip(path, "aesthetic"))
         file = Path(head).expanduser()
         if not file.is_file():
             file = next(fetched(head, ["*.pth"], "aesthetic").glob("*.pth"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.clip import Clip, load_clip
 
 _WEIGHT = 2.5
 
@@ -18,7 +18,7 @@ class Reward(Clip):
     differentiable = True
 
     def __init__(self, path: str = "openai/clip-vit-base-patch32"):
-        super().__init__(path, "clipscore")
+        super().__init__(*load_clip(path, "clipscore"))
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         return _WEIGHT * self.cosines(images, prompts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.clip import Clip, load_clip
 
 
 class Reward(Clip):
@@ -16,7 +16,7 @@ class Reward(Clip):
     differentiable = True
 
     def __init__(self, path: str = "yuvalkirstain/PickScore_v1"):
-        super().__init__(path, "pickscore")
+        super().__init__(*load_clip(path, "pickscore"))
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         return self.model.logit_scale.exp() * self.cosines(images, prompts)

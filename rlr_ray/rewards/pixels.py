@@ -26,7 +26,21 @@ def prepared(
         new = (size * height // short, size * width // short)
         images = functional.interpolate(images, new, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = ((side - size) // 2 for side in images.shape[-2:])
-    images = images[..., top : top + size, left : left + size]
+    return normalised(images[..., top : top + size, left : left + size], mean, std)
+
+
+def padded(images: Tensor, size: int) -> Tensor:  # [B, 3, size, size]
+    """Longer side to `size`, black beside the shorter one, normalised, as HPSv2 does."""
+    height, width = images.shape[-2:]
+    if max(height, width) != size:
+        new = [round(side * size / max(height, width)) for side in (height, width)]
+        images = functional.interpolate(images, new, mode="bicubic", antialias=True).clamp(0, 1)
+    high, wide = (size - side for side in images.shape[-2:])
+    images = functional.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+    return normalised(images, CLIP_MEAN, CLIP_STD)
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     means, stds = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (mean, std))
     return (images - means[:, None, None]) / stds[:, None, None]
 
