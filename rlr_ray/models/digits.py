@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.models.stable_diffusion import StableDiffusion, load_pipeline
+from rlr_ray.models import stable_diffusion
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
-    pipeline = load_pipeline(str(DIGITS / "pipeline"), getattr(torch, config.dtype))
-    return StableDiffusion(pipeline, config, adapter, sampler, device)
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> stable_diffusion.StableDiffusion:
+    embedded = config.model_copy(update={"path": str(DIGITS / "pipeline")})
+    return stable_diffusion.load(embedded, adapter, sampler, device)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlr_ray.core.chain import Conditioning
@@ -26,9 +26,8 @@ from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
-    if not config.path:
-        raise UserError("model.path is not set; give the folder of a Stable Diffusion pipeline or its name on the hub")
-    pipeline = load_pipeline(config.path, getattr(torch, config.dtype))
+    options = {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = load_pipeline(config, StableDiffusionPipeline, "Stable Diffusion 1.x or 2.x", **options)
     return StableDiffusion(pipeline, config, adapter, sampler, device)
 
 
@@ -37,9 +36,11 @@ def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Load a StableDiffusionPipeline. Raises UserError if the folder or hub name does not hold one."""
-    folder = Path(path).expanduser()
+def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
+    """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
+    if not config.path:
+        raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
+    path, folder = config.path, Path(config.path).expanduser()
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(
             f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
@@ -47,14 +48,18 @@ def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         )
     diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
     transformers.utils.logging.disable_progress_bar()
+    source = folder if folder.exists() else path
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder if folder.exists() else path, dtype=dtype, safety_checker=None, requires_safety_checker=False
-        )
+        found = family.load_config(source)["_class_name"]
+        if found != family.__name__:
+            raise UserError(
+                f"model.path {path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}"
+            )
+        return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
+    except UserError:
+        raise
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"model.path {path!r} could not be loaded as a Stable Diffusion 1.x or 2.x pipeline: {error}"
-        ) from error
+        raise UserError(f"model.path {path!r} could not be loaded as a {words} pipeline: {error}") from error
 
 
 class StableDiffusion:
@@ -70,8 +75,9 @@ class StableDiffusion:
         self.pipeline = pipeline.to(device)
         self.device, self.dtype = device, pipeline.unet.dtype
         self.guidance_scale = sampler.guidance_scale
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False).eval()
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
         self.adapter_type = adapter.type
         self.module: Any = add_adapter(pipeline.unet, adapter.type, adapter.options, adapter.seed)
         self.parameters = ParameterVector(trainable(self.module))
@@ -106,13 +112,12 @@ class StableDiffusion:
 
     def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
         guided = "negative" in conditioning
-        text = torch.cat([conditioning["negative"], conditioning["prompt"]]) if guided else conditioning["prompt"]
         latents = torch.cat([latent, latent]) if guided else latent
         (output,) = torch.func.functional_call(
             self.module,
             self.parameters.unflatten(theta),
             (latents.to(self.dtype), time),
-            {"encoder_hidden_states": text.to(self.dtype), "return_dict": False},
+            {**self._inputs(conditioning), "return_dict": False},
             tie_weights=False,  # where PEFT shares parameters, it shares what holds them; looking for ties takes long
         )
         output = output.to(latent.dtype)
@@ -120,6 +125,14 @@ class StableDiffusion:
             return output
         negative, positive = output.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
+
+    def _inputs(self, conditioning: dict[str, Tensor]) -> dict[str, Any]:
+        """What the UNet is given besides latents and time; with guidance for the negative prompts first."""
+        return {"encoder_hidden_states": self._both(conditioning, "negative", "prompt")}
+
+    def _both(self, conditioning: dict[str, Tensor], negative: str, positive: str) -> Tensor:
+        parts = [conditioning[name] for name in (negative, positive) if name in conditioning]
+        return torch.cat(parts).to(self.dtype)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Text embeddings by name, each [B, L, D]; a prompt's embedding is computed once."""

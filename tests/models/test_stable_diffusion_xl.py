@@ -1,0 +1,143 @@
+"""The adapter against a plain diffusers pipeline, on a tiny SDXL with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from rlr_ray.assets import DIGITS
+from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.chain import sample_chain
+from rlr_ray.core.seeds import chain_noise
+from rlr_ray.errors import UserError
+from rlr_ray.models import load_model
+
+PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
+SEEDS = [11, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdxl")
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(DIGITS / "pipeline" / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=32,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+    ).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, guidance: float = 3.0, **model: Any) -> Any:
+    return load_model(
+        ModelConfig(name="stable_diffusion_xl", path=str(folder), **model),
+        AdapterConfig(type="LORA", r=2, lora_alpha=2, target_modules=["to_q", "to_out.0"]),
+        SamplerConfig(steps=4, eta=1.0, guidance_scale=guidance),
+        torch.device("cpu"),
+    )
+
+
+def our_images(model: Any, theta: Tensor) -> Tensor:  # [3, 3, H, W]
+    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
+    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
+    with torch.no_grad():
+        latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS)).latents
+        return model.decode(latents[-1])
+
+
+def plain_images(folder: Path, lora: Path | None = None, **options: Any) -> Tensor:  # [3, 3, H, W]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if lora:
+        pipeline.load_lora_weights(lora)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    arguments = {"num_inference_steps": 4, "eta": 1.0, "guidance_scale": 3.0, "output_type": "pt"} | options
+    images: Tensor = pipeline(PROMPTS, generator=generators, **arguments).images
+    return images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_chain_draws_the_pictures_of_a_plain_pipeline(folder: Path, guidance: float) -> None:
+    model = load(folder, guidance)
+    expected = plain_images(folder, guidance_scale=guidance)
+    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
+def test_pictures_of_another_shape_are_asked_for_at_their_size(folder: Path) -> None:
+    model = load(folder, height=16, width=24)
+    expected = plain_images(folder, height=16, width=24)
+    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
+def test_the_adapter_does_in_diffusers_what_it_does_here(folder: Path, tmp_path: Path) -> None:
+    model = load(folder)
+    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
+    theta = model.initial_theta + 0.3 * noise
+    model.save_adapter(theta, tmp_path)
+    found = plain_images(folder, tmp_path / "lora")
+    torch.testing.assert_close(our_images(model, theta), found, atol=1e-5, rtol=0)
+    assert (found - plain_images(folder)).abs().max() > 1e-3
+
+
+def test_a_theta_for_each_chain_predicts_as_one_by_one(folder: Path) -> None:
+    model = load(folder)
+    generator = torch.Generator().manual_seed(0)
+    thetas = model.initial_theta + 0.3 * torch.randn(3, len(model.initial_theta), generator=generator)
+    latent, conditioning = torch.randn(3, *model.latent_shape, generator=generator), model.encode(PROMPTS)
+    together = model(thetas, latent, 500, conditioning)
+    for number in range(3):
+        own = {name: value[number : number + 1] for name, value in conditioning.items()}
+        alone = model(thetas[number], latent[number : number + 1], 500, own)
+        torch.testing.assert_close(together[number : number + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_a_pipeline_of_another_family_is_refused() -> None:
+    words = "^model.path '.*' holds a StableDiffusionPipeline; allowed for model.name 'stable_diffusion_xl': StableDiffusionXLPipeline"
+    with pytest.raises(UserError, match=words):
+        load(DIGITS / "pipeline")
