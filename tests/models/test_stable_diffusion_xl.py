@@ -138,6 +138,6 @@ def test_a_theta_for_each_chain_predicts_as_one_by_one(folder: Path) -> None:
 
 
 def test_a_pipeline_of_another_family_is_refused() -> None:
-    words = "^model.path '.*' holds a StableDiffusionPipeline; allowed for model.name 'stable_diffusion_xl': StableDiffusionXLPipeline"
-    with pytest.raises(UserError, match=words):
+    words = "^model.path '.*' holds a StableDiffusionPipeline; allowed for model.name 'stable_diffusion_xl': "
+    with pytest.raises(UserError, match=f"{words}StableDiffusionXLPipeline"):
         load(DIGITS / "pipeline")
