@@ -1,4 +1,4 @@
-"""Prompts: from a list, a text file (one a line) or a JSON Lines file (`prompt`, every other key is metadata)."""
+"""Prompts: a list, a text file (one a line), or a table with a column `prompt`, whose others are metadata."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
+
+_TABLES = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,12 @@ def load_prompts(source: str | Sequence[str]) -> list[Prompt]:
     if not isinstance(source, str):
         return [Prompt(text) for text in source]
     path = Path(source).expanduser()
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"prompts file {source!r} ends in {path.suffix!r}; allowed: .txt, .jsonl")
+    if path.suffix not in (".txt", ".jsonl", *_TABLES):
+        raise UserError(f"prompts file {source!r} ends in {path.suffix!r}; allowed: .txt, .jsonl, .csv, .parquet")
     if not path.is_file():
         raise UserError(f"prompts file {source!r} was not found (looked in {Path.cwd()}); write its path from there")
+    if path.suffix in _TABLES:
+        return _from_table(path, source)
     try:
         lines = [(number, line.strip()) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)]
     except UnicodeDecodeError as error:
@@ -39,14 +47,32 @@ def load_prompts(source: str | Sequence[str]) -> list[Prompt]:
     return [_from_json(line, f"{source}:{number}") for number, line in lines]
 
 
+def _from_table(path: Path, source: str) -> list[Prompt]:
+    try:
+        rows = _TABLES[path.suffix](path).to_pylist()
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+        raise UserError(
+            f"prompts file {source!r} could not be read as {path.suffix}: {error}; save it again"
+        ) from error
+    if not rows:
+        raise UserError(f"prompts file {source!r} holds no prompt; write one a row, in a column 'prompt'")
+    return [_from_row(row, f"{source}, row {number}", row) for number, row in enumerate(rows, 1)]
+
+
 def _from_json(line: str, place: str) -> Prompt:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not JSON ({error}); write one object a line") from error
+    return _from_row(row, place, line)
+
+
+def _from_row(row: Any, place: str, found: object) -> Prompt:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise UserError(f'{place}: found {line!r}; allowed: an object with a text "prompt", e.g. {{"prompt": "a cat"}}')
-    return Prompt(row.pop("prompt").strip(), row)
+        raise UserError(
+            f'{place}: found {found!r}; allowed: an object with a text "prompt", e.g. {{"prompt": "a cat"}}'
+        )
+    return Prompt(row["prompt"].strip(), {key: value for key, value in row.items() if key != "prompt"})
 
 
 def prompt_order(count: int, slot: int, *seed: int | str) -> int:
