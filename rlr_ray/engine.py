@@ -127,8 +127,8 @@ class Engine:
         return other
 
     def held_bytes(self) -> int:
-        """Bytes of what stays loaded: the model's weights and the reward's."""
-        return self.model.weights() + module_bytes(self.reward)
+        """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
+        return self.model.weights() + module_bytes(self.reward) + module_bytes(self.surrogate_reward)
 
     def groups(self) -> Tensor:  # [B]
         """Which chains of an update share a baseline."""

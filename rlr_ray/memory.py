@@ -73,11 +73,12 @@ class MemoryBudget:
     """Holds a process to `memory_budget_gib`, and finds the peak.
 
     On CUDA the allocator refuses more than the budget. On CPUs nothing can, short of counting what Python and Ray map
-    too: there the updates 0, 1, 2, 4, 8 ... are traced, and one that took more ends the run.
+    too: there the updates 0, 1, 2, 4, 8 ... of a process are traced, and one that took more ends the run.
     """
 
     def __init__(self, gib: float | None, device: torch.device, held: int):
         self.gib, self.device, self.held = gib, device, held  # bytes that stay loaded
+        self.updates = 0  # in this process
         if gib is not None and device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
@@ -87,7 +88,8 @@ class MemoryBudget:
 
         Raises OutOfMemory if it is over the budget.
         """
-        if self.gib is None or (self.device.type == "cpu" and step & (step - 1)):
+        number, self.updates = self.updates, self.updates + 1
+        if self.gib is None or (self.device.type == "cpu" and number & (number - 1)):
             return work(), None
         results: list[Result] = []
         peak = (self.held + peak_bytes(lambda: results.append(work()), self.device)) / GIB

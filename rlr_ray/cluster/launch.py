@@ -55,7 +55,7 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None
         say("measuring plans on a worker's device")
         placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
         gpus, cpus = cluster.worker.gpus, cluster.worker.cpus
-        task = ray.remote(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
+        task = ray.remote(max_calls=1)(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
         try:
             choice: Choice = ray.get(task.remote(config.on(gpus), batches, os.getcwd()))
         except RayTaskError as error:

@@ -11,7 +11,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any] | str] = []
-        self.message: str | None = None
+        self.error: Exception | None = None  # a user's
         self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the crew
         self.furthest = -1  # the last update that came back
@@ -41,7 +41,7 @@ class Mailbox:
     def await_workers(self, text: str = "") -> None:
         """Note that workers are to start from now on, and why, unless the run has failed."""
         self.awaited_since = time.monotonic()
-        self.news += [text] if text and not self.message else []
+        self.news += [text] if text and not self.error else []
 
     def awaited_s(self) -> float:
         """For how long workers that were to start have not."""
@@ -54,12 +54,12 @@ class Mailbox:
         """Keep a worker's traceback; the first counts, since one that ends takes the others with it."""
         self.trouble = self.trouble or text
 
-    def fail(self, message: str) -> None:
+    def fail(self, error: Exception) -> None:
         """End the run with a user's error; the first one counts."""
-        self.message = self.message or message
+        self.error = self.error or error
 
-    def failure(self) -> str | None:
-        return self.message
+    def failure(self) -> Exception | None:
+        return self.error
 
     def set_crew(self, crew: list[Any]) -> None:
         self.crew = crew

@@ -83,17 +83,19 @@ def fit(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(
-            _failure(mailbox) or f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
+        raise _failure(mailbox) or UserError(
+            f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
         ) from error
     failure = _failure(mailbox)
     if failure:
-        raise UserError(failure)
+        raise failure
 
 
-def _failure(mailbox: ActorHandle) -> str | None:
+def _failure(mailbox: ActorHandle) -> Exception | None:
     try:
-        failure: str | None = ray.get(mailbox.failure.remote())
+        failure: Exception | None = ray.get(mailbox.failure.remote())
     except RayActorError:
-        return "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
+        return UserError(
+            "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
+        )
     return failure

@@ -40,7 +40,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
         enter(loop_config["folder"])
         _train(loop_config, process)
     except UserError as error:
-        ray.get(mailbox.fail.remote(str(error)))
+        ray.get(mailbox.fail.remote(error))
         if process.size > 1:
             raise  # the others wait for this worker's share: Ray Train ends them
     except Exception:
@@ -104,7 +104,7 @@ def _watched(stall_s: float, mailbox: Any) -> Iterator[Callable[[], None]]:
             if time.monotonic() - seen > stall_s:
                 where = "".join(traceback.format_stack(sys._current_frames()[watched]))
                 try:
-                    ray.get(mailbox.fail.remote(_stalled(stall_s, where)))
+                    ray.get(mailbox.fail.remote(UserError(_stalled(stall_s, where))))
                 finally:
                     os._exit(1)
 

@@ -71,6 +71,7 @@ def _environment() -> dict[str, str]:
 
 
 def _main(connection: Connection) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's processes block it, and children inherit that
     config, folder = connection.recv()
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     enter(folder)

@@ -61,12 +61,12 @@ def _run(config: TuneConfig, say: Callable[[str], None]) -> None:
 def _begin(config: TuneConfig, *, resume: bool, overwrite: bool) -> None:
     """Make the search's folder. Raises UserError if another search's results would be lost or mixed with this one's."""
     file = config.folder / "tune.yaml"
-    now = config.model_dump(mode="json")
+    now = config.model_dump(mode="json") | {"base": read_recipe(config.base)}  # its keys, wherever it lies
     if overwrite:
         shutil.rmtree(config.folder, ignore_errors=True)
     if file.is_file():
         saved = read_recipe(str(file))
-        changed = sorted(key for key in now if now[key] != saved.get(key) and key not in ("concurrent", "output_dir"))
+        changed = sorted(key for key in now if now[key] != saved.get(key) and key != "output_dir")
         if not resume:
             raise UserError(
                 f"{config.folder} already holds a search; allowed: --resume to go on with it, --overwrite to start "

@@ -14,6 +14,14 @@ from rlr_ray.strict import Strict
 
 # Ray Tune's distributions that Optuna can draw from, by name: how many numbers each takes
 _NUMBERS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2, "qrandint": 3, "lograndint": 2}
+_OWN = (  # keys of the recipe that a search sets
+    "name",
+    "output_dir",
+    "memory_budget_gib",
+    "train.iterations",
+    "train.checkpoint_every",
+    "evaluation.every",
+)
 Distribution = dict[str, list[Any]]  # one entry, e.g. {loguniform: [0.001, 0.1]}
 
 
@@ -72,6 +80,8 @@ class TuneConfig(Strict):
 
 
 def _check_distribution(key: str, given: Any) -> None:
+    if key in _OWN or key.split(".")[0] == "cluster":
+        raise ValueError(f"{key} cannot be searched over, a search sets it; see cost, evaluations and budgets_gib")
     names = ("choice", *_NUMBERS)
     if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in names:
         raise ValueError(

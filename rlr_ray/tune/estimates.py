@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
+from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import subject_of
@@ -23,6 +24,7 @@ class Estimates:
     def __init__(self, measure: Callable[[RunConfig], Probe]):
         self.measure = measure
         self.probes: dict[str, Probe] = {}
+        self.refused: dict[str, str] = {}  # why parts could not be measured
         self.factors: dict[str, float] = {}  # the most that a peak was above its prediction, and 1 at the least
 
     def peak_gib(self, run: RunConfig) -> float:
@@ -42,14 +44,31 @@ class Estimates:
     def _predicted(self, run: RunConfig) -> float:
         return self._probe(run).memory.peak(run.plan_shape, run.estimator.checkpoint_steps) / GIB
 
+    def prepare(self, runs: Iterable[RunConfig]) -> None:
+        """Measure the parts of these runs, and none from then on: a trial may hold all that measuring would need."""
+        for run in runs:
+            with suppress(UserError):  # which is kept for whoever asks for that run
+                self._probe(run)
+        self.measure = _too_late
+
     def _probe(self, run: RunConfig) -> Probe:
         parts = _parts_of(run)
+        if parts in self.refused:
+            raise UserError(self.refused[parts])
         if parts not in self.probes:
-            self.probes[parts] = self.measure(run)
+            try:
+                self.probes[parts] = self.measure(run)
+            except UserError as error:
+                self.refused[parts] = str(error)
+                raise
         return self.probes[parts]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"measure": None}  # a search that is resumed gives its own
+
+def _too_late(run: RunConfig) -> Probe:
+    raise UserError(
+        "what an update of this point needs was not measured before the search began; give keys that change the "
+        "model, adapter, sampler, reward or chunks as `choice`"
+    )
 
 
 @memory_errors()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from rlr_ray.config import RunConfig
@@ -13,6 +17,7 @@ from rlr_ray.tune.config import TuneConfig, base_values
 from rlr_ray.tune.estimates import Estimates, cost_of_update
 
 Point = dict[str, Any]  # value by key of the recipe
+_COMBINATIONS = 20_000  # at which to look for what must be measured
 
 
 class Points:
@@ -21,25 +26,43 @@ class Points:
     def __init__(self, config: TuneConfig, estimates: Estimates):
         self.config, self.estimates, self.base = config, estimates, base_values(config)
 
+    def prepare(self) -> None:
+        """Measure what updates of all points need: every combination of choices, and of the ends of the other keys."""
+        self.estimates.prepare(self._corners())
+
+    def _corners(self) -> Iterator[RunConfig]:
+        space = self.config.space
+        ends = [given["choice"] if "choice" in given else next(iter(given.values()))[:2] for given in space.values()]
+        for values in itertools.islice(itertools.product(*ends), _COMBINATIONS):
+            with suppress(UserError):  # such a point is left out when it is drawn
+                yield self._run(self._values(dict(zip(space, values, strict=True))))
+
     def run(self, point: Point, budget_gib: float, name: str) -> RunConfig:
         """The run of a point. Raises UserError if its keys do not go together, or if the cost allows no update."""
+        values = self._values(point)
+        values |= {"name": name, "output_dir": str(self.config.folder / "trials"), "memory_budget_gib": budget_gib}
+        updates = self._updates(self._run(values))
+        between = math.ceil(updates / self.config.evaluations)
+        put(values, "train.iterations", updates)
+        put(values, "evaluation.every", between)
+        put(values, "train.checkpoint_every", between)  # to stop and to copy at
+        return self._run(values)
+
+    def _values(self, point: Point) -> dict[str, Any]:
         values = copy.deepcopy(self.base)
         for key, value in point.items():
             put(values, key, value)
-        values |= {"name": name, "output_dir": str(self.config.folder / "trials"), "memory_budget_gib": budget_gib}
+        return values
+
+    def _run(self, values: dict[str, Any]) -> RunConfig:
         run = parse_config(values)
         check_reward(run)
         if run.estimator.preset == "auto":
             raise UserError("estimator.preset is 'auto', which chooses a plan; a search is to: name another preset")
-        updates = self._updates(run)
-        put(values, "train.iterations", updates)
-        put(values, "evaluation.every", updates // self.config.evaluations)
-        put(values, "train.checkpoint_every", updates // self.config.evaluations)  # to stop and to copy at
-        run = parse_config(values)
         return run.on(self.config.gpus) if run.cluster == "none" else run
 
     def _updates(self, run: RunConfig) -> int:
-        """As many as the cost allows, in equal parts between evaluations."""
+        """As many as the cost allows."""
         cost, parts = self.config.cost, self.config.evaluations
         if cost.denoiser_forwards is not None:
             allowed, each, unit = cost.denoiser_forwards, cost_of_update(run), "denoiser forwards"
@@ -51,4 +74,4 @@ class Points:
                 f"an update takes {each:.4g} {unit}, so {parts} evaluations with an update before each need "
                 f"{parts * each:.4g}; cost has {allowed:g}: raise it, or lower evaluations or train.chains"
             )
-        return int(allowed / each) // parts * parts
+        return int(allowed / each)

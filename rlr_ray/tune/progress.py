@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ray.tune import Callback
@@ -29,6 +30,11 @@ class Progress(Callback):
             self._say(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
         else:
             self._say(trial, f"failed: {str(trial.get_error()).strip().splitlines()[-1]}")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Ray Tune takes Ctrl-C for a search's end; here it ends all."""
+        if sys.exception() is None and any(trial.status not in ("TERMINATED", "ERROR") for trial in trials):
+            raise KeyboardInterrupt
 
     def _say(self, trial: Any, words: str) -> None:
         self.ended += 1

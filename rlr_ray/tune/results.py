@@ -68,7 +68,7 @@ def write_results(config: TuneConfig, rows: Sequence[Row]) -> list[Path]:
     """results.parquet, best.<budget>.yaml and TensorBoard's hparams. Returns the recipes."""
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
-    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in flat])
+    table = pyarrow.table({name: _column([row.get(name) for row in flat]) for name in names})
     replace_file(config.folder / "results.parquet", lambda part: pyarrow.parquet.write_table(table, part))
     _write_hparams(config.folder / "tensorboard", rows)
     return [_write_best(config, budget, row) for budget, row in best_rows(config, rows).items()]
@@ -77,6 +77,14 @@ def write_results(config: TuneConfig, rows: Sequence[Row]) -> list[Path]:
 def _flat(row: Row) -> Row:
     rest = {name: value for name, value in row.items() if name not in ("point", "run")}
     return {**rest, **{key: plain(value) for key, value in row["point"].items()}}
+
+
+def _column(cells: Sequence[Any]) -> Sequence[Any]:
+    """Numbers, or truths; else texts, also where a key's choices are of several kinds."""
+    kinds = {type(cell) for cell in cells if cell is not None}
+    if len(kinds) <= 1 or kinds == {int, float}:
+        return cells
+    return [None if cell is None else str(cell) for cell in cells]
 
 
 def plain(value: Any) -> Any:

@@ -6,9 +6,12 @@ import functools
 import json
 import logging
 import os
+import random
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
 import ray
 from ray import tune
 from ray.exceptions import RayTaskError
@@ -48,16 +51,24 @@ def search(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
     for name in ("execution.tune_controller", "tune", "logger.logger"):  # Progress tells of trials that fail
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    random.seed(config.seed)  # population based training draws from these two
+    numpy.random.seed(config.seed)
     base = parse_config(base_values(config))
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
         resources = _resources(config, base)
         points = Points(config, Estimates(functools.partial(_there, resources, measured_parts)))
         lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
+        say("measuring what an update of each kind of point needs")
+        points.prepare()
         rows: list[Row] = []
         trainable = tune.with_resources(trial, _place(config, base))
         for budget in sorted(config.budgets_gib):
             say(f"searching for {budget:g} GiB: {config.trials} trials")
-            rows += _search(config, base, points, budget, trainable, rows)
+            found = _search(config, base, points, budget, trainable, rows)
+            launched = sum(row["trial"] is not None for row in found)
+            if launched < config.trials:
+                say(f"{budget:g} GiB: only {launched} trials, since no further new point that fits was found")
+            rows += found
     return rows, lengths
 
 
@@ -70,7 +81,7 @@ def _resources(config: TuneConfig, base: RunConfig) -> Resources:
 
 def _there(resources: Resources, function: Callable[..., Any], run: RunConfig, *arguments: Any) -> Any:
     """What the function finds of a run in a process with such resources. Raises what it raised."""
-    task = ray.remote(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+    task = ray.remote(max_calls=1)(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
     try:
         return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), *arguments))
     except RayTaskError as error:
@@ -106,11 +117,12 @@ def _search(
     name, storage = f"{budget:g}", config.folder / "tune"
     filtered = storage / f"{name}.filtered.jsonl"
     storage.mkdir(parents=True, exist_ok=True)
-    if tune.Tuner.can_restore(str(storage / name)):
+    if any((storage / name).glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(storage / name), trainable=trainable, resume_errored=True)
     else:
+        shutil.rmtree(storage / name, ignore_errors=True)  # interrupted before it had a trial
         filtered.unlink(missing_ok=True)
-        earlier = [(row["point"], row["reward"]) for row in before if row["reward"] is not None]
+        earlier = [(row["point"], row["reward"]) for row in before if row["status"] in ("finished", "stopped early")]
         searcher = FittingSearch(config, points, budget, filtered, earlier)
         population = config.scheduler.name == "pbt"  # which Ray Tune lets no searcher guide
         tuner = tune.Tuner(
@@ -160,6 +172,15 @@ def _concurrent(base: RunConfig) -> int | None:
     return count
 
 
+def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:
+    point = mutated["launch"]["point"]
+    for key, given in config.space.items():
+        if "choice" not in given:
+            low, high = next(iter(given.values()))[:2]
+            point[key] = min(max(point[key], low), high)
+    return mutated
+
+
 def _scheduler(config: TuneConfig) -> TrialScheduler:
     """By the number of evaluations, between which every trial spends the same."""
     given, last = config.scheduler, config.evaluations
@@ -168,9 +189,10 @@ def _scheduler(config: TuneConfig) -> TrialScheduler:
         halving = {"grace_period": min(given.grace, last), "reduction_factor": given.reduction_factor}
         return ASHAScheduler(**common, **halving, max_t=last)
     if given.name == "pbt":
-        perturbed = {key: domain(values) for key, values in config.space.items()}
-        spans = {"burn_in_period": given.grace, "perturbation_interval": 1}
-        return PopulationBasedTraining(**common, **spans, hyperparam_mutations={"launch": {"point": perturbed}})
+        perturbed = {key: values.get("choice") or domain(values) for key, values in config.space.items()}
+        common |= {"burn_in_period": given.grace, "perturbation_interval": 1}
+        common |= {"hyperparam_mutations": {"launch": {"point": perturbed}}}
+        return PopulationBasedTraining(**common, custom_explore_fn=functools.partial(_within_bounds, config))
     if given.name == "hyperband":
         return HyperBandScheduler(**common, max_t=last, reduction_factor=given.reduction_factor)
     if given.name == "median":

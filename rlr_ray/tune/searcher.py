@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from rlr_ray.tune.config import Distribution, TuneConfig
 from rlr_ray.tune.points import Point, Points
 from rlr_ray.tune.trial import over_budget
 
+_MORE = 1.01  # than what it got at its peak is what a run asked for that was refused
+_PATIENCE = 20  # with a searcher that draws what it has drawn before
 _ATTEMPTS = 100  # to draw a point that fits, then the space is taken to hold no further one
 
 
@@ -44,7 +46,7 @@ class FittingSearch(Searcher):
         self.inner = Grid(config.space) if config.searcher == "grid" else _optuna(config, seed)
         super().__init__(metric=self.inner.metric, mode=self.inner.mode)
         self.config, self.points, self.budget_gib, self.filtered = config, points, budget_gib, filtered
-        self.launched: dict[str, tuple[str, dict[str, Any]]] = {}  # by trial: Optuna's name of it, and its run
+        self.launched: dict[str, tuple[str | None, Point, dict[str, Any]]] = {}  # by trial: its draw, point and run
         self.drawn = 0
         self.seen: set[str] = set()
         for point, reward in earlier:
@@ -53,23 +55,36 @@ class FittingSearch(Searcher):
                 self.inner.add_evaluated_point(point, reward)
 
     def suggest(self, trial_id: str) -> Any:
-        for _ in range(sys.maxsize if self.config.searcher == "grid" else _ATTEMPTS):
+        for attempt in range(sys.maxsize if self.config.searcher == "grid" else _ATTEMPTS):
             if len(self.launched) >= self.config.trials:
                 break
-            self.drawn += 1
-            draw = f"draw {self.drawn}"
-            point = self.inner.suggest(draw)
+            draw, point = self._draw(attempt)
             if point is None:
                 break
             found = self._run(point)
             if found is None:
-                self.inner.on_trial_complete(draw, error=True)
+                self._tell(draw, point, None)
                 continue
             run, peak = found
-            self.launched[trial_id] = draw, run
+            self.launched[trial_id] = draw, point, run
             launch = {"point": point, "run": run, "predicted_gib": peak, "folder": str(Path.cwd())}
-            return {"launch": launch}
+            return {"launch": launch | {"evaluations": self.config.evaluations}}
         return Searcher.FINISHED
+
+    def _draw(self, attempt: int) -> tuple[str | None, Point | None]:
+        """A point, and its name if it is Optuna's: that draws what it likes best again and again in a finite space."""
+        if attempt >= _PATIENCE and all("choice" in given for given in self.config.space.values()):
+            return None, next((point for point in grid(self.config.space) if _text(point) not in self.seen), None)
+        self.drawn += 1
+        draw = f"draw {self.drawn}"
+        return draw, self.inner.suggest(draw)
+
+    def _tell(self, draw: str | None, point: Point, result: dict[str, Any] | None) -> None:
+        """What came of a point; None if nothing did."""
+        if draw is not None:
+            self.inner.on_trial_complete(draw, result, error=result is None)
+        elif result is not None and self.config.searcher == "tpe":
+            self.inner.add_evaluated_point(point, result["reward"])
 
     def _run(self, point: Point) -> tuple[dict[str, Any], float] | None:
         """The point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
@@ -97,22 +112,23 @@ class FittingSearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._learn(trial_id, result)
-        if "reward" in result:
-            self.inner.on_trial_result(self.launched[trial_id][0], result)
+        draw, *_ = self.launched[trial_id]
+        if "reward" in result and draw is not None:
+            self.inner.on_trial_result(draw, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id not in self.launched:
             return
-        draw, run = self.launched[trial_id]
+        draw, point, run = self.launched[trial_id]
         over = over_budget(parse_config(run))
         self._learn(trial_id, result or {})
         failed = error or over is not None or not result or "reward" not in result
-        self.inner.on_trial_complete(draw, None if failed else result, error=failed)
+        self._tell(draw, point, None if failed else result)
 
     def _learn(self, trial_id: str, result: dict[str, Any]) -> None:
-        run = parse_config(self.launched[trial_id][1])
+        run = parse_config(self.launched[trial_id][2])
         over = over_budget(run)
-        peak = over["peak_gib"] if over else result.get("peak_gib")
+        peak = _MORE * over["peak_gib"] if over else result.get("peak_gib")
         if peak is not None:
             self.points.estimates.learn(run, peak)
 
@@ -133,6 +149,12 @@ def domain(given: Distribution) -> Any:
     return tune.choice(arguments) if name == "choice" else getattr(tune, name)(*arguments)
 
 
+def grid(space: Mapping[str, Distribution]) -> Iterator[Point]:
+    """Every point of a space of choices."""
+    for values in itertools.product(*(given["choice"] for given in space.values())):
+        yield dict(zip(space, values, strict=True))
+
+
 class Grid(Searcher):
     """Every point of a space of choices, once."""
 
@@ -141,10 +163,9 @@ class Grid(Searcher):
         self.space, self.given = space, 0
 
     def suggest(self, trial_id: str) -> Point | None:
-        points = itertools.product(*(given["choice"] for given in self.space.values()))
-        values = next(itertools.islice(points, self.given, None), None)
+        point = next(itertools.islice(grid(self.space), self.given, None), None)
         self.given += 1
-        return None if values is None else dict(zip(self.space, values, strict=True))
+        return point
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass

@@ -35,7 +35,7 @@ class Trial(tune.Trainable):
         enter(given["folder"])
         self.run = run_of(given)
         self.checkpoints = RunFolder(self.run).checkpoints
-        self.steps = Stepwise(lambda report: run_trial(self.run, report))
+        self.steps = Stepwise(lambda report: run_trial(self.run, given["evaluations"], report))
 
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = self.steps.next()
@@ -57,18 +57,19 @@ class Trial(tune.Trainable):
         self.checkpoints.adopt(Path(checkpoint_dir))
 
 
-def run_trial(config: RunConfig, report: Callable[[dict[str, Any]], None]) -> None:
+def run_trial(config: RunConfig, evaluations: int, report: Callable[[dict[str, Any]], None]) -> None:
     """Report at each evaluation. Raises OutOfMemory, and leaves its peak, if the run needs more than its budget."""
     known, folder = over_budget(config), RunFolder(config)
     if known is not None:
         raise OutOfMemory(known["words"], known["peak_gib"])
-    reporter = _Reporter(config, report)
+    reporter = _Reporter(config, evaluations, report)
     try:
         if not folder.holds_results:  # as it does if an interruption came before Ray Tune knew
             run = run_here if config.cluster == "none" else run_apart
             run(config, reporter)
     except OutOfMemory as error:
-        found = {"peak_gib": error.peak_gib, "words": str(error)}
+        # on CUDA the peak is of what it got, and it asked for more
+        found = {"peak_gib": max(error.peak_gib, config.memory_budget_gib or 0.0), "words": str(error)}
         folder.path.mkdir(parents=True, exist_ok=True)
         replace_file(folder.path / _OVER, lambda file: file.write_text(json.dumps(found), "utf-8"))
         raise
@@ -93,23 +94,27 @@ def over_budget(config: RunConfig) -> dict[str, Any] | None:
 class _Reporter:
     """Makes a result of each update's row that holds a held-out reward, but for the last update's: see `finish`."""
 
-    def __init__(self, config: RunConfig, report: Callable[[dict[str, Any]], None]):
+    def __init__(self, config: RunConfig, evaluations: int, report: Callable[[dict[str, Any]], None]):
         self.report = report
-        self.every, self.updates = config.evaluation.every, config.train.iterations
+        self.every, self.updates, self.evaluations = config.evaluation.every, config.train.iterations, evaluations
         self.cost = cost_of_update(config)
         self.peak: float | None = None
 
     def __call__(self, row: dict[str, Any]) -> None:
         self.peak = max(filter(None, (self.peak, row.get("peak_memory_gib"))), default=None)
-        if row.get("held_out_reward") is not None:
-            self._report(row["step"] + 1, row["held_out_reward"], row["held_out_reward_se"])
+        updates = row["step"] + 1
+        if row.get("held_out_reward") is not None and updates < self.updates:
+            assert self.every is not None
+            self._report(updates // self.every, updates, row["held_out_reward"], row["held_out_reward_se"])
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.peak = max(filter(None, (self.peak, summary["peak_memory_gib"])), default=None)
         facts = {name: summary[name] for name in ("gain", "gain_se", "judge_after", "theta_sha256")}
-        self._report(self.updates, summary["reward_after"], summary["reward_after_se"], facts | {"done": True})
+        after = summary["reward_after"], summary["reward_after_se"]
+        self._report(self.evaluations, self.updates, *after, facts | {"done": True})
 
-    def _report(self, updates: int, reward: float, error: float, facts: dict[str, Any] | None = None) -> None:
-        assert self.every is not None
-        result = {"reward": reward, "reward_se": error, "peak_gib": self.peak, "evaluation": updates // self.every}
-        self.report(result | {"updates": updates, "cost": updates * self.cost} | (facts or {}))
+    def _report(
+        self, evaluation: int, updates: int, reward: float, error: float, facts: dict[str, Any] | None = None
+    ) -> None:
+        result = {"evaluation": evaluation, "updates": updates, "cost": updates * self.cost}
+        self.report(result | {"reward": reward, "reward_se": error, "peak_gib": self.peak} | (facts or {}))

@@ -299,4 +299,6 @@ def test_a_population_goes_on_from_its_best(tmp_path: Path) -> None:
         scheduler={"name": "pbt"},
     )
     assert [row["status"] for row in rows] == ["finished"] * 2
+    assert any((tmp_path / "searched" / "tune" / "1").glob("pbt_policy_*"))  # Ray Tune's record of who took over whom
+    assert min(row["reward"] for row in rows) > -5  # a rate of 10 by itself ends at -7 and worse
     assert nothing_left()

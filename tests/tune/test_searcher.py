@@ -8,6 +8,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from rlr_ray.recipes import parse_config
 from rlr_ray.tune.config import load_tune_config
 from rlr_ray.tune.points import Points
 from rlr_ray.tune.searcher import FittingSearch
@@ -58,6 +61,30 @@ def test_points_of_a_smaller_budget_are_not_launched_again(tmp_path: Path) -> No
     for name in ("grid", "random", "tpe"):
         search = searcher(tmp_path, earlier=[({H: 1}, 0.5), ({H: 3}, 0.7)], space=space, searcher=name, trials=100)
         assert drawn(search) == [{H: 2}]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+def test_a_finite_space_is_searched_to_its_end(tmp_path: Path, name: str) -> None:
+    """Although TPE draws again and again what it likes best."""
+    space = {H: {"choice": [1, 2, 3]}, "seed": {"choice": list(range(8))}}
+    search, points = searcher(tmp_path, space=space, searcher=name, trials=24), []
+    for number in range(24):
+        points.append(search.suggest(str(number))["launch"]["point"])
+        search.on_trial_complete(str(number), {"reward": -abs(points[-1][H] - 2) - points[-1]["seed"]})
+    assert len({json.dumps(point) for point in points}) == 24
+    assert search.suggest("one more") == FittingSearch.FINISHED
+
+
+def test_a_trial_that_was_refused_at_its_budget_keeps_its_like_from_being_launched(tmp_path: Path) -> None:
+    """On CUDA the peak that is known is what it got, never more than the budget."""
+    search = searcher(tmp_path, 3.0, output_dir=str(tmp_path), space={H: {"choice": [2]}, "seed": {"randint": [0, 9]}})
+    run = parse_config(search.suggest("a")["launch"]["run"])
+    run.folder.mkdir(parents=True)
+    (run.folder / "over_budget.json").write_text('{"peak_gib": 3.0, "words": "no room"}')
+    search.on_trial_complete("a", error=True)
+    assert search.suggest("b") == FittingSearch.FINISHED
+    rows = [json.loads(line) for line in (tmp_path / "filtered.jsonl").read_text().splitlines()]
+    assert {row["why"] for row in rows} == {"needs 3.03 GiB"}
 
 
 def test_what_smaller_budgets_earned_guides_the_next_draws(tmp_path: Path) -> None:

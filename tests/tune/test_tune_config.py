@@ -62,6 +62,8 @@ def test_the_base_is_found_from_the_searchs_folder_and_its_keys_are_set(tmp_path
         ({"space": {"train.learning_rate": {"choice": []}}}, "allowed: a list"),
         ({"space": {"train.learning_rate": 3}}, "allowed: one of choice, uniform"),
         ({"space": {}}, "space"),
+        ({"space": {"train.iterations": {"choice": [1]}}}, "cannot be searched over, a search sets it"),
+        ({"space": {"cluster.worker.gpus": {"choice": [1]}}}, "cannot be searched over"),
         ({"cost": {}}, "one of denoiser_forwards and seconds"),
         ({"cost": {"seconds": 1, "denoiser_forwards": 1}}, "one of denoiser_forwards and seconds"),
         ({"budgets_gib": [0]}, "budgets_gib"),

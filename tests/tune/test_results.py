@@ -1,0 +1,88 @@
+"""What a search writes, and how it ends when it is interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from rlr_ray.errors import UserError
+from rlr_ray.recipes import load_config
+from rlr_ray.tune.command import _begin
+from rlr_ray.tune.config import TuneConfig, load_tune_config
+from rlr_ray.tune.progress import Progress
+from rlr_ray.tune.report import write_report
+from rlr_ray.tune.results import best_rows, filtered_row, write_results
+from tests.runs import small_run
+from tests.tune.test_tune_config import written
+
+K = "estimator.first_order_steps"
+
+
+def searched(folder: Path, **changes: Any) -> TuneConfig:
+    space = {K: {"choice": [1, 3, "all"]}, "train.max_grad_norm": {"choice": [None, 1.0]}}
+    config = load_tune_config(written(folder, space=space, output_dir=str(folder), **changes), [])
+    config.folder.mkdir(exist_ok=True)
+    return config
+
+
+def row(folder: Path, name: str, reward: float | None, peak: float | None, status: str, **point: Any) -> dict[str, Any]:
+    found = {"trial": name, "budget_gib": 1.0, "status": status, "feasible": status != "over budget", "why": ""}
+    found |= {"reward": reward, "reward_se": 0.1, "gain": reward, "gain_se": 0.1, "judge_after": None, "updates": 4}
+    found |= {"cost": 9.0, "evaluation": 4, "theta_sha256": "a", "peak_gib": peak, "predicted_gib": 0.1, "seconds": 1.0}
+    run = small_run(folder).model_dump(mode="json")
+    return found | {"run": run, "point": {K: 1, "train.max_grad_norm": None} | point}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [
+        row(folder, "low", 1.0, 0.5, "finished"),
+        row(folder, "high", 2.0, 2.0, "finished", **{K: "all"}),
+        row(folder, "cut", 3.0, 0.5, "stopped early", **{"train.max_grad_norm": 1.0}),
+        row(folder, "large", None, 1.5, "over budget"),
+        filtered_row(1.0, {"point": {K: 3, "train.max_grad_norm": None}, "predicted_gib": 3.0, "why": "needs 3 GiB"}),
+    ]
+
+
+def test_the_best_of_a_budget_fits_it_and_went_to_its_end(tmp_path: Path) -> None:
+    config = searched(tmp_path, budgets_gib=[0.1, 1.0, 4.0])
+    assert {budget: best["trial"] for budget, best in best_rows(config, rows(tmp_path)).items()} == {
+        1.0: "low",
+        4.0: "high",
+    }
+
+
+def test_choices_of_several_kinds_become_texts_and_all_is_written(tmp_path: Path) -> None:
+    config = searched(tmp_path)
+    (recipe,) = write_results(config, rows(tmp_path))
+    write_report(config, rows(tmp_path), {})
+    table = pyarrow.parquet.read_table(config.folder / "results.parquet").to_pylist()
+    assert [one[K] for one in table] == ["1", "all", "1", "1", "3"]
+    assert [one["reward"] for one in table] == [1.0, 2.0, 3.0, None, None]
+    assert load_config(str(recipe), []).memory_budget_gib == 1.0
+    assert "Plotly.newPlot" in (config.folder / "report.html").read_text()
+
+
+def test_an_interrupted_search_ends_instead_of_going_on_with_the_next_budget(tmp_path: Path) -> None:
+    progress = Progress(searched(tmp_path), 1.0)
+    ended = [SimpleNamespace(status="TERMINATED"), SimpleNamespace(status="ERROR")]
+    progress.on_experiment_end(ended)
+    with pytest.raises(KeyboardInterrupt):
+        progress.on_experiment_end([*ended, SimpleNamespace(status="RUNNING")])
+
+
+def test_a_changed_recipe_is_no_search_to_resume(tmp_path: Path) -> None:
+    config = searched(tmp_path)
+    _begin(config, resume=False, overwrite=False)
+    with pytest.raises(UserError, match="already holds a search"):
+        _begin(config, resume=False, overwrite=False)
+    _begin(config, resume=True, overwrite=False)
+    base = yaml.safe_load(Path(config.base).read_text())
+    Path(config.base).write_text(yaml.safe_dump(base | {"seed": 7}))
+    with pytest.raises(UserError, match="begun with another base"):
+        _begin(config, resume=True, overwrite=False)
+    _begin(config, resume=False, overwrite=True)
