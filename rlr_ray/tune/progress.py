@@ -29,7 +29,7 @@ class Progress(Callback):
         if over is not None:
             self._say(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
         else:
-            self._say(trial, f"failed: {str(trial.get_error()).strip().splitlines()[-1]}")
+            self._say(trial, "failed; results.parquet and report.html will say why")
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Ray Tune takes Ctrl-C for a search's end; here it ends all."""

@@ -27,7 +27,7 @@ from tests.tune.test_tune_config import ROOT, written
 
 H, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 SPACE = {H: {"choice": [1, 2, 3]}, SCALE: {"loguniform": [0.001, 1.0]}}
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = pytest.mark.ray
 long = pytest.mark.system  # minutes: `python -m pytest -m system tests/tune`
 
 
@@ -38,15 +38,31 @@ def searched(folder: Path, **changes: Any) -> TuneConfig:
     return config
 
 
-def nothing_left() -> bool:
-    """Whether no actor and no placement group is left, but for the coordinator that Ray keeps for all trainers."""
+def held() -> tuple[set[str], float]:
+    """Actors and placement groups that there are, but for the coordinator that Ray keeps for trainers; free CPUs."""
     import ray
 
+    actors = ray._private.state.actors().items()
+    groups = ray.util.placement_group_table().items()
+    names = {name for name, actor in actors if actor["State"] != "DEAD" and actor["Name"] != "AutoscalingCoordinator"}
+    names |= {name for name, group in groups if group["state"] != "REMOVED"}
+    return names, ray.available_resources().get("CPU", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def before(cluster: None) -> None:
+    """What tests of other modules left."""
+    BEFORE[:] = held()
+
+
+BEFORE: list[Any] = []
+
+
+def nothing_left() -> bool:
+    """Whether all that searches held is free again."""
     for _ in range(100):
-        actors = [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
-        groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-        all_free = ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
-        if all_free and not groups and all(actor["Name"] == "AutoscalingCoordinator" for actor in actors):
+        names, cpus = held()
+        if names <= BEFORE[0] and cpus >= BEFORE[1]:
             return True
         time.sleep(0.1)
     return False
