@@ -15,14 +15,6 @@ import numpy
 import ray
 from ray import tune
 from ray.exceptions import RayTaskError
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
 
 from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.launch import connected
@@ -37,7 +29,8 @@ from rlr_ray.tune.estimates import Estimates, measured_parts
 from rlr_ray.tune.points import Points
 from rlr_ray.tune.progress import Progress
 from rlr_ray.tune.results import Row, filtered_row, row_of
-from rlr_ray.tune.searcher import FittingSearch, domain
+from rlr_ray.tune.schedulers import scheduler_of
+from rlr_ray.tune.searcher import FittingSearch
 from rlr_ray.tune.trial import Trial
 
 
@@ -130,7 +123,7 @@ def _search(
             param_space={"launch": tune.grid_search(_all_points(searcher))} if population else {},
             tune_config=tune.TuneConfig(
                 search_alg=None if population else searcher,
-                scheduler=_scheduler(config),
+                scheduler=scheduler_of(config),
                 num_samples=1 if population else config.trials,
                 max_concurrent_trials=config.concurrent or _concurrent(base),
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -170,31 +163,3 @@ def _concurrent(base: RunConfig) -> int | None:
     while not missing_of(one * (count + 1), nodes):
         count += 1
     return count
-
-
-def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:
-    point = mutated["launch"]["point"]
-    for key, given in config.space.items():
-        if "choice" not in given:
-            low, high = next(iter(given.values()))[:2]
-            point[key] = min(max(point[key], low), high)
-    return mutated
-
-
-def _scheduler(config: TuneConfig) -> TrialScheduler:
-    """By the number of evaluations, between which every trial spends the same."""
-    given, last = config.scheduler, config.evaluations
-    common: dict[str, Any] = {"time_attr": "evaluation", "metric": "reward", "mode": "max"}
-    if given.name == "asha":
-        halving = {"grace_period": min(given.grace, last), "reduction_factor": given.reduction_factor}
-        return ASHAScheduler(**common, **halving, max_t=last)
-    if given.name == "pbt":
-        perturbed = {key: values.get("choice") or domain(values) for key, values in config.space.items()}
-        common |= {"burn_in_period": given.grace, "perturbation_interval": 1}
-        common |= {"hyperparam_mutations": {"launch": {"point": perturbed}}}
-        return PopulationBasedTraining(**common, custom_explore_fn=functools.partial(_within_bounds, config))
-    if given.name == "hyperband":
-        return HyperBandScheduler(**common, max_t=last, reduction_factor=given.reduction_factor)
-    if given.name == "median":
-        return MedianStoppingRule(**common, grace_period=given.grace, min_samples_required=2)
-    return FIFOScheduler()
