@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-from page import IMAGES, MACHINE, mean_se, read_json, table  # beside this file
+from page import IMAGES, MACHINE, mean_se, read_json, table  # beside this file, as the next one
+from tune import SEARCHES
+
+from rlr_ray.tune.config import load_tune_config
 
 LENGTH, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 Row = dict[str, Any]
@@ -41,9 +44,10 @@ def tune() -> str:
         return ""
     lengths, scales = _by(found["lengths"], LENGTH), _by(found["scales"], SCALE)
     _draw(lengths, scales, found["closed_form"])
+    config = load_tune_config(str(SEARCHES / "length.yaml"), [])
     return TUNE.format(
-        rate=0.03,
-        cost=28000,
+        rate=config.set["train.learning_rate"],
+        cost=config.cost.denoiser_forwards,
         seeds=len({row["seed"] for row in found["lengths"]}),
         machine=MACHINE,
         lengths=table(("h", "peak GiB", "updates", "gain"), [_row(h, rows) for h, rows in lengths.items()]),

@@ -37,9 +37,7 @@ class Reward:
         headers: dict[str, str] | None = None,
     ):
         self.url, self.timeout_s, self.concurrency, self.batch_size = url, timeout_s, concurrency, batch_size
-        again = Retry(
-            retries, backoff_factor=0.5, status_forcelist=[429, 502, 503, 504], allowed_methods=None, read=retries
-        )
+        again = Retry(retries, backoff_factor=0.5, status_forcelist=[429, 502, 503, 504], allowed_methods=None)
         self.session = requests.Session()
         self.session.headers.update(headers or {})
         for scheme in ("http://", "https://"):

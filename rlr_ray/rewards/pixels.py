@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,9 +11,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def prepared(
-    images: Tensor, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:  # [B, 3, size, size]
+def prepared(images: Tensor, size: int) -> Tensor:  # [B, 3, size, size]
     """Shorter side to `size` (bicubic, antialiased), centre crop, normalised, as CLIP's image processor does.
 
     images [B, 3, H, W] in [0, 1]. The processor also rounds pixels to 8 bits; here they stay as they are.
@@ -26,7 +22,7 @@ def prepared(
         new = (size * height // short, size * width // short)
         images = functional.interpolate(images, new, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = ((side - size) // 2 for side in images.shape[-2:])
-    return normalised(images[..., top : top + size, left : left + size], mean, std)
+    return normalised(images[..., top : top + size, left : left + size])
 
 
 def padded(images: Tensor, size: int) -> Tensor:  # [B, 3, size, size]
@@ -37,12 +33,12 @@ def padded(images: Tensor, size: int) -> Tensor:  # [B, 3, size, size]
         images = functional.interpolate(images, new, mode="bicubic", antialias=True).clamp(0, 1)
     high, wide = (size - side for side in images.shape[-2:])
     images = functional.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
-    return normalised(images, CLIP_MEAN, CLIP_STD)
+    return normalised(images)
 
 
-def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    means, stds = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (mean, std))
-    return (images - means[:, None, None]) / stds[:, None, None]
+def normalised(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device) for values in (CLIP_MEAN, CLIP_STD))
+    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def pictures(images: Tensor) -> list[Image.Image]:

@@ -49,7 +49,7 @@ def run_apart(config: RunConfig, report: Report) -> None:
             if isinstance(news, BaseException):
                 raise news
             report(news)
-    except EOFError as error:
+    except (EOFError, ConnectionError) as error:
         raise RuntimeError(f"the process of the run ended with exit status {child.wait()}") from error
     finally:
         here.close()  # which interrupts a run that has not ended

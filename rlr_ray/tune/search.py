@@ -160,6 +160,6 @@ def _concurrent(base: RunConfig) -> int | None:
     actors = base.cluster.rollouts.min_actors if base.plan_shape.has_zeroth_order else 0
     one = [bundle for role in bundles_of(base.cluster, actors) for bundle in role]
     count = 1
-    while not missing_of(one * (count + 1), nodes):
+    while one and not missing_of(one * (count + 1), nodes):
         count += 1
     return count

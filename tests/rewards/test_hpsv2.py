@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward
-from rlr_ray.rewards.pixels import CLIP_MEAN, CLIP_STD, normalised
+from rlr_ray.rewards.pixels import normalised
 from tests.rewards.open_clip import OpenClip
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_scores_are_open_clips_cosines(tmp_path: Path, reference: OpenClip, vers
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     ids = tokenizer(PROMPTS, padding=True, return_tensors="pt").input_ids
     ends = (ids == tokenizer.eos_token_id).int().argmax(1)
-    seen = functional.normalize(reference.visual(normalised(IMAGES, CLIP_MEAN, CLIP_STD)), dim=-1)
+    seen = functional.normalize(reference.visual(normalised(IMAGES)), dim=-1)
     read = functional.normalize(reference.text(ids, ends), dim=-1)
     found = reward(tmp_path, reference, version)(IMAGES, PROMPTS, [{}] * 3)
     torch.testing.assert_close(found, (seen * read).sum(-1).detach())

@@ -24,6 +24,7 @@ clean_up() {
     done
     if test -f "$work/sshd.pid"; then kill "$(cat "$work/sshd.pid")"; fi
     if test -n "${made_run_sshd:-}"; then rmdir /run/sshd; fi
+    # Ray's launcher keeps its ssh sockets under /tmp, whatever TMPDIR says
     rm -rf "$work" /tmp/ray_ssh_*/"$(printf %s "$name" | sha256sum | cut -c 1-10)"
     exit $status
 }
