@@ -73,8 +73,9 @@ def run(variant: str, rate: float, seed: int, base: list[str]) -> dict[str, Any]
     held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
     curve = {0: summary["reward_before"], **held_out, updates: summary["reward_after"]}
     kept = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
-    kept += ("judge_before", "judge_after", "seconds", "versions")
+    kept += ("seconds", "versions")
     row = {"variant": variant, "learning_rate": rate, "seed": seed, "curve": curve}
+    row |= {f"judge_{when}": summary["scores"]["digits_judge"][when] for when in ("before", "after")}
     return row | {name: summary[name] for name in kept}
 
 

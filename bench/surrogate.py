@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
     "surrogate alone": ["estimator={preset: surrogate, rest: none}"],
 }
 KEPT = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
-KEPT += ("judge_before", "judge_after", "surrogate", "seconds", "versions")
+KEPT += ("surrogate", "seconds", "versions")
 
 
 def run(variant: str, rate: float, seed: int) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def run(variant: str, rate: float, seed: int) -> dict[str, Any]:
     held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
     curve = {0: summary["reward_before"], **held_out, updates: summary["reward_after"]}
     row = {"variant": variant, "learning_rate": rate, "seed": seed, "curve": curve}
+    row |= {f"judge_{when}": summary["scores"]["digits_judge"][when] for when in ("before", "after")}
     row["correlations"] = [row.get("surrogate_correlation") for row in rows]
     row["weights"] = [row.get("half_order_weight") for row in rows]
     return row | {name: summary[name] for name in KEPT}

@@ -19,7 +19,7 @@ from rlr_ray.errors import UserError
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
-_FORMAT = 1  # of what a checkpoint holds; raise it when a key comes, goes or means something else
+_FORMAT = 2  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 
 
 class Checkpoints:

@@ -13,8 +13,39 @@ if TYPE_CHECKING:
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
     of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
-    for check in (*(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
+    for check in (_labels, _guards, *(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
         check(config)
+
+
+def _guards(config: RunConfig) -> None:
+    guards, every = config.guards, config.evaluation.every
+    if guards.kl_steps != "all" and guards.kl_steps < 1:
+        raise UserError(f"guards.kl_steps is {guards.kl_steps}; allowed: 1 to sampler.steps, or all")
+    watching = [key for key in ("kl_stop", "patience") if getattr(guards, key) is not None]
+    watching += ["keep"] if guards.keep == "best" else []
+    if watching and every is None:
+        raise UserError(
+            f"guards.{watching[0]} is set, but nothing is evaluated during the run; set evaluation.every, e.g. 10"
+        )
+    if guards.patience is not None and not config.evaluation.judges:
+        raise UserError(
+            "guards.patience waits for a judge to fall, and there is none; add evaluation.judges, rewards that are "
+            "never trained on"
+        )
+    if config.sampler.eta == 0 and (guards.kl_penalty or guards.kl_stop is not None):
+        raise UserError(
+            "sampler.eta is 0, so chains have no noise and their KL is infinite; set sampler.eta: 1, or leave out "
+            "guards.kl_penalty and guards.kl_stop"
+        )
+
+
+def _labels(config: RunConfig) -> None:
+    both = sorted(config.rewards.keys() & config.evaluation.judges.keys())
+    if both:
+        raise UserError(
+            f"{', '.join(both)} is both a reward and a judge; a judge tells whether a reward is gamed, so it must be "
+            "another one: give it a label and options of its own, {label: {name: ..., options: {...}}}"
+        )
 
 
 def _plan_owns_something(config: RunConfig) -> None:

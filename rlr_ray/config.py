@@ -13,6 +13,7 @@ from rlr_ray.checks import check_together
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.core.plan import Plan, PlanShape, Truncation
 from rlr_ray.presets import PRESETS, merge
+from rlr_ray.reward_config import Rewards, gathered
 from rlr_ray.strict import Strict
 
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -44,12 +45,6 @@ class SamplerConfig(Strict):
     eta: float = Field(1.0, ge=0, le=1)  # 1: ancestral sampling, 0: no noise
     guidance_scale: float = Field(5.0, ge=1)  # 1: no guidance
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-
-
-class RewardConfig(Strict):
-    name: str  # a file of rlr_ray/rewards, or module:name
-    differentiable: bool | None = None  # None: what the reward says of itself
-    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class SubChainConfig(Strict):
@@ -188,8 +183,26 @@ class TrainConfig(Strict):
 class EvaluationConfig(Strict):
     chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
     every: int | None = Field(None, ge=1)  # updates; None: only before and after
-    judge: RewardConfig | None = None  # a second opinion that is never trained on
+    judges: Rewards = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
     pictures: int = Field(20, ge=1)  # in the grids
+    clip: str | None = None  # folder or hub name of the CLIP whose features measure diversity; None: pixels do
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return gathered(given, "judge", "judges")
+
+
+class GuardsConfig(Strict):
+    """Against rewards that are gamed."""
+
+    kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
+    kl_steps: int | Literal["all"] = 2  # drawn each update, of which the penalty's gradient is taken
+    kl_stop: float | None = Field(None, gt=0)  # nats a chain, on held-out chains; beyond it the run ends
+    # Evaluations in a row at which the reward rises and a judge falls, beyond their errors, until the run ends
+    patience: int | None = Field(None, ge=1)
+    keep: Literal["last", "best"] = "last"  # what the run leaves; best: by the first judge, else by the reward
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
 
 
 class RunConfig(Strict):
@@ -201,11 +214,12 @@ class RunConfig(Strict):
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
     sampler: SamplerConfig = SamplerConfig()
-    reward: RewardConfig
+    rewards: Rewards = Field(min_length=1)  # by label; or one, as `reward`
     prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # a file or the prompts themselves
     estimator: EstimatorConfig = EstimatorConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     cluster: Literal["none"] | ClusterConfig = ClusterConfig()
     memory_budget_gib: float | None = Field(None, gt=0)  # of a process; a run that needs more ends, saying so
 
@@ -225,7 +239,18 @@ class RunConfig(Strict):
             estimator.sub_chain.count,
             estimator.truncation,
             estimator.surrogate is not None,
+            estimator.surrogate is None and self.mixed,
         )
+
+    @property
+    def differentiable(self) -> bool:
+        """True if every reward has a gradient."""
+        return all(reward.has_gradient for reward in self.rewards.values())
+
+    @property
+    def mixed(self) -> bool:
+        """True if some rewards have a gradient and some have none."""
+        return len(self.rewards) > 1 and len({reward.has_gradient for reward in self.rewards.values()}) > 1
 
     @property
     def guided(self) -> bool:
@@ -251,15 +276,22 @@ class RunConfig(Strict):
         size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpoint_steps
         pairs = self.estimator.zeroth_order.count if plans[0].zeroth_order else 0
         forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + 2 * pairs * plans[0].steps
-        return forwards, sum(size * plan.backwards for plan in plans)
+        compared = self.train.chains * self.compared_steps
+        return forwards + 2 * compared, sum(size * plan.backwards for plan in plans) + compared
+
+    @property
+    def compared_steps(self) -> int:
+        """Steps an update at which chains are compared with the base model's."""
+        steps = self.sampler.steps if self.guards.kl_steps == "all" else min(self.guards.kl_steps, self.sampler.steps)
+        return steps if self.guards.kl_penalty else 0
 
     @model_validator(mode="before")
     @classmethod
-    def _auto(cls, given: Any) -> Any:
-        """`estimator: auto` is short for its preset."""
+    def _short_forms(cls, given: Any) -> Any:
+        """`estimator: auto` is short for its preset, `reward` for `rewards` of one."""
         if isinstance(given, dict) and given.get("estimator") == "auto":
-            return given | {"estimator": {"preset": "auto"}}
-        return given
+            given = given | {"estimator": {"preset": "auto"}}
+        return gathered(given, "reward", "rewards")
 
     @model_validator(mode="after")
     def _works_together(self) -> RunConfig:

@@ -89,8 +89,16 @@ def describe_results(folder: RunFolder) -> str:
         f"held-out reward {summary['reward_before']:.3f} -> {summary['reward_after']:.3f}: "
         f"gain {summary['gain']:.3f} +- {summary['gain_se']:.3f} (standard error over paired seeds)",
     ]
-    if summary["judge_before"] is not None:
-        lines.append(f"judge {summary['judge_before']:.3f} -> {summary['judge_after']:.3f} (never trained on)")
+    for label, scores in summary["scores"].items():
+        if len(summary["scores"]) > 1:
+            kind = "judge (never trained on)" if label in summary["judges"] else "reward"
+            change = (
+                f"{scores['before']:.3f} -> {scores['after']:.3f}: {scores['gain']:+.3f} +- {scores['gain_se']:.3f}"
+            )
+            lines.append(f"{kind} {label} {change}")
+    lines.append(f"KL to the base model {summary['kl']:.3g} nats a chain")
+    lines += [f"stopped {summary['stopped']}"] if summary["stopped"] else []
+    lines += [f"warning: {summary['gamed']}"] if summary["gamed"] and not summary["stopped"] else []
     surrogate = summary["surrogate"]
     if surrogate is not None:
         lines.append(

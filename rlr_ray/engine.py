@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rlr_ray.memory import memory_errors
 from rlr_ray.models import load_model, module_bytes
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
+from rlr_ray.rewards.mixture import Mixture, Standard
 from rlr_ray.surrogate import OnlineSurrogate
 
 
@@ -38,6 +40,7 @@ class RolloutRequest:
     theta: Tensor  # [P]
     directions: Directions
     coefficient: float = 0.0  # of the surrogate
+    standards: Sequence[Standard] = ()  # of the rewards
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_reward(config: RunConfig) -> None:
-    """Raise UserError if the reward is not known, or if first order would pass through a black box."""
-    reward, surrogate = config.reward, config.estimator.surrogate
-    differentiable = is_differentiable(reward.name, reward.differentiable)
+    """Raise UserError if a reward is not known, or if first order would pass through black boxes alone."""
+    surrogate = config.estimator.surrogate
+    black_box = [label for label, reward in config.rewards.items() if not reward.has_gradient]
     if config.estimator.preset == "auto":  # there is no plan yet
         return
     if surrogate is not None and surrogate.name != "online" and not is_differentiable(surrogate.name):
@@ -71,25 +74,28 @@ def check_reward(config: RunConfig) -> None:
             f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order passes "
             "through the surrogate; allowed: 'online' or a differentiable reward; set estimator.surrogate.name: online"
         )
-    if surrogate is None and config.plan_shape.first_order_steps and not differentiable:
+    if surrogate is None and config.plan_shape.first_order_steps and len(black_box) == len(config.rewards):
         raise UserError(
-            f"reward {reward.name!r} is black-box (differentiable: false), but estimator.first_order_steps is "
-            f"{config.estimator.first_order_steps}; set estimator.first_order_steps: 0, estimator.preset: surrogate, "
-            "or reward.differentiable: true if it is made of torch operations"
+            f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
+            f"estimator.first_order_steps is {config.estimator.first_order_steps}; set estimator.first_order_steps: 0, "
+            "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
         )
 
 
 class Engine:
-    """Model, reward, prompts and schedule of one run, on one device."""
+    """Model, rewards, prompts and schedule of one run, on one device.
 
-    def __init__(self, config: RunConfig):
+    `built`: rewards by label that are elsewhere already.
+    """
+
+    def __init__(self, config: RunConfig, built: Mapping[str, Callable[..., Tensor]] = MappingProxyType({})):
         torch.set_num_threads(config.threads)
         check_reward(config)
-        self.config = config
+        self.config, self.built = config, built
         self.device = pick_device(config.device)
         self.prompts = load_prompts(config.prompts)
         self.model = load_model(config.model, config.adapter, config.sampler, self.device)
-        self.reward = load_reward(config.reward.name, config.reward.options, self.device)
+        self.rewards = Mixture(config.rewards, self.device, built)
         surrogate = config.estimator.surrogate
         self.surrogate_reward = None
         if surrogate is not None and surrogate.name != "online":
@@ -128,7 +134,8 @@ class Engine:
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
-        return self.model.weights() + module_bytes(self.reward) + module_bytes(self.surrogate_reward)
+        rewards = (*self.rewards.rewards.values(), self.surrogate_reward)
+        return self.model.weights() + sum(map(module_bytes, rewards))
 
     def groups(self) -> Tensor:  # [B]
         """Which chains of an update share a baseline."""
@@ -158,11 +165,19 @@ class Engine:
         starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
 
-        def objective(latents: Tensor) -> Tensor:
-            return score(self.reward, self.model.decode(latents), texts, metadata, self.config.reward.name)
+        def parts(latents: Tensor) -> Tensor:  # [m, B]
+            return self.rewards.parts(self.rewards.scores(self.model.decode(latents), texts, metadata))
 
         x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
-        return Chains(x_start, noise, self.model.encode(texts), objective, self._surrogate(texts, metadata))
+        return Chains(
+            x_start,
+            noise,
+            self.model.encode(texts),
+            lambda latents: parts(latents).sum(0),
+            self._surrogate(texts, metadata),
+            parts,
+            self.rewards.black_box if self.config.mixed else (),
+        )
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""
@@ -174,6 +189,7 @@ class Engine:
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
+        self.rewards.standards, before = list(request.standards), self.rewards.invalid
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(
@@ -185,7 +201,8 @@ class Engine:
             directions.to(self.device),
             request.directions.step_size,
         )
-        return RolloutResult(indices, plus.tolist(), minus.tolist())
+        invalid, self.rewards.invalid = self.rewards.invalid - before, before  # counted where the result is
+        return RolloutResult(indices, plus.tolist(), minus.tolist(), invalid)
 
     def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
         return [(self.config.seed, "direction", step, index) for index in indices]
@@ -194,6 +211,7 @@ class Engine:
         """The zeroth-order term, its directions rebuilt from their seeds and summed in the order of their indices."""
         ordered = sorted(results, key=lambda result: result.indices.start)
         indices = [index for result in ordered for index in result.indices]
+        self.rewards.invalid += sum(result.invalid for result in ordered)
         return zeroth_order(
             request.directions,
             [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],

@@ -1,54 +1,124 @@
-"""Held-out rewards: the same seeds and prompts every time, so that differences are paired."""
+"""Held-out chains: the same seeds and prompts every time, so that differences are paired."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from rlr_ray.core.chain import sample_chain
+from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.divergence import chain_divergence
 from rlr_ray.engine import Engine
-from rlr_ray.rewards import load_reward, score
+from rlr_ray.rewards.clip import Clip, load_clip
+from rlr_ray.rewards.mixture import Mixture
+
+_COMPARED = 32  # chains at least whose divergence is measured, which takes as long as to sample them
+
+Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W] -> [B, D]
+Distance = Callable[[Tensor], Tensor]  # features [n, D] -> of each pair
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    rewards: Tensor  # [n]
-    judge: Tensor | None  # [n]
+    """What held-out chains at one theta are like."""
+
+    scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
     images: Tensor  # [pictures, 3, H, W] in [0, 1]
+    divergence: Tensor  # nats from the base model's chains, of the first chains
+    diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
+    invalid: int = 0  # scores that were not finite and replaced
+
+    def of(self, rewards: Mixture) -> Tensor:  # [n]
+        """What is maximised."""
+        return rewards.parts(torch.stack([self.scores[label] for label in rewards.labels])).sum(0)
 
 
 @torch.no_grad()
 def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
     """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them."""
     config, size = engine.config.evaluation, engine.config.train.chunk_size
-    judge = config.judge and load_reward(config.judge.name, config.judge.options, engine.device)
-    rewards, verdicts, images = [], [], []
+    judges = Mixture(config.judges, engine.device, engine.built)
+    features_of, distance = image_features(config.clip, engine.device)
+    engine.rewards.taken()
+    found: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
+    images, divergences, features, shown = [], [], [], []
     for first in range(0, config.chains, size):
         indices = range(first, min(first + size, config.chains))
-        pictures = sample_images(engine, theta, indices)
+        trajectory, pictures = sample_images(engine, theta, indices)
         _, prompts = engine.held_out(indices)
-        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        rewards.append(score(engine.reward, pictures, texts, metadata, engine.config.reward.name).cpu())
-        if config.judge and judge:
-            verdicts.append(score(judge, pictures, texts, metadata, config.judge.name).cpu())
+        arguments = (pictures, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+        for mixture in (engine.rewards, judges):
+            for label, row in zip(mixture.labels, mixture.scores(*arguments) if mixture.labels else (), strict=True):
+                found[label].append(row.cpu())
+        if first < _COMPARED:
+            divergences.append(_divergence(engine, theta, trajectory))
+        features.append(features_of(pictures).cpu())
+        shown += [prompt.text for prompt in prompts]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
-    return Evaluation(torch.cat(rewards), torch.cat(verdicts) if verdicts else None, torch.stack(images))
+    return Evaluation(
+        {label: torch.cat(rows) for label, rows in found.items()},
+        torch.stack(images),
+        torch.cat(divergences),
+        diversity(torch.cat(features), shown, distance),
+        engine.rewards.taken()[0] + judges.taken()[0],
+    )
+
+
+def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
+    base = engine.model.initial_theta
+    if torch.equal(theta, base):
+        return torch.zeros(trajectory.latents.shape[1])
+    return chain_divergence(engine.model, theta, base, engine.model.schedule, trajectory).cpu()
+
+
+def image_features(clip: str | None, device: torch.device) -> tuple[Features, Distance]:
+    """What images [B, 3, H, W] are compared by, and how far apart two are.
+
+    CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
+    their mean squared difference.
+    """
+    if clip is not None:
+        model = Clip(*load_clip(clip, "evaluation.clip")).to(device)
+        return model.image_features, lambda features: torch.pdist(features).square() / 2
+
+    def pixels(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        return adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
+
+    return pixels, lambda features: torch.pdist(features) / math.sqrt(features.shape[1])
+
+
+def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float:
+    """Mean distance between features [n, D] of the same prompt; nan if no prompt has two."""
+    distances = []
+    for prompt in dict.fromkeys(prompts):
+        own = features[[i for i, other in enumerate(prompts) if other == prompt]]
+        if len(own) > 1:
+            distances.append(distance(own))
+    return float(torch.cat(distances).mean()) if distances else float("nan")
 
 
 @torch.no_grad()
-def sample_images(engine: Engine, theta: Tensor, indices: range) -> Tensor:  # [B, 3, H, W]
-    """Images of held-out chains at theta [P]."""
+def sample_images(engine: Engine, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:  # [B, 3, H, W]
+    """Held-out chains at theta [P] and their images."""
     chains = engine.held_out_chains(indices)
-    latents = sample_chain(
-        engine.model, theta, engine.model.schedule, chains.x_start, chains.noise, chains.conditioning
-    ).latents
-    return engine.model.decode(latents[-1])
+    start = (chains.x_start, chains.noise, chains.conditioning)
+    trajectory = sample_chain(engine.model, theta, engine.model.schedule, *start)
+    return trajectory, engine.model.decode(trajectory.latents[-1])
 
 
-def paired_gain(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Mean gain and its standard error, from paired rewards [n]."""
-    gain = (after - before).double()
-    return float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
+def standardise(engine: Engine) -> None:
+    """Have the rewards that are to be standardised by the base model's held-out chains be so."""
+    if any(engine.rewards.normalized):
+        before = evaluate(engine, engine.model.initial_theta)
+        engine.rewards.standardise(torch.stack([before.scores[label] for label in engine.rewards.labels]))
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Of values [n]: their mean and its standard error. Of paired differences: the gain and its."""
+    values = values.double()
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

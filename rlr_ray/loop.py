@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient
+from rlr_ray.core.divergence import noisy_steps
+from rlr_ray.core.gradient import Chains, GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.plan import Plan
+from rlr_ray.core.seeds import permutation
 from rlr_ray.engine import Engine, RolloutRequest, Rollouts
 from rlr_ray.memory import MemoryBudget, memory_errors
 from rlr_ray.recorder import Recorder
@@ -56,7 +58,7 @@ def train(
     """
     config = engine.config
     folder = RunFolder(config)
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
     online = engine.online_surrogate()
     saved = _saved(folder, process, engine.device, say)
     if saved:
@@ -65,20 +67,40 @@ def train(
             online.load_state_dict(saved["online_surrogate"])
     if saved and process.leads:
         say(f"going on from update {state.step}")
-    results = Results(engine, folder, state.initial_theta) if process.leads else None
+    results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
+    _share_standards(engine, process)
     recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
-    learned = lambda: {} if online is None else {"online_surrogate": online.state_dict()}  # noqa: E731
+
+    def whole() -> dict[str, Any]:
+        learned = {} if online is None else {"online_surrogate": online.state_dict()}
+        return state.state_dict() | learned | (results.state_dict() if results else {})
+
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
-    while state.step < config.train.iterations:
+    stopped = _agreed(results is not None and results.stopped, process, engine.device)
+    while state.step < config.train.iterations and not stopped:
         row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
         row |= {} if peak is None else {"peak_memory_gib": peak}
-        if recorder is not None and results is not None:
-            if _due(state.step, config.evaluation.every, config.train.iterations):
-                row |= results.measure(state.theta.detach())
-            recorder.add(row, lambda: state.state_dict() | learned())
+        if _due(state.step, config.evaluation.every, config.train.iterations):
+            row |= results.measure(state.step, state.kept) if results else {}
+            stopped = _agreed(results is not None and results.stopped, process, engine.device)
+        if recorder is not None:
+            recorder.add(row, whole, last=stopped or state.step == config.train.iterations)
         report(row)
     if recorder is not None and results is not None:
-        results.finish(state.theta.detach(), recorder.metrics, process.ran_on)
+        results.finish(state.kept, recorder.metrics, process.ran_on)
+
+
+def _share_standards(engine: Engine, process: Process) -> None:
+    """Have every process standardise rewards as the leading one does."""
+    if any(engine.rewards.normalized):
+        own = torch.tensor(engine.rewards.standards, dtype=torch.float64, device=engine.device)
+        shared = process.reduce(own if process.leads else torch.zeros_like(own))
+        engine.rewards.standards = [(mean, deviation) for mean, deviation in shared.tolist()]
+
+
+def _agreed(stopped: bool, process: Process, device: torch.device) -> bool:
+    """Whether the leading process says so."""
+    return bool(process.reduce(torch.tensor(float(stopped and process.leads), device=device)))
 
 
 def _saved(folder: RunFolder, process: Process, device: torch.device, say: Say) -> dict[str, Any] | None:
@@ -104,7 +126,8 @@ def update(
     config, step, theta = engine.config, state.step, state.theta.detach()
     coefficient = state.coefficient()  # this update's chains have no say in it
     plans = engine.plans(step, state.place_weights(config.sampler.steps), surrogate=coefficient != 0)
-    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient)
+    standards = tuple(engine.rewards.standards)
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient, standards)
     zeroth = config.estimator.zeroth_order
     count = zeroth.count if plans[0].zeroth_order else 0
     batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
@@ -117,11 +140,13 @@ def update(
         engine.groups(),
         lambda: None if batch is None else engine.zeroth_order(request, batch.results),
         checkpoint_steps=config.estimator.checkpoint_steps,
+        penalty=_penalty(engine, step),
         reduce=process.reduce,
     )
     weights = state.weights(estimate.terms, residual=plans[0].residual)
     state.note_place(plans[0], estimate)
     row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
+    row |= _reward_columns(engine, estimate, process)
     if config.estimator.surrogate is not None:
         row["surrogate_coefficient"] = coefficient
         row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
@@ -129,6 +154,27 @@ def update(
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
+
+
+def _penalty(engine: Engine, step: int) -> Penalty | None:
+    """What this update's chains pay for their divergence, at steps drawn evenly from all that have noise."""
+    config, steps = engine.config, noisy_steps(engine.model.schedule)
+    if not config.compared_steps:
+        return None
+    drawn = permutation(len(steps), config.seed, "penalty", step)[: config.compared_steps]
+    return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
+
+
+def _reward_columns(engine: Engine, estimate: GradientEstimate, process: Process) -> dict[str, Any]:
+    """Each of several rewards alone, as it is; time spent in them, and images whose score was replaced."""
+    rewards, columns = engine.rewards, {}
+    if len(rewards.labels) > 1:
+        means = rewards.scores_of(estimate.parts).mean(1).tolist()
+        columns = {f"reward_{label}_mean": mean for label, mean in zip(rewards.labels, means, strict=True)}
+    invalid, columns["reward_s"] = rewards.taken()
+    if rewards.replaces:
+        columns["reward_invalid"] = int(process.reduce(torch.tensor(float(invalid), device=engine.device)))
+    return columns
 
 
 def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:
@@ -185,6 +231,8 @@ def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, f
         "reward_std": float(estimate.rewards.std()),
         "plan": str(plan),
     }
+    if estimate.divergence is not None:
+        row["kl"] = estimate.divergence
     for name, term in estimate.terms.items():
         row[f"{name}_norm"] = float(term.gradient.norm())
         row[f"{name}_variance"] = term.variance

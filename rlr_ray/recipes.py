@@ -109,6 +109,8 @@ def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
+        if part not in model.model_fields:  # a label: `model` is what its dictionary holds
+            continue
         annotation = model.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))

@@ -22,11 +22,11 @@ class Recorder:
         self.metrics = MetricsLog(folder.path, rows)
         self.behind = False  # something was due and is not on disk
 
-    def add(self, row: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Record an update, and the state after it if one is due."""
+    def add(self, row: dict[str, Any], state: Callable[[], dict[str, Any]], *, last: bool) -> None:
+        """Record an update, and the state after it if one is due, as it is after the last."""
         self.metrics.add(row)
         done = row["step"] + 1
-        if done == self.train.iterations:
+        if last:
             with disk_errors():
                 self._write(done, state())
             return

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import statistics
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.disk import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 from rlr_ray.engine import Engine
-from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
+from rlr_ray.evaluate import Evaluation, evaluate, mean_and_error
+from rlr_ray.guards import Guards
 from rlr_ray.metrics import MetricsLog
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.run_folder import RunFolder
@@ -28,9 +30,22 @@ _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 class Results:
     """Measures held-out chains before, during and after, and writes what came of it."""
 
-    def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor):
+    def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor, saved: Mapping[str, Any] | None):
         self.engine, self.folder = engine, folder
         self.before = self._before(initial_theta)
+        rewards, config = engine.rewards, engine.config
+        rewards.standardise(torch.stack([self.before.scores[label] for label in rewards.labels]))
+        self.guards = Guards(config.guards, rewards, list(config.evaluation.judges), self.before, initial_theta)
+        if saved:
+            self.guards.load_state_dict(saved["guards"])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is to end before its time."""
+        return self.guards.stopped is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"guards": self.guards.state_dict()}
 
     def _before(self, theta: Tensor) -> Evaluation:
         """The evaluation at the start, measured once and kept for a resumed run; measured again if it is damaged."""
@@ -44,34 +59,56 @@ class Results:
             save_sealed(file, vars(before))
         return before
 
-    def measure(self, theta: Tensor) -> dict[str, float]:
-        """Mean held-out reward at theta and its standard error, as columns of an update's row."""
-        mean, error = _mean_and_error(evaluate(self.engine, theta).rewards)
-        return {"held_out_reward": mean, "held_out_reward_se": error}
+    def measure(self, update: int, theta: Tensor) -> dict[str, float]:
+        """What held-out chains at theta are like after so many updates, as columns of an update's row."""
+        found = evaluate(self.engine, theta)
+        self.guards.note(update, found, theta)
+        return self._columns(found)
+
+    def _columns(self, found: Evaluation) -> dict[str, float]:
+        """Means and standard errors: of what is maximised, and of each reward and judge where there are several."""
+        measured = {"held_out_reward": found.of(self.engine.rewards), "held_out_kl": found.divergence}
+        measured |= {f"held_out_{label}": scores for label, scores in found.scores.items() if len(found.scores) > 1}
+        columns = {"diversity": found.diversity, "held_out_invalid": found.invalid}
+        for name, values in measured.items():
+            columns[name], columns[f"{name}_se"] = mean_and_error(values)
+        return columns
 
     def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
         """Write the metrics, the adapter, the pictures and, last of all, the summary. Done again, all are the same."""
-        after = evaluate(self.engine, theta)
+        after, updates = evaluate(self.engine, theta), len(metrics.rows)
+        if not self.stopped:
+            self.guards.note(updates, after, theta)
+        best = self.guards.best
+        if self.engine.config.guards.keep == "best" and best.update != updates:
+            theta, updates = best.theta.to(theta), best.update
+            after = evaluate(self.engine, theta)
         with disk_errors():
             metrics.save()
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
-            self._save_pictures(after, metrics.rows)
-            self.folder.save_summary(self._summary(after, theta, metrics.rows, adapter, ran_on))
+            self._save_pictures(after, metrics.rows, updates)
+            self.folder.save_summary(self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept": updates})
 
     def _summary(
         self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
     ) -> dict[str, Any]:
-        before = self.before
-        gain, gain_se = paired_gain(before.rewards, after.rewards)
+        before, rewards = self.before.of(self.engine.rewards), after.of(self.engine.rewards)
+        gain, gain_se = mean_and_error(rewards - before)
+        mean, error = mean_and_error(rewards)
         return {
             "name": self.engine.config.name,
-            "reward_before": float(before.rewards.mean()),
-            "reward_after": float(after.rewards.mean()),
-            "reward_after_se": _mean_and_error(after.rewards)[1],
+            "reward_before": float(before.mean()),
+            "reward_after": mean,
+            "reward_after_se": error,
             "gain": gain,
             "gain_se": gain_se,
-            "judge_before": None if before.judge is None else float(before.judge.mean()),
-            "judge_after": None if after.judge is None else float(after.judge.mean()),
+            "scores": _scores(self.before, after),
+            "judges": list(self.engine.config.evaluation.judges),
+            "kl": mean_and_error(after.divergence)[0],
+            "diversity": [None if math.isnan(found.diversity) else found.diversity for found in (self.before, after)],
+            "stopped": self.guards.stopped,
+            "gamed": self.guards.warning,
+            "best_update": self.guards.best.update,
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
             "surrogate": _surrogate(rows),
@@ -89,12 +126,12 @@ class Results:
             "versions": versions(),
         }
 
-    def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]]) -> None:
+    def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]], updates: int) -> None:
         samples, before = self.folder.samples, self.before
         seeds, prompts = self.engine.held_out(range(len(after.images)))
         texts = [prompt.text for prompt in prompts]
         save_grid(samples / "after.png", after.images)
-        titles = [f"reward {float(run.rewards.mean()):.3g}" for run in (before, after)]
+        titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
         save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
         chains = [{"prompt": text, "seed": seed} for text, seed in zip(texts, seeds, strict=True)]
         replace_file(
@@ -102,16 +139,25 @@ class Results:
         )
         held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
         errors = {row["step"] + 1: row["held_out_reward_se"] for row in rows if row["step"] + 1 in held_out}
-        points = {0: _mean_and_error(before.rewards), **{step: (held_out[step], errors[step]) for step in held_out}}
-        save_reward_curve(
-            self.folder.path / "reward_curve.png", rows, points | {len(rows): _mean_and_error(after.rewards)}
-        )
+        first, last = (mean_and_error(run.of(self.engine.rewards)) for run in (before, after))
+        points = {0: first, **{step: (held_out[step], errors[step]) for step in held_out}, updates: last}
+        save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
 
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a run's numbers may depend on."""
     installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
+
+
+def _scores(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
+    """Each reward and judge by label, as it is."""
+    found = {}
+    for label, scores in before.scores.items():
+        gain, error = mean_and_error(after.scores[label] - scores)
+        means = {"before": float(scores.mean()), "after": float(after.scores[label].mean())}
+        found[label] = means | {"gain": gain, "gain_se": error}
+    return found
 
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -130,7 +176,3 @@ def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
         "correlation": statistics.median(row["surrogate_correlation"] for row in last),
         "share_of_updates": statistics.mean(row["surrogate_coefficient"] != 0 for row in rows),
     }
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

@@ -17,7 +17,7 @@ from rlr_ray.core.terms import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.errors import UserError
 
-_STATISTICS = ("step", "signals", "guides", "guided", "half_order_rows", "place_norms", "agreement")
+_STATISTICS = ("step", "signals", "guides", "guided", "half_order_rows", "place_norms", "agreement", "average")
 _ROWS_PER_UPDATE = 4  # half-order gradients kept of an update: means over quarters of its chunks
 _ROWS_PER_COMPONENT = 4  # and of all updates: so many newest for each principal component
 
@@ -25,7 +25,7 @@ _ROWS_PER_COMPONENT = 4  # and of all updates: so many newest for each principal
 class TrainState:
     """One run's state; `update` is one step of AdamW on the weighted sum of the terms, upwards."""
 
-    def __init__(self, theta: Tensor, train: TrainConfig, estimator: EstimatorConfig):
+    def __init__(self, theta: Tensor, train: TrainConfig, estimator: EstimatorConfig, averaging: float | None = None):
         self.step = 0  # updates done
         self.initial_theta = theta.clone()
         self.theta = torch.nn.Parameter(theta.clone())
@@ -39,6 +39,19 @@ class TrainState:
         self.half_order_rows: list[Tensor] = []  # the newest half-order gradients [P], of parts of updates
         self.place_norms: dict[int, float] = {}  # first step of a sub-chain -> smoothed norm of its gradient
         self.agreement: list[Moments] = []  # of surrogate and reward in the last updates
+        self.average = self.initial_theta if averaging else None  # moving average of theta
+        self.averaging = averaging
+
+    @property
+    def kept(self) -> Tensor:  # [P]
+        """What is evaluated and left: theta, or its moving average."""
+        return self.theta.detach() if self.average is None else self.average
+
+    def _average(self) -> None:
+        """Follow theta, closely at first, as diffusers' EMAModel does."""
+        if self.average is not None and self.averaging is not None:
+            decay = min(self.averaging, (1 + self.step) / (10 + self.step))
+            self.average = decay * self.average + (1 - decay) * self.theta.detach()
 
     def directions(self) -> Directions:
         """Where this update's perturbations are drawn. Guided ones lie in a span that earlier updates left:
@@ -164,6 +177,7 @@ class TrainState:
             torch.nn.utils.clip_grad_norm_([self.theta], self.train.max_grad_norm)
         self.optimizer.step()
         self.step += 1
+        self._average()
         return norm
 
     def state_dict(self) -> dict[str, Any]:

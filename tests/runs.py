@@ -14,6 +14,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.presets import merge
 from rlr_ray.recipes import parse_config
 
+TIMED = ("seconds", "rollouts_per_s", "reward_s")  # columns of an update that do not repeat
 RECIPE: dict[str, Any] = {
     "name": "short",
     "model": {"name": "digits"},
@@ -66,7 +67,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """All of a finished run that repeats."""
     summary = json.loads((folder / "summary.json").read_text())
     rows = pyarrow.parquet.read_table(folder / "metrics.parquet").to_pylist()
-    for timed in ("seconds", "rollouts_per_s"):
+    for timed in TIMED:
         summary.pop(timed, None)
         for row in rows:
             row.pop(timed)

@@ -45,7 +45,7 @@ def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "held-out reward" in said and "before_after.png" in said and "judge" not in said
     summary = json.loads(Path("runs/short/summary.json").read_text())
-    assert -0.8 < summary["reward_before"] < 0 and summary["judge_before"] is None
+    assert -0.8 < summary["reward_before"] < 0 and not summary["judges"]
 
 
 def test_an_adapter_that_diffusers_does_not_load_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

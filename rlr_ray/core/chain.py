@@ -12,7 +12,8 @@ from torch import Tensor
 from rlr_ray.core.schedule import Schedule
 
 Conditioning = Mapping[str, Tensor]  # each [B, ...]
-Objective = Callable[[Tensor], Tensor]  # last latent [B, C, H, W] -> reward [B], higher is better
+# Last latent [B, C, H, W] -> reward [B], higher is better; or the parts of which it is the sum [m, B].
+Objective = Callable[[Tensor], Tensor]
 
 
 class Denoiser(Protocol):

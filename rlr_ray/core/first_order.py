@@ -22,8 +22,10 @@ def first_order(
     *,
     checkpoint_steps: bool = False,
     step_weights: Sequence[float] | None = None,  # [K]
-) -> tuple[Tensor, Tensor, Trajectory]:  # [P], rewards [B], the whole chain
+) -> tuple[Tensor, Tensor, Trajectory]:  # [P], what the objective said, the whole chain
     """Gradient of the mean reward through every step after the trajectory's end, with what is met on the way.
+
+    Of an objective of several parts, those without a gradient count as constants.
 
     The first term of the paper's equation 6, for K = T - trajectory.stop steps. Its expectation is the part of
     grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and one step's
@@ -35,7 +37,7 @@ def first_order(
     if step_weights is not None:
         thetas = [_scale_gradient(theta, weight) for weight in step_weights]
     rewards, whole = _finish(denoiser, thetas, schedule, trajectory, objective, checkpoint_steps)
-    (gradient,) = torch.autograd.grad(rewards.mean(), theta)
+    (gradient,) = torch.autograd.grad(torch.atleast_2d(rewards).sum(0).mean(), theta)
     return gradient, rewards.detach(), whole
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rlr_ray.core.chain import Conditioning, Denoiser, Objective, Trajectory, sample_chain
+from rlr_ray.core.divergence import divergence_gradient
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.terms import TermEstimate, average
 
-TERMS = ("first_order", "half_order", "zeroth_order")
+TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
 Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step
 
 
@@ -27,11 +28,13 @@ class Chains:
     x_start: Tensor  # [B, C, H, W]
     noise: Tensor  # [T, B, C, H, W]
     conditioning: Conditioning
-    objective: Objective
-    surrogate: Objective | None = None  # differentiable; for plans whose first order carries it
+    objective: Objective  # of [B]
+    surrogate: Objective | None = None  # of [B], differentiable; for plans whose first order carries it
+    parts: Objective | None = None  # of [m, B], if the objective is a sum
+    black_box: tuple[int, ...] = ()  # which parts have no gradient
 
     def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
-        """What half and zeroth order carry: the reward, less the surrogate that first order carries."""
+        """The reward, less the surrogate that first order carries."""
         reward = self.objective(latent)
         return reward if self.surrogate is None else reward - self.surrogate(latent)
 
@@ -44,6 +47,15 @@ class Chains:
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """What chains pay for their divergence from the base model's."""
+
+    size: float  # reward per nat
+    base: Tensor  # [P]
+    steps: Sequence[int]  # at which it is measured
+
+
+@dataclass(frozen=True)
 class RolloutResult:
     """Rewards of a chunk of perturbations; everything else about them follows from their indices.
 
@@ -53,6 +65,7 @@ class RolloutResult:
     indices: range  # [n]
     rewards_plus: list[float]  # [n]
     rewards_minus: list[float]  # [n]
+    invalid: int = 0  # rewards that were not finite and replaced
 
 
 def rollout(
@@ -91,9 +104,14 @@ class GradientEstimate:
     """The terms of one update and the rewards, equal in every process, and what only this process has."""
 
     terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
-    rewards: Tensor  # [all B] of the unperturbed chains
+    parts: Tensor  # [m, all B] of the unperturbed chains' rewards
     latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
     half_order_rows: Tensor | None = None  # [chunks, P] each chunk's own half-order gradient; None without half order
+    divergence: float | None = None  # nats a chain, if there is a penalty
+
+    @property
+    def rewards(self) -> Tensor:  # [all B]
+        return self.parts.sum(0)
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms, of which there must be one; unbiased when every weight is 1."""
@@ -115,61 +133,93 @@ def estimate_gradient(
     zeroth_order: Callable[[], TermEstimate | None],
     *,
     checkpoint_steps: bool = False,
+    penalty: Penalty | None = None,
     reduce: Reduce = lambda value: value,
 ) -> GradientEstimate:
     """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
 
     The batch is cut in chunks of equal size; each is computed by whichever process has it, and their estimates are
     summed in the chunks' order, so the result does not depend on how many processes share the work. Chunks' plans may
-    differ in how deep first order goes. `zeroth_order` collects that term (None in the processes that do not hold it)
-    and is called last: its rollouts run meanwhile.
+    differ in how deep first order goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term
+    (None in the processes that do not hold it) and is called last: its rollouts run meanwhile.
     """
     plan, chains = next(iter(work.values()))
     count = len(groups) // len(chains.x_start)
-    rewards = theta.new_zeros(2, count, len(groups) // count)  # as they are, and what half order carries
-    gradients = theta.new_zeros(2, count, len(theta))  # first order, half order; other processes' chunks stay 0
-    trajectories = {}
+    # First order, half order and, if there is one, the penalty; other processes' chunks stay 0.
+    gradients = theta.new_zeros(2 + (penalty is not None), count, len(theta))
+    divergence = theta.new_zeros(count)
+    trajectories, own = {}, {}
     for c, (plan_c, chains_c) in work.items():
-        trajectories[c], gradients[0, c], rewards[:, c] = _sample_and_backpropagate(
+        trajectories[c], gradients[0, c], own[c] = _sample_and_backpropagate(
             denoiser, theta, schedule, plan_c, chains_c, checkpoint_steps
         )
-    rewards = reduce(rewards)
+    *parts, left = reduce(_of_all_chunks(own, count))
     if plan.sub_chains:
-        advantage = leave_one_out(rewards[1].flatten(), groups).view_as(rewards[1])
+        advantages = [leave_one_out(carried, groups).view(count, -1) for carried in (torch.stack(parts).sum(0), left)]
         for c, trajectory in trajectories.items():
             for sub_chain in plan.sub_chains:
-                gradients[1, c] += half_order(denoiser, theta, schedule, trajectory, sub_chain, advantage[c])
+                advantage = advantages[plan.leaves(sub_chain)][c]
+                gradients[1, c] += half_order(denoiser, theta, schedule, trajectory, sub_chain, advantage)
+    if penalty is not None:
+        for c, trajectory in trajectories.items():
+            gradients[2, c], divergence[c] = _penalise(denoiser, theta, schedule, trajectory, penalty)
     zeroth = zeroth_order() if plan.zeroth_order else None
     gradients, zeroth = _reduce_terms(gradients, zeroth, reduce)
-    estimates = (average(gradients[0]), average(gradients[1]), zeroth)
-    steps = (plan.first_order, plan.sub_chains, plan.zeroth_order)
-    terms = {name: term for name, term, owned in zip(TERMS, estimates, steps, strict=True) if owned}
+    estimates = (average(gradients[0]), average(gradients[1]), zeroth, average(gradients[-1]))
+    there = (plan.first_order, plan.sub_chains, plan.zeroth_order, penalty)
+    terms = {name: term for name, term, owned in zip(TERMS, estimates, there, strict=True) if owned}
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
-    return GradientEstimate(terms, rewards[0].flatten(), latents, gradients[1] if plan.sub_chains else None)
+    rows = gradients[1] if plan.sub_chains else None
+    nats = float(reduce(divergence).mean()) if penalty else None
+    return GradientEstimate(terms, torch.stack(parts), latents, rows, nats)
+
+
+def _penalise(
+    denoiser: Denoiser, theta: Tensor, schedule: Schedule, trajectory: Trajectory, penalty: Penalty
+) -> tuple[Tensor, Tensor]:  # [P], nats a chain
+    """Gradient of what a chunk's chains pay, upwards."""
+    slope, nats = divergence_gradient(denoiser, theta, penalty.base, schedule, trajectory, penalty.steps)
+    return -penalty.size * slope, nats.mean()
+
+
+def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m, B] -> [m, all B]
+    """This process's chunks in their places, 0 in the others'."""
+    some = next(iter(own.values()))
+    every = some.new_zeros(len(some), count, some.shape[1])
+    for c, rows in own.items():
+        every[:, c] = rows
+    return every.flatten(1)
 
 
 def _sample_and_backpropagate(
     denoiser: Denoiser, theta: Tensor, schedule: Schedule, plan: Plan, chains: Chains, checkpoint_steps: bool
-) -> tuple[Trajectory, Tensor, Tensor]:  # the whole trajectory, [P], [2, B] rewards and residuals
-    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward or surrogate."""
+) -> tuple[Trajectory, Tensor, Tensor]:  # the whole trajectory, [P], [m + 1, B] the reward's parts and what is left
+    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward or surrogate.
+
+    What is left of the reward is what first order does not carry; all of it where it carries the whole.
+    """
     start = (chains.x_start, chains.noise, chains.conditioning)
     trajectory = sample_chain(denoiser, theta, schedule, *start, stop=plan.first_order.start)
-    gradient, carried = torch.zeros_like(theta), None
+    gradient, met = torch.zeros_like(theta), None
+    of_surrogate = chains.surrogate if plan.residual else None
+    objective = chains.parts or chains.objective
     if plan.first_order:
-        gradient, carried, trajectory = first_order(
+        gradient, met, trajectory = first_order(
             denoiser,
             theta,
             schedule,
             trajectory,
-            chains.surrogate if plan.residual and chains.surrogate else chains.objective,
+            of_surrogate or objective,
             checkpoint_steps=checkpoint_steps,
             step_weights=plan.step_weights,
         )
-    if carried is None or plan.residual:
+    if met is None or of_surrogate is not None:
         with torch.no_grad():
-            rewards = chains.objective(trajectory.latents[-1])
-        return trajectory, gradient, torch.stack([rewards, rewards if carried is None else rewards - carried])
-    return trajectory, gradient, torch.stack([carried, carried])
+            parts = torch.atleast_2d(objective(trajectory.latents[-1]))
+        return trajectory, gradient, torch.cat([parts, parts.sum(0, keepdim=True) - (0 if met is None else met)])
+    parts = torch.atleast_2d(met)
+    left = parts[list(chains.black_box)] if chains.black_box else parts
+    return trajectory, gradient, torch.cat([parts, left.sum(0, keepdim=True)])
 
 
 def _reduce_terms(gradients: Tensor, zeroth: TermEstimate | None, reduce: Reduce) -> tuple[Tensor, TermEstimate]:

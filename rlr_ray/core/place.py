@@ -31,9 +31,9 @@ def weighted_block(low: int, stop: int, length: int, weights: Sequence[float], *
     return range(start, start + length)
 
 
-def covering_blocks(stop: int, length: int) -> list[range]:
-    """Consecutive blocks of `length` steps that cover steps 0 .. stop-1; the first is shorter if it must be."""
-    return [range(max(end - length, 0), end) for end in range(stop, 0, -length)][::-1]
+def covering_blocks(low: int, stop: int, length: int) -> list[range]:
+    """Consecutive blocks of `length` steps that cover steps low .. stop-1; the first is shorter if it must be."""
+    return [range(max(end - length, low), end) for end in range(stop, low, -length)][::-1]
 
 
 def softmax_of_norms(norms: Sequence[float | None], temperature: float) -> list[float]:

@@ -22,8 +22,9 @@ _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread evenly whateve
 class Plan:
     """One chunk's owner of every step: first order the last ones, half order its sub-chains, zeroth order the rest.
 
-    With `residual`, first order carries a differentiable surrogate of the reward, and the other orders, which then own
-    any step, what the surrogate leaves of it.
+    First order may carry a part of the reward only: a differentiable surrogate of it, or those of several rewards that
+    are differentiable. From the step `residual_from` on, the other orders then carry what that leaves of the reward;
+    before it, the whole.
     """
 
     steps: int  # T
@@ -31,7 +32,16 @@ class Plan:
     sub_chains: tuple[range, ...]
     zeroth_order: tuple[int, ...]
     step_weights: tuple[float, ...] | None = None  # factor of each first-order step's gradient; None: 1
-    residual: bool = False
+    residual_from: int | None = None  # None: first order carries the whole reward
+
+    @property
+    def residual(self) -> bool:
+        """True if the other orders carry what first order leaves, on whichever step they own."""
+        return self.residual_from == 0
+
+    def leaves(self, sub_chain: range) -> bool:
+        """Whether a sub-chain carries what first order leaves of the reward, not the whole."""
+        return self.residual_from is not None and sub_chain.start >= self.residual_from
 
     def forwards(self, checkpoint_steps: bool = False) -> int:
         """Denoiser forwards that a chain costs; a perturbation pair costs 2 T more."""
@@ -62,6 +72,7 @@ class PlanShape:
     sub_chain_count: int = 1
     truncation: Truncation = "fixed"
     residual: bool = False  # first order carries a surrogate
+    mixed: bool = False  # first order carries the differentiable ones of several rewards, half order the others there
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_order_steps <= self.steps:
@@ -123,6 +134,20 @@ class PlanShape:
         return 0 if self.truncation != "fixed" else self.steps - self.first_order_steps
 
     @property
+    def residual_from(self) -> int | None:
+        """The first step at which half and zeroth order carry what first order leaves of the reward."""
+        if self.residual:
+            return 0
+        return self.free_stop if self.mixed and self.first_order_steps else None
+
+    @property
+    def _mixed_blocks(self) -> list[range]:
+        """Sub-chains on the steps of first order, for the rewards that it cannot carry."""
+        if self.residual or self.residual_from is None:
+            return []
+        return covering_blocks(self.residual_from, self.steps, max(self.sub_chain_length, 1))
+
+    @property
     def room(self) -> tuple[int, int]:
         """First step that a sub-chain may own, and the one after the last."""
         first, last = self.place if isinstance(self.place, tuple) else (0, self.steps - 1)
@@ -141,7 +166,7 @@ class PlanShape:
 
     @property
     def has_half_order(self) -> bool:
-        return self.sub_chain_length > 0 or (self.rest == "half_order" and self.free_steps > 0)
+        return bool(self.sub_chain_length or (self.rest == "half_order" and self.free_steps) or self._mixed_blocks)
 
     @property
     def biased(self) -> bool:
@@ -164,10 +189,10 @@ class PlanShape:
         return Plan(
             self.steps,
             range(self.steps - depth, self.steps),
-            tuple(sub_chains),
+            (*sub_chains, *self._mixed_blocks),
             tuple(free) if self.rest == "zeroth_order" else (),
             weights,
-            self.residual,
+            self.residual_from,
         )
 
     def _depth(self, *seed: int | str, chunk: int) -> tuple[int, tuple[float, ...] | None]:
@@ -189,7 +214,7 @@ class PlanShape:
         if not length:
             return []
         if self.place == "cover":
-            return covering_blocks(stop, length)
+            return covering_blocks(low, stop, length)
         if self.place == "importance" and place_weights is not None:
             return [weighted_block(low, stop, length, place_weights, *seed, "place")]
         return uniform_blocks(low, stop, length, self.sub_chain_count, *seed, "place")
@@ -204,14 +229,14 @@ class PlanShape:
             )
 
     def _possible_ends(self) -> list[int]:
+        mixed, (low, stop) = [block[-1] for block in self._mixed_blocks], self.room
         if self.rest == "half_order":
-            return list(range(self.free_stop))
+            return [*range(self.free_stop), *mixed]
         if not self.sub_chain_length:
-            return []
-        low, stop = self.room
+            return mixed
         if self.place == "cover":
-            return [block[-1] for block in covering_blocks(stop, self.sub_chain_length)]
-        return list(range(low + self.sub_chain_length - 1, stop))
+            return [block[-1] for block in covering_blocks(low, stop, self.sub_chain_length)] + mixed
+        return [*range(low + self.sub_chain_length - 1, stop), *mixed]
 
     def __str__(self) -> str:
         parts = []
@@ -225,6 +250,8 @@ class PlanShape:
             parts[0] = f"of what that leaves of the reward: {parts[0]}"
         if self.first_order_steps:
             parts.insert(0, self._first_order_words())
+        if self._mixed_blocks:
+            parts.append("half order also there, of the rewards without gradients")
         return f"{self.steps} steps: " + "; ".join(parts) + (" (biased)" if self.biased else "")
 
     def _first_order_words(self) -> str:
@@ -234,7 +261,8 @@ class PlanShape:
             count += f" and a random number of earlier ones, each {law}"
         elif self.first_order_steps == self.steps:
             count = "every step"
-        return f"first order {'of the surrogate ' if self.residual else ''}on {count}"
+        of = "of the surrogate " if self.residual else "of the differentiable rewards " if self.mixed else ""
+        return f"first order {of}on {count}"
 
     def _sub_chain_words(self) -> str:
         length = f"{self.sub_chain_length} step{'s' * (self.sub_chain_length > 1)}"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import sample_chain
+from rlr_ray.core.chain import Objective, sample_chain
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.gradient import Chains
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.lab.measure import Candidate, Samples, Subject, sample, summarise
-from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_schedule, toy_theta
+from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta
 
 LIMIT = 3.5  # one score in a hundred exceeds it by chance; seeds are fixed, so the default's do not
 SCALE = 0.003  # of perturbations: their smoothing error is below 0.2 %
@@ -90,6 +90,8 @@ def toy_candidates() -> list[Candidate]:
         plan("surrogate + REINFORCE on R - cQ", STEPS, 0, residual=True, **reinforce),
         plan("surrogate + sub-chains of 2 on R - cQ", STEPS, 2, "cover", rest="none", residual=True),
         plan("surrogate + ZO on R - cQ", STEPS, 0, residual=True),
+        plan("two rewards, one black-box: FO(3) + HO, h = 2 cover", 3, 2, "cover", rest="none", mixed=True),
+        plan("two rewards, one black-box: FO(1) + REINFORCE", 1, 0, mixed=True, **reinforce),
         plan("alignprop, K = 1", 1, 0, rest="none"),
         plan("alignprop, K = 3", 3, 0, rest="none"),
     ]
@@ -97,7 +99,7 @@ def toy_candidates() -> list[Candidate]:
 
 def certify(candidate: Candidate, batches: int) -> Certified:
     """Compare a plan's terms and their sum with the exact gradient on the same chains."""
-    subject = _with_surrogate(toy_subject()) if candidate.shape.residual else toy_subject()
+    subject = _shared(toy_subject(), candidate.shape) if candidate.shape.residual_from is not None else toy_subject()
     samples = sample(subject, candidate, batches)
     steps = torch.stack([_exact(subject, subject.batch(number)[0]) for number in range(batches)])  # [n, T, P]
     apart = _differences(candidate, samples, _first_and_rest(subject, candidate, steps))
@@ -119,24 +121,37 @@ def certify(candidate: Candidate, batches: int) -> Certified:
     )
 
 
-def _with_surrogate(subject: Subject) -> Subject:
-    return replace(subject, batch=lambda number: [replace(subject.batch(number)[0], surrogate=toy_surrogate)])
+def _shared(subject: Subject, shape: PlanShape) -> Subject:
+    """Chains of which first order carries a part only: a surrogate, or one of two rewards whose sum is the toy's."""
+
+    def parts(latent: Tensor) -> Tensor:  # [2, B]
+        differentiable = toy_surrogate(latent)
+        return torch.stack([differentiable, (toy_reward(latent) - differentiable).detach()])
+
+    def batch(number: int) -> list[Chains]:
+        chains = subject.batch(number)[0]
+        if shape.residual:
+            return [replace(chains, surrogate=toy_surrogate)]
+        return [replace(chains, parts=parts, black_box=(1,))]
+
+    return replace(subject, batch=batch)
 
 
-def _exact(subject: Subject, chains: Chains, of_surrogate: bool = False) -> Tensor:  # [T, P]
+def _exact(subject: Subject, chains: Chains, objective: Objective | None = None) -> Tensor:  # [T, P]
     """Each step's part of the chunk's gradient, by backpropagation through the whole chain."""
     start = (chains.x_start, chains.noise, chains.conditioning)
     trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
-    objective = chains.surrogate if of_surrogate and chains.surrogate else chains.objective
+    objective = objective or chains.objective
     return step_gradients(subject.denoiser, subject.theta, subject.schedule, trajectory, objective)[0]
 
 
 def _first_and_rest(subject: Subject, candidate: Candidate, steps: Tensor) -> tuple[Tensor, Tensor]:  # 2 [n, T, P]
     """What first order, and what the other orders estimate of each step."""
-    if not candidate.shape.residual:
+    start = candidate.shape.residual_from
+    if start is None:
         return steps, steps
-    surrogate = torch.stack([_exact(subject, subject.batch(c)[0], of_surrogate=True) for c in range(len(steps))])
-    return surrogate, steps - surrogate
+    carried = torch.stack([_exact(subject, subject.batch(c)[0], toy_surrogate) for c in range(len(steps))])
+    return carried, torch.cat([steps[:, :start], (steps - carried)[:, start:]], dim=1)
 
 
 def _differences(

@@ -13,6 +13,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
+from rlr_ray.evaluate import standardise
 from rlr_ray.lab.families import Families, Spread, gather
 from rlr_ray.lab.measure import Subject, sample, summarise
 from rlr_ray.lab.plans import (
@@ -32,7 +33,6 @@ from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.loop import Process, update
 from rlr_ray.memory import GIB, memory_errors, peak_bytes
-from rlr_ray.rewards import is_differentiable
 from rlr_ray.state import TrainState
 
 _BATCHES = 64  # of the families' statistics, if time allows
@@ -117,8 +117,9 @@ class Planner:
     @memory_errors()
     def __init__(self, config: RunConfig, say: Callable[[str], None], batches: int | None = None):
         self.config, self.say = config, say
-        self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
+        self.exact = config.differentiable
         self.engine = Engine(with_plan(config, NEUTRAL))
+        standardise(self.engine)
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta)
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)

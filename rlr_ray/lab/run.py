@@ -14,12 +14,12 @@ from rlr_ray.config import RunConfig
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.engine import Engine, check_reward
 from rlr_ray.errors import UserError
+from rlr_ray.evaluate import standardise
 from rlr_ray.lab.measure import LEAST_BATCHES, Candidate, Measurement, Subject, estimate_batch, sample, summarise
 from rlr_ray.lab.plans import NEUTRAL, Estimator, with_plan
 from rlr_ray.lab.reference import Reference, exact_reference, half_order_variances, unbiased_reference
 from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
 from rlr_ray.memory import memory_errors, peak_bytes
-from rlr_ray.rewards import is_differentiable
 
 _PROFILE_BATCHES = 8
 
@@ -55,7 +55,8 @@ class Laboratory:
                 f"{len(self.engine.model.initial_theta)}; give the recipe that the run was started with"
             )
         self.subject: Subject = subject_of(self.engine, start)
-        self.exact = is_differentiable(config.reward.name, config.reward.differentiable)
+        standardise(self.engine)
+        self.exact = config.differentiable
 
     def measure_reference(self) -> Reference:
         if not self.exact and not all(self.subject.schedule.sigma):

@@ -92,9 +92,18 @@ def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Cal
 
 
 def score(
-    reward: Callable[..., Tensor], images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], name: str
+    reward: Callable[..., Tensor],
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    name: str,
+    *,
+    finite: bool = True,
 ) -> Tensor:  # [B]
-    """Call a reward and check what it returns: finite scores [B]. Raises UserError otherwise, or if the call fails."""
+    """Call a reward and check what it returns: scores [B], `finite` if they must be.
+
+    Raises UserError otherwise, or if the call fails.
+    """
     try:
         scores = torch.as_tensor(reward(images, prompts, metadata), device=images.device)
     except (UserError, torch.OutOfMemoryError):
@@ -109,11 +118,12 @@ def score(
             f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} images; allowed: "
             f"[{len(images)}], one score an image; remove a mean over the batch or a trailing dimension"
         )
-    if not bool(torch.isfinite(scores).all()):
+    if finite and not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise UserError(
             f"reward {name!r} returned {scores[bad].item()} for image {bad} (prompt {prompts[bad]!r}); allowed: finite "
-            "numbers; clamp logarithms and divisions inside the reward"
+            "numbers; clamp logarithms and divisions inside the reward, or say what such an image gets in the reward's "
+            "`invalid`"
         )
     return scores.to(images.dtype)
 

@@ -13,7 +13,6 @@ from rlr_ray.lab.plans import NEUTRAL, with_plan
 from rlr_ray.lab.probe import Probe, probe
 from rlr_ray.lab.subject import subject_of
 from rlr_ray.memory import GIB, memory_errors
-from rlr_ray.rewards import is_differentiable
 
 _DRAWS = 16  # of plans, for the mean cost of those that are drawn at random
 
@@ -75,14 +74,13 @@ def _too_late(run: RunConfig) -> Probe:
 def measured_parts(run: RunConfig) -> Probe:
     """Memory and seconds of an update's parts, on this process's device."""
     engine = Engine(with_plan(run, NEUTRAL))
-    differentiable = is_differentiable(run.reward.name, run.reward.differentiable)
-    return probe(engine, subject_of(engine, engine.model.initial_theta), differentiable=differentiable)
+    return probe(engine, subject_of(engine, engine.model.initial_theta), differentiable=run.differentiable or run.mixed)
 
 
 def _parts_of(run: RunConfig) -> str:
     """All that the parts of an update depend on: not the plan, which only says how many there are of each."""
     chunks = {"chains": run.train.chains, "chunk": run.train.chunk_size, "pairs": run.estimator.zeroth_order.chunk_size}
-    whole = run.model_dump(mode="json", include={"model", "adapter", "sampler", "reward", "device"})
+    whole = run.model_dump(mode="json", include={"model", "adapter", "sampler", "rewards", "device"})
     return json.dumps(whole | chunks, sort_keys=True)
 
 

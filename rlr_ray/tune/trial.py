@@ -109,7 +109,8 @@ class _Reporter:
 
     def finish(self, summary: dict[str, Any]) -> None:
         self.peak = max(filter(None, (self.peak, summary["peak_memory_gib"])), default=None)
-        facts = {name: summary[name] for name in ("gain", "gain_se", "judge_after", "theta_sha256")}
+        facts = {name: summary[name] for name in ("gain", "gain_se", "theta_sha256")}
+        facts["judge_after"] = next((summary["scores"][judge]["after"] for judge in summary["judges"]), None)
         after = summary["reward_after"], summary["reward_after_se"]
         self._report(self.evaluations, self.updates, *after, facts | {"done": True})
 

@@ -1,0 +1,76 @@
+"""What a recipe says of a reward: the keys `reward`, `rewards` and their like for judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from rlr_ray.cluster_config import Role
+from rlr_ray.rewards import is_differentiable
+from rlr_ray.strict import Strict
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class RewardActorsConfig(Role):
+    """Ray actors of a reward's own, which workers and rollout actors share."""
+
+    replicas: int = Field(1, ge=1)
+    batch_size: int | None = Field(None, ge=1)  # images of several calls at once, at most; None: every call by itself
+    batch_wait_s: float = Field(0.01, ge=0, allow_inf_nan=False)  # for more calls
+    timeout_s: float = Field(600, gt=0, allow_inf_nan=False)  # of one call
+    runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
+
+
+class RewardConfig(Strict):
+    name: str  # a file of rlr_ray/rewards, or module:name
+    weight: Finite = 1.0  # in the sum
+    normalize: bool | None = None  # by mean and deviation over the base model's held-out chains; None: if several
+    invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
+    differentiable: bool | None = None  # None: what the reward says of itself
+    options: dict[str, Any] = Field(default_factory=dict)
+    actors: RewardActorsConfig | None = None  # None: in every process that needs it
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if not weight:
+            raise ValueError("found 0; to look at a reward without training on it, put it under evaluation.judges")
+        return weight
+
+    @property
+    def has_gradient(self) -> bool:
+        return is_differentiable(self.name, self.differentiable)
+
+
+Rewards = dict[Annotated[str, Field(min_length=1)], RewardConfig]  # by label
+
+
+def gathered(given: Any, one: str, many: str) -> Any:
+    """`given` with its rewards as a dictionary of dictionaries, whichever short form they have.
+
+    `reward: {name: x, ...}` is short for `rewards: {x: {...}}`, `rewards: {x: 0.5}` for `rewards: {x: {weight: 0.5}}`;
+    a reward's name is its label if it does not say another.
+    """
+    if not isinstance(given, dict):
+        return given
+    given = dict(given)
+    single, several = given.pop(one, None), given.pop(many, None)
+    if single is not None and several:
+        raise ValueError(f"found both {one!r} and {many!r}; allowed: one of them; put all under {many!r}")
+    if isinstance(single, str):
+        single = {"name": single}
+    if single is not None:
+        if not isinstance(single, dict) or not isinstance(single.get("name"), str):
+            raise ValueError(f"{one}: found {single!r}; allowed: {{name: ..., options: {{...}}}}; give its name")
+        return given | {many: {single["name"]: single}}
+    if isinstance(several, dict):
+        several = {label: _spelled(label, reward) for label, reward in several.items()}
+    return given if several is None else given | {many: several}
+
+
+def _spelled(label: Any, reward: Any) -> Any:
+    if isinstance(reward, int | float):
+        return {"name": label, "weight": reward}
+    return {"name": label} | reward if isinstance(reward, dict) else reward

@@ -1,0 +1,99 @@
+"""All rewards of a run: built once, called one after the other, standardised and weighted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.rewards import load_reward, score
+
+Standard = tuple[float, float]  # what is taken from a score, and what the rest is divided by
+
+
+class Mixture:
+    """Rewards by label; `parts` are `weight * (score - mean) / deviation`, which add up to what is maximised.
+
+    Mean and deviation are numbers of the whole run: `standards`, 0 and 1 until they are set.
+    """
+
+    def __init__(self, configs: Mapping[str, Any], device: torch.device, built: Mapping[str, Callable[..., Tensor]]):
+        self.configs = dict(configs)
+        self.rewards = {
+            label: built.get(label) or load_reward(config.name, config.options, device)
+            for label, config in self.configs.items()
+        }
+        self.black_box = tuple(i for i, config in enumerate(self.configs.values()) if not config.has_gradient)
+        self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
+        self.invalid = 0  # images so far whose score was replaced
+        self.seconds = 0.0  # spent so far
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.configs)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a score that is not finite may be replaced."""
+        return any(config.invalid != "stop" for config in self.configs.values())
+
+    @property
+    def normalized(self) -> list[bool]:
+        """Which rewards are to be standardised."""
+        several = len(self.configs) > 1
+        return [several if config.normalize is None else config.normalize for config in self.configs.values()]
+
+    def standardise(self, scores: Tensor) -> None:  # [m, n]
+        """Set mean and deviation from the base model's scores. A reward that does not vary is divided by 1."""
+        deviation, mean = torch.std_mean(scores.double(), 1)
+        found = zip(self.normalized, mean.tolist(), deviation.tolist(), strict=True)
+        self.standards = [(m, d or 1.0) if normalized else (0.0, 1.0) for normalized, m, d in found]
+
+    def scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:  # [m, B]
+        """What each reward says of images [B, 3, H, W] in [0, 1]. Raises UserError for a score that is not finite,
+
+        unless the reward's `invalid` says what counts instead: then such images are counted, and have no gradient.
+        """
+        started = time.monotonic()
+        rows = []
+        for label, config in self.configs.items():
+            found = self._score(label, images, prompts, metadata)
+            rows.append(found if config.has_gradient else found.detach())
+        self.seconds += time.monotonic() - started
+        return torch.stack(rows)
+
+    def _score(
+        self, label: str, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
+    ) -> Tensor:  # [B]
+        reward, instead = self.rewards[label], self.configs[label].invalid
+        if instead == "stop":
+            return score(reward, images, prompts, metadata, label)
+        wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        seen = images.view_as(images)
+        if seen.requires_grad:  # 0 times what is not finite is not 0
+            seen.register_hook(lambda gradient: gradient.masked_fill(wrong[:, None, None, None], 0.0))
+        found = score(reward, seen, prompts, metadata, label, finite=False)
+        wrong |= ~found.isfinite()
+        self.invalid += int(wrong.sum())
+        return found.masked_fill(wrong, instead)
+
+    def parts(self, scores: Tensor) -> Tensor:  # [m, B] -> [m, B]
+        """What each score counts for."""
+        weights = scores.new_tensor([config.weight for config in self.configs.values()])[:, None]
+        mean, deviation = scores.new_tensor(self.standards).T[..., None]
+        return weights * (scores - mean) / deviation
+
+    def scores_of(self, parts: Tensor) -> Tensor:  # [m, B] -> [m, B]
+        """The scores that count for these parts."""
+        weights = parts.new_tensor([config.weight for config in self.configs.values()])[:, None]
+        mean, deviation = parts.new_tensor(self.standards).T[..., None]
+        return parts / weights * deviation + mean
+
+    def taken(self) -> tuple[int, float]:
+        """Images replaced and seconds spent since this was last asked."""
+        found = self.invalid, self.seconds
+        self.invalid, self.seconds = 0, 0.0
+        return found

@@ -1,0 +1,116 @@
+"""Several rewards in one: what each counts for, which have gradients, and scores that are not finite."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.errors import UserError
+from rlr_ray.recipes import parse_config
+from rlr_ray.reward_config import RewardConfig
+from rlr_ray.rewards.mixture import Mixture
+from tests.runs import RECIPE
+
+CPU = torch.device("cpu")
+IMAGES = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+ASKED = (["a handwritten three"] * 6, [{}] * 6)
+
+
+def bright(images: Tensor, prompts: object, metadata: object) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+def red(images: Tensor, prompts: object, metadata: object) -> Tensor:
+    return images[:, 0].mean((1, 2))
+
+
+def root(images: Tensor, prompts: object, metadata: object) -> Tensor:
+    """Not a number for image 2, and neither is its gradient."""
+    shifted = images.mean((1, 2, 3)) - 2 * (torch.arange(len(images)) == 2)
+    return shifted.sqrt()
+
+
+bright.differentiable = root.differentiable = True  # type: ignore[attr-defined]
+own = ModuleType("mixed_rewards_for_tests")
+own.bright, own.red, own.root = bright, red, root  # type: ignore[attr-defined]
+sys.modules[own.__name__] = own
+
+
+def mixture(**rewards: object) -> Mixture:
+    configs = {
+        label: RewardConfig(name=f"mixed_rewards_for_tests:{label}", **options) for label, options in rewards.items()
+    }
+    return Mixture(configs, CPU, {})
+
+
+def test_parts_are_weighted_and_standardised_by_the_base_models_scores() -> None:
+    several = mixture(bright={"weight": 2.0}, red={"weight": -0.5})
+    scores = several.scores(IMAGES, *ASKED)
+    torch.testing.assert_close(scores, torch.stack([IMAGES.mean((1, 2, 3)), IMAGES[:, 0].mean((1, 2))]))
+    before = torch.tensor([[0.1, 0.3, 0.2, 0.9], [5.0, 7.0, 6.0, 6.0]])
+    several.standardise(before)
+    expected = [
+        weight * (row - base.mean()) / base.std() for weight, row, base in zip((2.0, -0.5), scores, before, strict=True)
+    ]
+    torch.testing.assert_close(several.parts(scores), torch.stack(expected))
+    torch.testing.assert_close(several.scores_of(several.parts(scores)), scores)
+    assert several.black_box == (1,)
+
+
+def test_one_reward_stays_as_it_is_unless_asked() -> None:
+    one, asked = mixture(bright={}), mixture(bright={"normalize": True})
+    for rewards in (one, asked):
+        rewards.standardise(torch.tensor([[1.0, 3.0]]))
+    assert one.standards == [(0.0, 1.0)] and asked.standards == [(2.0, pytest.approx(math.sqrt(2)))]
+    assert torch.equal(one.parts(one.scores(IMAGES, *ASKED)), one.scores(IMAGES, *ASKED))
+
+
+def test_gradients_pass_through_the_differentiable_rewards_alone() -> None:
+    images = IMAGES.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture(bright={}, red={}).scores(images, *ASKED).sum(), images)
+    torch.testing.assert_close(gradient, torch.full_like(images, 1 / 48))
+
+
+def test_a_score_that_is_not_finite_stops_the_run_or_is_replaced_and_counted() -> None:
+    with pytest.raises(UserError, match=r"'root' returned nan for image 2 .*`invalid`"):
+        mixture(root={}).scores(IMAGES, *ASKED)
+    replaced = mixture(root={"invalid": -3.0})
+    images = IMAGES.clone().requires_grad_()
+    scores = replaced.scores(images, *ASKED)[0]
+    finite = torch.arange(6) != 2
+    assert scores[2] == -3 and replaced.taken()[0] == 1 and replaced.taken()[0] == 0
+    torch.testing.assert_close(scores[finite], IMAGES.mean((1, 2, 3))[finite].sqrt())
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    assert not gradient[2].any() and bool(gradient[finite].isfinite().all()) and bool(gradient[finite].any())
+
+
+def test_short_forms_of_a_recipe() -> None:
+    plain = {key: value for key, value in RECIPE.items() if key != "reward"}
+    config = parse_config(plain | {"rewards": {"digits": 2, "own": {"name": "digits_judge", "invalid": -1}}})
+    assert {label: (reward.name, reward.weight) for label, reward in config.rewards.items()} == {
+        "digits": ("digits", 2.0),
+        "own": ("digits_judge", 1.0),
+    }
+    assert config.mixed and not config.differentiable
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert parse_config(RECIPE | {"reward": "digits"}) == parse_config(RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rewards": {"digits": 1}}, "both 'reward' and 'rewards'"),
+        ({"reward": {"name": "digits", "weight": 0}}, "evaluation.judges"),
+        ({"reward": {"name": "digits_judge"}, "estimator": {"first_order_steps": 0}}, "both a reward and a judge"),
+        ({"reward": {"name": "digits", "wight": 1}}, r"rewards\.digits\.wight: no such key; allowed here: .*weight"),
+        ({"reward": {"nam": "digits"}}, "reward: found .*give its name"),
+    ],
+)
+def test_recipes_that_are_refused(keys: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_config(RECIPE | keys)
