@@ -65,6 +65,9 @@ def train(
             online.load_state_dict(saved["online_surrogate"])
     if saved and process.leads:
         say(f"going on from update {state.step}")
+    note = engine.prompt_note() if process.leads else ""
+    if note:
+        say(f"note: {note}")
     results = Results(engine, folder, state.initial_theta) if process.leads else None
     recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
     learned = lambda: {} if online is None else {"online_surrogate": online.state_dict()}  # noqa: E731
