@@ -62,7 +62,7 @@ class _Columns:
 
     def __init__(self, row: Mapping[str, Any], place: str):
         self.left, self.place = dict(row), place
-        self.keys = {key.lower(): key for key in reversed(row)}
+        self.keys = {key.lower(): key for key in reversed(list(row))}  # of those alike, the first
 
     def take(self, name: str) -> Any:
         return self.left.pop(self.keys[name], None) if name in self.keys else None
