@@ -42,7 +42,7 @@ class StableDiffusionXL(StableDiffusion):
             device=self.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=self.guidance_scale > 1,
-            negative_prompt=negative or None,  # not the same: without one, SDXL's negative embedding is 0
+            negative_prompt=negative or None,  # not the same: without one, it may be 0 (force_zeros_for_empty_prompt)
         )
         names = ("prompt", "negative", "pooled", "negative_pooled")
         return {name: value for name, value in zip(names, found, strict=True) if value is not None}
