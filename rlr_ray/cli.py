@@ -11,14 +11,13 @@ from rich.console import Console
 
 from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
-from rlr_ray.describe import describe_plan, describe_results
+from rlr_ray.describe import describe_plan, describe_prompts, describe_results
 from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.report import as_chosen, choice_words, write_choice
 from rlr_ray.lock import locked
 from rlr_ray.progress import progress
-from rlr_ray.prompts import load_prompts
 from rlr_ray.resuming import config_of
 from rlr_ray.run_folder import RunFolder
 from rlr_ray.start import run
@@ -76,11 +75,12 @@ def train_command(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     config = config_of(options.config, options.set, options.resume)
     check_reward(config)
-    load_prompts(config.prompts)
+    prompts = describe_prompts(config)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
-        console.print(describe_plan(config), markup=False, soft_wrap=True)
+        console.print(f"{describe_plan(config)}\n{prompts}", markup=False, soft_wrap=True)
         return
+    console.print(prompts, markup=False, soft_wrap=True)
     with locked(config):
         resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
         _train(config, console, resume=resume, overwrite=options.overwrite)

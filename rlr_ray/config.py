@@ -13,6 +13,7 @@ from rlr_ray.checks import check_together
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.core.plan import Plan, PlanShape, Truncation
 from rlr_ray.presets import PRESETS, merge
+from rlr_ray.prompts_config import PromptsConfig, Source
 from rlr_ray.reward_config import Rewards, gathered
 from rlr_ray.strict import Strict
 
@@ -215,7 +216,7 @@ class RunConfig(Strict):
     adapter: AdapterConfig = AdapterConfig()
     sampler: SamplerConfig = SamplerConfig()
     rewards: Rewards = Field(min_length=1)  # by label; or one, as `reward`
-    prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # a file or the prompts themselves
+    prompts: Source | PromptsConfig
     estimator: EstimatorConfig = EstimatorConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlr_ray.config import RunConfig
+from rlr_ray.prompts import prompt_sets
 from rlr_ray.run_folder import RunFolder
 
 _HIGH = 0.8  # share of noise in the squared gradient from which a run says so
@@ -28,6 +29,14 @@ def describe_plan(config: RunConfig) -> str:
         *(f"note: {note}" for note in _notes(config)),
     ]
     return "\n".join(lines)
+
+
+def describe_prompts(config: RunConfig) -> str:
+    """How many prompts are trained on and held out, and which were left out. Raises UserError for bad ones."""
+    notes: list[str] = []
+    sets = prompt_sets(config, notes.append)
+    held_out = "held-out chains have the same" if sets.held_out is sets.train else f"{len(sets.held_out)} held out"
+    return "\n".join([f"prompts: {len(sets.train)} to train on; {held_out}", *(f"note: {note}" for note in notes)])
 
 
 def _notes(config: RunConfig) -> list[str]:

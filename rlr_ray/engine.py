@@ -25,7 +25,7 @@ from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.memory import memory_errors
 from rlr_ray.models import load_model, module_bytes
-from rlr_ray.prompts import Prompt, load_prompts, prompt_order
+from rlr_ray.prompts import Prompt, PromptOrder, prompt_sets
 from rlr_ray.rewards import is_differentiable, load_reward, score
 from rlr_ray.rewards.mixture import Mixture, Standard
 from rlr_ray.surrogate import OnlineSurrogate
@@ -93,7 +93,9 @@ class Engine:
         check_reward(config)
         self.config, self.built = config, built
         self.device = pick_device(config.device)
-        self.prompts = load_prompts(config.prompts)
+        sets = prompt_sets(config)
+        self.prompts, self.held_out_prompts = sets.train, sets.held_out
+        self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
         self.model = load_model(config.model, config.adapter, config.sampler, self.device)
         self.rewards = Mixture(config.rewards, self.device, built)
         surrogate = config.estimator.surrogate
@@ -132,6 +134,17 @@ class Engine:
         other.shape.check_noise(self.model.schedule)
         return other
 
+    def prompt_note(self) -> str:
+        """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
+        texts = dict.fromkeys(text for prompt in (*self.prompts, *self.held_out_prompts) for text in prompt.texts)
+        cut = self.model.truncated(list(texts))
+        if not cut:
+            return ""
+        return (
+            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are cut "
+            f"off; the first: {cut[0]!r}"
+        )
+
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
         rewards = (*self.rewards.rewards.values(), self.surrogate_reward)
@@ -148,7 +161,7 @@ class Engine:
         seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
         per_prompt = self.config.train.chains_per_prompt
         slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
-        return self.chains(seeds, [self._prompt(slot, "train") for slot in slots])
+        return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots])
 
     def held_out_chains(self, indices: range) -> Chains:
         """Chains that no update uses, the same at every evaluation."""
@@ -157,7 +170,7 @@ class Engine:
     def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
         """Seeds and prompts of held-out chains."""
         seeds = [seed_of(self.config.seed, "held-out", index) for index in indices]
-        return seeds, [self.prompts[index % len(self.prompts)] for index in indices]
+        return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
 
     def chains(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Chains:
         """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed."""
@@ -172,7 +185,7 @@ class Engine:
         return Chains(
             x_start,
             noise,
-            self.model.encode(texts),
+            self.model.encode(texts, [prompt.negative for prompt in prompts]),
             lambda latents: parts(latents).sum(0),
             self._surrogate(texts, metadata),
             parts,
@@ -222,6 +235,3 @@ class Engine:
     def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
         """Rollouts in this process, one chunk after the other: `Rollouts` without a cluster."""
         return RolloutBatch(self.rollout(request, chunk) for chunk in chunks)
-
-    def _prompt(self, slot: int, purpose: str) -> Prompt:
-        return self.prompts[prompt_order(len(self.prompts), slot, self.config.seed, purpose)]

@@ -58,15 +58,7 @@ def train(
     """
     config = engine.config
     folder = RunFolder(config)
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
-    online = engine.online_surrogate()
-    saved = _saved(folder, process, engine.device, say)
-    if saved:
-        state.load_state_dict(saved)
-        if online is not None:
-            online.load_state_dict(saved["online_surrogate"])
-    if saved and process.leads:
-        say(f"going on from update {state.step}")
+    state, online, saved = _start(engine, folder, process, say)
     results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
     _share_standards(engine, process)
     recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
@@ -88,6 +80,25 @@ def train(
         report(row)
     if recorder is not None and results is not None:
         results.finish(state.kept, recorder.metrics, process.ran_on)
+
+
+def _start(
+    engine: Engine, folder: RunFolder, process: Process, say: Say
+) -> tuple[TrainState, OnlineSurrogate | None, dict[str, Any] | None]:
+    """The state to begin with or to go on from, the surrogate's too, and what it was loaded from."""
+    config = engine.config
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
+    online = engine.online_surrogate()
+    saved = _saved(folder, process, engine.device, say)
+    if saved:
+        state.load_state_dict(saved)
+        if online is not None:
+            online.load_state_dict(saved["online_surrogate"])
+    if process.leads:
+        notes = [f"going on from update {state.step}" if saved else "", engine.prompt_note()]
+        for note in filter(None, notes):
+            say(note)
+    return state, online, saved
 
 
 def _share_standards(engine: Engine, process: Process) -> None:

@@ -133,7 +133,10 @@ class Results:
         save_grid(samples / "after.png", after.images)
         titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
         save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
-        chains = [{"prompt": text, "seed": seed} for text, seed in zip(texts, seeds, strict=True)]
+        chains = [
+            {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
         replace_file(
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
         )

@@ -48,6 +48,32 @@ def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFix
     assert -0.8 < summary["reward_before"] < 0 and not summary["judges"]
 
 
+def test_a_run_says_what_became_of_its_prompts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a handwritten three " + "a " * 14
+    Path("my.csv").write_text(f"prompt,negative_prompt\n{long},\n\none,\na handwritten two,two\none,\n")
+    changes = ["prompts={source: my.csv, held_out: [one]}", "sampler.guidance_scale=2", "train.iterations=1"]
+    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
+    said = capsys.readouterr().out
+    assert "prompts: 3 to train on; 1 held out\nnote: prompts file 'my.csv': 1 duplicate left out\n" in said
+    assert (
+        said.count(
+            f"note: 1 of 4 prompts are longer than the model's tokenizer takes, so their ends are cut off; the "
+            f"first: {long.strip()!r}"
+        )
+        == 1
+    )
+    chains = json.loads(Path("runs/short/samples/chains.json").read_text())
+    assert [set(chain) for chain in chains] == [{"prompt", "seed"}] * 4 and chains[0]["prompt"] == "one"
+
+
+def test_a_chain_with_a_negative_prompt_is_left_with_it(recipe: Path) -> None:
+    Path("my.jsonl").write_text('{"prompt": "one", "negative_prompt": "two"}\n{"prompt": "three"}\n')
+    changes = ["prompts=my.jsonl", "sampler.guidance_scale=2", "train.iterations=1"]
+    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
+    chains = json.loads(Path("runs/short/samples/chains.json").read_text())
+    assert [chain.get("negative_prompt") for chain in chains] == ["two", None, "two", None]
+
+
 def test_an_adapter_that_diffusers_does_not_load_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = "adapter={type: IA3, target_modules: [attn2.to_out.0], feedforward_modules: []}"
     assert main(["train", "--config", str(recipe), "--set", adapter, "--set", "train.iterations=1"]) == 0

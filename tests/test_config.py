@@ -60,6 +60,12 @@ def test_overrides_reach_into_the_recipe(tmp_path: Path) -> None:
     assert config.cluster != "none" and config.cluster.rollouts.max_actors == 3
 
 
+def test_prompts_with_a_split_come_back_from_a_resolved_config(tmp_path: Path) -> None:
+    for held_out in (0.25, "hands", ["a cat"], None):
+        config = short_run(tmp_path, prompts={"source": "animals", "held_out": held_out})
+        assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
 def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(RECIPE))
@@ -76,6 +82,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"estimator": {"first_order_steps": 9}}, ["9", "5", "estimator.first_order_steps"]),
     ({"estimator": {"first_order_steps": -1}}, ["estimator.first_order_steps", "-1", "'all'"]),
     ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
+    ({"prompts": []}, ["prompts", "found []", "at least 1"]),
+    ({"prompts": {"sauce": "a.txt"}}, ["prompts.sauce", "no such key", "held_out, source"]),
+    ({"prompts": {"source": "a.txt", "held_out": 1.5}}, ["prompts.held_out", "found 1.5", "less than 1"]),
+    ({"prompts": {"source": "a.txt", "held_out": 0}}, ["prompts.held_out", "found 0", "greater than 0"]),
     ({"sampler": {"eta": 0}}, ["sampler.eta is 0", "half order", "sampler.eta: 1"]),
     ({"sampler": {"eta": 2}}, ["sampler.eta", "2", "less than or equal to 1"]),
     ({"estimator": {"zeroth_order": {"scale": 0}}}, ["estimator.zeroth_order.scale", "found 0", "greater than 0"]),

@@ -28,7 +28,9 @@ class Model(Protocol):
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor: ...
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning: ...  # (): all empty
+
+    def truncated(self, texts: Sequence[str]) -> list[str]: ...  # those that a tokenizer cuts
 
     def decode(self, latents: Tensor) -> Tensor: ...  # [B, C, H, W] -> images [B, 3, h, w] in [0, 1]
 

@@ -36,6 +36,12 @@ def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def _too_long(tokenizer: Any, texts: Sequence[str]) -> set[str]:
+    """Those with more tokens than it takes, the marks of start and end among them."""
+    rows = tokenizer(list(texts), verbose=False).input_ids if texts else []
+    return {text for text, row in zip(texts, rows, strict=True) if len(row) > tokenizer.model_max_length}
+
+
 def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
     """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
     if not config.path:
@@ -134,16 +140,23 @@ class StableDiffusion:
         parts = [conditioning[name] for name in (negative, positive) if name in conditioning]
         return torch.cat(parts).to(self.dtype)
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Text embeddings by name, each [B, L, D]; a prompt's embedding is computed once."""
-        rows = [self._encode_one(prompt) for prompt in prompts]
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Text embeddings by name, each [B, L, D]; a pair's embedding is computed once. Negatives (): all empty."""
+        pairs = zip(prompts, negatives or [""] * len(prompts), strict=True)
+        rows = [self._encode_one(prompt, negative) for prompt, negative in pairs]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @torch.no_grad()
-    def _encode_uncached(self, prompt: str) -> dict[str, Tensor]:
+    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
         guided = self.guidance_scale > 1
-        positive, negative = self.pipeline.encode_prompt(prompt, self.device, 1, guided)
-        return {"prompt": positive, "negative": negative} if guided else {"prompt": positive}
+        found = self.pipeline.encode_prompt(prompt, self.device, 1, guided, negative_prompt=negative or None)
+        return {name: value for name, value in zip(("prompt", "negative"), found, strict=True) if value is not None}
+
+    def truncated(self, texts: Sequence[str]) -> list[str]:
+        """The texts that are longer than one of the pipeline's tokenizers takes; their ends are cut off."""
+        parts = (getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+        cut = set().union(*(_too_long(part, texts) for part in parts if part is not None))
+        return [text for text in texts if text in cut]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, h, w] in [0, 1] of latents [B, C, H, W]; differentiable."""

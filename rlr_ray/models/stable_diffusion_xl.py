@@ -36,10 +36,13 @@ class StableDiffusionXL(StableDiffusion):
         return super()._inputs(conditioning) | {"added_cond_kwargs": added}
 
     @torch.no_grad()
-    def _encode_uncached(self, prompt: str) -> dict[str, Tensor]:
-        guided = self.guidance_scale > 1
+    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
         found = self.pipeline.encode_prompt(
-            prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
+            prompt,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=self.guidance_scale > 1,
+            negative_prompt=negative or None,  # not the same: without one, it may be 0 (force_zeros_for_empty_prompt)
         )
         names = ("prompt", "negative", "pooled", "negative_pooled")
         return {name: value for name, value in zip(names, found, strict=True) if value is not None}

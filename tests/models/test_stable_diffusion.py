@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rlr_ray.models import available_models, load_model
 from rlr_ray.models.stable_diffusion import StableDiffusion
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
+NEGATIVES = ["a handwritten one", "", "eight"]
 SEEDS = [11, 12, 13]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn2.to_out.0"]}
 SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "target_modules": ["attn2.to_out.0"]}
@@ -42,10 +44,10 @@ def some_theta(model: StableDiffusion) -> Tensor:  # [P]
     return model.initial_theta + 0.1 * torch.randn(len(model.parameters), generator=torch.Generator().manual_seed(0))
 
 
-def our_images(model: StableDiffusion, theta: Tensor) -> Tensor:  # [3, 3, H, W]
+def our_images(model: StableDiffusion, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
     starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
     start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS)).latents
+    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS, negatives)).latents
     with torch.no_grad():
         return model.decode(latents[-1])
 
@@ -68,6 +70,27 @@ def test_chain_draws_the_pictures_of_a_plain_pipeline(guidance: float, eta: floa
     model = load(guidance_scale=guidance, eta=eta)
     expected = plain_images(plain_pipeline(), guidance_scale=guidance, eta=eta)
     torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
+def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline() -> None:
+    model = load(guidance_scale=3.0)
+    found = our_images(model, model.initial_theta, NEGATIVES)
+    expected = plain_images(plain_pipeline(), guidance_scale=3.0, negative_prompt=NEGATIVES)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (found - our_images(model, model.initial_theta)).flatten(1).norm(dim=1).gt(0.01).tolist() == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_text_is_truncated_if_the_tokenizer_drops_its_end() -> None:
+    model = load()
+    longest = "a " * 14  # 16 tokens, start and end among them
+    texts = [longest + "two", longest, "a handwritten two", longest + "two three"]
+    assert model.truncated(texts) == [texts[0], texts[3]] and model.truncated([]) == []
+    same = [torch.equal(*(model.encode([text])["prompt"] for text in (longest, other))) for other in texts]
+    assert same == [True, True, False, True]  # what comes after is not seen
 
 
 def test_v_prediction_draws_the_pictures_of_a_plain_pipeline(tmp_path: Path) -> None:

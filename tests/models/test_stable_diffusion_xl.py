@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,12 @@ def load(folder: Path, guidance: float = 3.0, **model: Any) -> Any:
     )
 
 
-def our_images(model: Any, theta: Tensor) -> Tensor:  # [3, 3, H, W]
+def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
     starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
     start, noise = torch.stack(starts), torch.stack(noises, dim=1)
     with torch.no_grad():
-        latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS)).latents
+        conditioning = model.encode(PROMPTS, negatives)
+        latents = sample_chain(model, theta, model.schedule, start, noise, conditioning).latents
         return model.decode(latents[-1])
 
 
@@ -107,6 +109,20 @@ def test_chain_draws_the_pictures_of_a_plain_pipeline(folder: Path, guidance: fl
     model = load(folder, guidance)
     expected = plain_images(folder, guidance_scale=guidance)
     torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
+def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline(folder: Path) -> None:
+    model = load(folder)
+    negatives = ["a handwritten one", "one", "eight"]
+    found = our_images(model, model.initial_theta, negatives)
+    torch.testing.assert_close(found, plain_images(folder, negative_prompt=negatives), atol=1e-5, rtol=0)
+    assert (found - our_images(model, model.initial_theta)).abs().max() > 1e-3
+
+
+def test_a_text_that_either_tokenizer_cuts_is_truncated(folder: Path) -> None:
+    model = load(folder)
+    model.pipeline.tokenizer_2.model_max_length = 5
+    assert model.truncated(["a handwritten two", "a handwritten two three", "two"]) == ["a handwritten two three"]
 
 
 def test_pictures_of_another_shape_are_asked_for_at_their_size(folder: Path) -> None:

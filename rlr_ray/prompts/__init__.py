@@ -1,0 +1,118 @@
+"""Prompts: where they are read from, which are trained on and which held out, and in which order they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlr_ray.assets import PROMPTS
+from rlr_ray.config import RunConfig
+from rlr_ray.core.seeds import permutation
+from rlr_ray.errors import UserError
+from rlr_ray.prompts.order import PromptOrder, prompt_order
+from rlr_ray.prompts.prompt import Prompt, prompt_of
+from rlr_ray.prompts.reading import ENDINGS, rows_of
+from rlr_ray.prompts_config import PromptsConfig
+
+__all__ = ["Prompt", "PromptOrder", "PromptSets", "load_prompts", "prompt_order", "prompt_sets", "shipped_lists"]
+
+Say = Callable[[str], None]  # is given what was left out
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    train: list[Prompt]
+    held_out: list[Prompt]
+
+
+def _quiet(text: str) -> None:
+    """For who has nobody to tell."""
+
+
+def shipped_lists() -> list[str]:
+    """Names of the lists in the package."""
+    return sorted(path.stem for path in PROMPTS.glob("*.txt"))
+
+
+def prompt_sets(config: RunConfig, say: Say = _quiet) -> PromptSets:
+    """A run's prompts. Raises UserError if they cannot be had, or do not work with its sampler."""
+    given = config.prompts if isinstance(config.prompts, PromptsConfig) else PromptsConfig(source=config.prompts)
+    prompts = load_prompts(given.source, say)
+    if isinstance(given.held_out, float):
+        sets = _split(prompts, given.held_out, config.seed)
+    else:
+        sets = PromptSets(prompts, prompts if given.held_out is None else load_prompts(given.held_out, say))
+    _check_guidance(sets, config.sampler.guidance_scale)
+    return sets
+
+
+def _check_guidance(sets: PromptSets, guidance_scale: float) -> None:
+    negative = next((prompt for prompt in (*sets.train, *sets.held_out) if prompt.negative), None)
+    if negative is not None and guidance_scale == 1:
+        raise UserError(
+            f"prompt {negative.text!r} has the negative prompt {negative.negative!r}, which does nothing at "
+            "sampler.guidance_scale 1; raise sampler.guidance_scale, or drop the column negative_prompt"
+        )
+
+
+def _split(prompts: list[Prompt], share: float, seed: int) -> PromptSets:
+    """A random share of the prompts held out, at least one on each side; both in the prompts' order."""
+    if len(prompts) < 2:
+        raise UserError(
+            f"prompts.held_out is {share:g}, but prompts.source holds 1 prompt; allowed: 2 or more to split; add "
+            "prompts, or leave held_out out"
+        )
+    count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
+    held_out = set(permutation(len(prompts), seed, "held-out prompts")[:count])
+    sides = [[prompt for i, prompt in enumerate(prompts) if (i in held_out) is side] for side in (False, True)]
+    return PromptSets(*sides)
+
+
+def load_prompts(source: str | Sequence[str], say: Say = _quiet) -> list[Prompt]:
+    """Prompts of a list, of a shipped list by its name, or of a file of the kind that its ending says.
+
+    Empty and repeated ones are left out; `say` is told how many. Raises UserError if none is left.
+    """
+    rows, name = _rows(source)
+    found = [prompt_of(row, place) for place, row in rows]
+    prompts = [prompt for prompt in found if prompt is not None]
+    distinct = list(_distinct(prompts))
+    if not distinct:
+        raise UserError(f"{name} holds no prompt; write one a line, or one a row in a column 'prompt'")
+    if len(prompts) < len(found):
+        say(f"{name}: {_many(len(found) - len(prompts), 'empty line')} left out")
+    if len(distinct) < len(prompts):
+        say(f"{name}: {_many(len(prompts) - len(distinct), 'duplicate')} left out")
+    return distinct
+
+
+def _rows(source: str | Sequence[str]) -> tuple[Iterable[tuple[str, Any]], str]:
+    """Rows with their places, and what to call the whole."""
+    if not isinstance(source, str):
+        return ((f"prompts, entry {number}", text) for number, text in enumerate(source, 1)), "the list of prompts"
+    shipped = source in shipped_lists()
+    path = PROMPTS / f"{source}.txt" if shipped else Path(source).expanduser()
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(
+            f"prompts file {source!r} ends in {path.suffix!r}; allowed: {', '.join(ENDINGS)}, or the name of a shipped "
+            f"list: {', '.join(shipped_lists())}"
+        )
+    if not path.is_file():
+        raise UserError(f"prompts file {source!r} was not found (looked in {Path.cwd()}); write its path from there")
+    return rows_of(path, source), f"prompts file {source!r}"
+
+
+def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The first of those that are equal but for their weight."""
+    seen: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for prompt in prompts:
+        alike = seen.setdefault((prompt.text, prompt.negative, prompt.stages), [])
+        if prompt.metadata not in alike:
+            alike.append(prompt.metadata)
+            yield prompt
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"

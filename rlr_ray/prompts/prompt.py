@@ -1,0 +1,87 @@
+"""A prompt, and how one is read from the columns of a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlr_ray.errors import UserError
+
+TEXT = ("prompt", "prompts", "caption", "text")  # the first of these that a row has; the rest is for public lists
+NEGATIVE, WEIGHT = "negative_prompt", "weight"
+STAGES = ("coarse", "mid", "fine")
+COLUMNS = (*TEXT, NEGATIVE, WEIGHT, *STAGES)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    negative: str = ""
+    stages: tuple[str, str, str] | None = None  # coarse, mid and fine prompt of a Diffusive Chain-of-Thought
+    weight: float = 1.0  # its share of training, over the sum of all
+    metadata: dict[str, Any] = field(default_factory=dict)  # handed to the reward
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that a model may be given of it."""
+        return tuple(text for text in (self.text, self.negative, *(self.stages or ())) if text)
+
+
+def prompt_of(row: object, place: str) -> Prompt | None:
+    """The prompt of a text or of a row, whose further columns are metadata; None if its text is empty.
+
+    Columns are found whatever their case. Raises UserError, which names the place.
+    """
+    row = {TEXT[0]: row} if isinstance(row, str) else row
+    columns = _Columns(row if isinstance(row, Mapping) else {}, place)
+    name = next((name for name in TEXT if name in columns.keys), None)
+    if name is None:
+        raise UserError(
+            f'{place}: found {_short(row)}; allowed: a text "prompt" (or "prompts", "caption", "text"), e.g. '
+            '{"prompt": "a cat"}; name that column'
+        )
+    text, negative = columns.text(name), columns.text(NEGATIVE)
+    stages = tuple(columns.text(name) for name in STAGES)
+    if any(stages) and not all(stages):
+        missing = ", ".join(name for name, stage in zip(STAGES, stages, strict=True) if not stage)
+        raise UserError(f"{place}: {missing} is empty; allowed: coarse, mid and fine, all three or none; fill it in")
+    weight = columns.weight()
+    assert len(stages) == 3
+    return Prompt(text, negative, stages if all(stages) else None, weight, columns.left) if text else None
+
+
+class _Columns:
+    """A row's columns, which leave `left` as they are read."""
+
+    def __init__(self, row: Mapping[str, Any], place: str):
+        self.left, self.place = dict(row), place
+        self.keys = {key.lower(): key for key in reversed(list(row))}  # of those alike, the first
+
+    def take(self, name: str) -> Any:
+        return self.left.pop(self.keys[name], None) if name in self.keys else None
+
+    def text(self, name: str) -> str:
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{self.place}: {name} is {_short(value)}; allowed: a text; write it in quotes")
+        return (value or "").strip()
+
+    def weight(self) -> float:
+        value = self.take(WEIGHT)
+        try:
+            weight = 1.0 if value is None or value == "" else float(value)
+        except (TypeError, ValueError, OverflowError):
+            weight = math.nan
+        if not 0 < weight < math.inf or isinstance(value, bool):
+            raise UserError(
+                f"{self.place}: weight is {_short(value)}; allowed: a finite number above 0; leave the row out to "
+                "never draw it"
+            )
+        return weight
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else shown[:200] + " ..."
