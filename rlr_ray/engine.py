@@ -40,7 +40,7 @@ class RolloutRequest:
     theta: Tensor  # [P]
     directions: Directions
     coefficient: float = 0.0  # of the surrogate
-    standards: Sequence[Standard] = ()  # of the rewards
+    standards: Sequence[Standard] = ()  # of the rewards; none: as they are
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class Engine:
         if not cut:
             return ""
         return (
-            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are cut "
-            f"off; the first: {cut[0]!r}"
+            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are "
+            f"cut off; the first: {cut[0]!r}"
         )
 
     def held_bytes(self) -> int:
@@ -202,7 +202,9 @@ class Engine:
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
-        self.rewards.standards, before = list(request.standards), self.rewards.invalid
+        if request.standards:
+            self.rewards.standards = list(request.standards)
+        before = self.rewards.invalid
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(
