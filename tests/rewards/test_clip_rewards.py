@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,14 +102,3 @@ def test_pixels_are_those_of_clips_processor(height: int, width: int) -> None:
 def test_what_is_no_clip_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reward 'pickscore': .* gave no CLIP model of transformers"):
         load_reward("pickscore", {"path": str(tmp_path)}, CPU)
-
-
-def test_jpeg_is_minus_the_kilobytes_that_pillow_writes() -> None:
-    images = torch.stack([torch.zeros(3, 32, 32), IMAGES[0]])
-    scores = load_reward("jpeg", {}, CPU)(images, PROMPTS[:2], [{}] * 2)
-    file = io.BytesIO()
-    pixels = (IMAGES[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=95)
-    assert scores[1] == pytest.approx(-len(file.getvalue()) / 1000)
-    assert scores[0] > scores[1]
-    assert torch.equal(load_reward("jpeg", {"incompressible": True}, CPU)(images, PROMPTS[:2], [{}] * 2), -scores)
