@@ -3,10 +3,10 @@
     pip install --no-deps image-reward==1.5
     python scripts/imagereward_golden.py tests/rewards/imagereward.json [SEED]
 
-The numbers in that file come from transformers 4.30.2, which the package was made for, in an environment of its own; with
-today's the same script gives them too (tests/rewards/test_imagereward.py compares). What the package takes from timm,
-fairscale and an old transformers (a patch embedding, names that moved, and names that a forward pass does not use) is
-below, so it does not need its requirements.
+The numbers in that file come from transformers 4.30.2, for which the package was made, in an environment of its own;
+with today's the script gives them too, to twelve digits. What the package takes from timm, fairscale and an old
+transformers (a patch embedding, names that moved, and names that a forward pass does not use) is below, so it does not
+need its requirements.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def stand_in(name: str, **attributes: Any) -> None:
 
 
 def own_classes() -> tuple[Any, Any]:
-    """The package's vision and text models, without its other imports. Changes sys.modules: for a process of its own."""
+    """The package's vision and text models, without its other imports. Changes modules: for a process of its own."""
     nothing = dict.fromkeys(("_cfg", "register_model", "named_apply", "adapt_input_conv"))
     for name in ("timm", "timm.models", "timm.models.registry", "timm.models.helpers"):
         stand_in(name, **nothing)

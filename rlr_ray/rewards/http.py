@@ -71,8 +71,8 @@ class Reward:
             scores = [math.nan if score is None else float(score) for score in answer.json()["scores"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"reward 'http': {self.url} answered {answer.text[:200]!r}; allowed: a JSON object with a list 'scores' "
-                "of numbers"
+                f"reward 'http': {self.url} answered {answer.text[:200]!r}; allowed: a JSON object with a list "
+                "'scores' of numbers"
             ) from error
         if len(scores) != len(images):
             raise UserError(

@@ -46,9 +46,9 @@ def test_an_overloaded_server_is_asked_again(caplog: pytest.LogCaptureFixture) -
     ("answer", "words"),
     [
         ({"scores": [1.0]}, "gave 1 scores for 7 images"),
-        ({"score": [1.0] * 7}, "a JSON object with a list 'scores'"),
-        ([1.0] * 7, "a JSON object with a list 'scores'"),
-        ({"scores": ["good"] * 7}, "'scores' of numbers"),
+        ({"score": [1.0] * 7}, "a JSON object with a list 'scores' of numbers"),
+        ([1.0] * 7, "a JSON object with a list 'scores' of numbers"),
+        ({"scores": ["good"] * 7}, "a JSON object with a list 'scores' of numbers"),
     ],
 )
 def test_a_wrong_answer_is_shown(answer: Any, words: str) -> None:
@@ -62,7 +62,7 @@ def test_an_image_without_a_number_is_named_and_not_averaged_away(bad: float | N
     assert json.dumps(bad) in ("NaN", "null")
     with (
         server(lambda asked: {"scores": scores}) as (url, _),
-        pytest.raises(UserError, match="returned nan for image 4 .prompt '4'."),
+        pytest.raises(UserError, match=r"returned nan for image 4 \(prompt '4'\)"),
     ):
         score(reward(url), IMAGES, PROMPTS, METADATA, "http")
 
