@@ -73,9 +73,9 @@ def train(
         row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
         row |= {} if peak is None else {"peak_memory_gib": peak}
         if recorder is not None and results is not None:
-            if _due(state.step, config.evaluation.every, config.train.iterations):
-                row |= results.measure(state.theta.detach())
-            recorder.add(row, lambda: state.state_dict() | learned())
+            measured = _due(state.step, config.evaluation.every, config.train.iterations)
+            row |= results.measure(state.theta.detach()) if measured else {}
+            recorder.add(row, lambda: state.state_dict() | learned(), results.draft if measured else None)
         report(row)
     if recorder is not None and results is not None:
         results.finish(state.theta.detach(), recorder.metrics, process.ran_on)

@@ -20,6 +20,8 @@ from rlr_ray.engine import Engine
 from rlr_ray.evaluate import Evaluation, evaluate, paired_gain
 from rlr_ray.metrics import MetricsLog
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.report.report import write_report
+from rlr_ray.report.warnings import warnings
 from rlr_ray.run_folder import RunFolder
 
 _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
@@ -31,6 +33,7 @@ class Results:
     def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor):
         self.engine, self.folder = engine, folder
         self.before = self._before(initial_theta)
+        self.latest = self.before  # evaluation
 
     def _before(self, theta: Tensor) -> Evaluation:
         """The evaluation at the start, measured once and kept for a resumed run; measured again if it is damaged."""
@@ -46,24 +49,48 @@ class Results:
 
     def measure(self, theta: Tensor) -> dict[str, float]:
         """Mean held-out reward at theta and its standard error, as columns of an update's row."""
-        mean, error = _mean_and_error(evaluate(self.engine, theta).rewards)
+        self.latest = evaluate(self.engine, theta)
+        mean, error = _mean_and_error(self.latest.rewards)
         return {"held_out_reward": mean, "held_out_reward_se": error}
 
+    def draft(self, rows: list[dict[str, Any]]) -> None:
+        """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
+        self._report(rows, self._so_far(self.latest, rows), self.latest)
+
     def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
-        """Write the metrics, the adapter, the pictures and, last of all, the summary. Done again, all are the same."""
+        """Write the metrics, the adapter, the pictures, the report and, last of all, the summary.
+
+        Done again, all are the same, but for the report's date.
+        """
         after = evaluate(self.engine, theta)
         with disk_errors():
             metrics.save()
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
             self._save_pictures(after, metrics.rows)
-            self.folder.save_summary(self._summary(after, theta, metrics.rows, adapter, ran_on))
+            summary = self._summary(after, theta, metrics.rows, adapter, ran_on)
+            self._report(metrics.rows, summary, after)
+            self.folder.save_summary(summary)
+
+    def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
+        prompts = [prompt.text for prompt in self.engine.held_out(range(len(after.images)))[1]]
+        write_report(self.folder.report, self.engine.config, rows, summary, self.before, after, prompts)
 
     def _summary(
         self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
     ) -> dict[str, Any]:
+        return self._so_far(after, rows) | {
+            "ran_on": ran_on,
+            "adapter": str(adapter.relative_to(self.folder.path)),
+            "trained_numbers": len(theta),
+            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
+            "versions": versions(),
+        }
+
+    def _so_far(self, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a summary can say before the run has ended."""
         before = self.before
         gain, gain_se = paired_gain(before.rewards, after.rewards)
-        return {
+        summary = {
             "name": self.engine.config.name,
             "reward_before": float(before.rewards.mean()),
             "reward_after": float(after.rewards.mean()),
@@ -82,12 +109,8 @@ class Results:
                 (row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")), default=None
             ),
             "seconds": sum(row["seconds"] for row in rows),
-            "ran_on": ran_on,
-            "adapter": str(adapter.relative_to(self.folder.path)),
-            "trained_numbers": len(theta),
-            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
-            "versions": versions(),
         }
+        return summary | {"warnings": warnings(self.engine.config, rows, summary, before, after)}
 
     def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]]) -> None:
         samples, before = self.folder.samples, self.before
