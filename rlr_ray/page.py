@@ -15,9 +15,10 @@ h2 { margin-top: 2.5rem }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { padding-left: 0; text-align: left } td:last-child { white-space: normal }
+td:first-child, th:first-child { padding-left: 0; text-align: left }
+td:first-child, td:last-child { white-space: normal }
 .facts td:last-child { padding-right: 0; text-align: left } .facts td { vertical-align: top }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem }
 .plots > * { min-width: 0 } .plots h3 { margin: 1rem 0 .2rem; font-size: 1rem }
 .warnings { border-left: 4px solid #c60; background: #fff6e8; padding: .5rem 1rem; margin: 1rem 0 }
 .warnings ul { margin: .3rem 0; padding-left: 1.2rem }
@@ -28,11 +29,21 @@ td:first-child, th:first-child { padding-left: 0; text-align: left } td:last-chi
 pre { overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: .85rem }
 summary { cursor: pointer; font-size: 1.2rem; font-weight: 600 } details { margin: 2.5rem 0 }"""
 
+# A finger that passes over a figure scrolls the page; a mouse zooms in, and out by a double click.
+_LOADED = """addEventListener("load", () => {
+  const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"
+  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+    Plotly.relayout(plot, { dragmode })
+    Plotly.Plots.resize(plot)
+  }
+})"""
+
 
 def page(title: str, parts: Iterable[str]) -> str:
     """The parts of a body, in a page that holds plotly once for all its figures."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script>"
+    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    head += f"<script>{get_plotlyjs()}</script><script>{_LOADED}</script>"
     body = "\n".join(parts)
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
@@ -54,7 +65,7 @@ def _body(lines: Iterable[Iterable[str]]) -> str:
 
 
 def drawn(figure: go.Figure, height: int = 460) -> str:
-    """A figure as wide as its place, height in pixels. A finger that passes over it scrolls the page."""
-    figure.update_layout(template="plotly_white", height=height, dragmode=False)
-    config = {"responsive": True, "displaylogo": False}
+    """A figure as wide as its place, height in pixels."""
+    figure.update_layout(template="plotly_white", height=height)
+    config = {"responsive": True, "displayModeBar": False}
     return str(plotly.io.to_html(figure, config=config, full_html=False, include_plotlyjs=False))

@@ -53,7 +53,8 @@ def _head(config: RunConfig, summary: Mapping[str, Any], scores: Mapping[str, Sc
         yield f'<div class="warnings"><strong>Be careful</strong><ul>{items}</ul></div>'
     yield table(["held-out mean", "before", "after", "change ± se"], [_line(*item) for item in scores.items()])
     count = len(scores["reward"].before)
-    yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.</p>"
+    judges = "" if all(own.trained for own in scores.values()) else " Judges are never trained on."
+    yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.{judges}</p>"
     yield facts(_facts(config, summary))
 
 
@@ -66,7 +67,7 @@ def _state(config: RunConfig, summary: Mapping[str, Any]) -> str:
 
 def _line(label: str, scores: Scores) -> list[str]:
     change, error = scores.change
-    name = label if scores.trained else f"{label} (judge, never trained on)"
+    name = label if scores.trained else f"{label} (judge)"
     return [
         name,
         *(f"{float(own.mean()):.4g}" for own in (scores.before, scores.after)),
