@@ -18,12 +18,15 @@ th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { padding-left: 0; text-align: left }
 td:first-child, td:last-child { white-space: normal }
 .facts td:last-child { padding-right: 0; text-align: left } .facts td { vertical-align: top }
+.facts td:first-child { white-space: nowrap }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem }
 .plots > * { min-width: 0 } .plots h3 { margin: 1rem 0 .2rem; font-size: 1rem }
 .warnings { border-left: 4px solid #c60; background: #fff6e8; padding: .5rem 1rem; margin: 1rem 0 }
 .warnings ul { margin: .3rem 0; padding-left: 1.2rem }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1.5rem }
-.pairs figure { margin: 0; min-width: 0 } .pairs figcaption { font-weight: 600; margin-bottom: .3rem }
+.pairs figure { margin: 0; min-width: 0 }
+.pairs figcaption { font-weight: 600; margin-bottom: .3rem; overflow: hidden;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4 }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; font-size: .85rem }
 .pair > div { min-width: 0 } .pair img { width: 100%; display: block } img.small { image-rendering: pixelated }
 pre { overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: .85rem }

@@ -238,11 +238,13 @@ def test_kl_diversity_and_cost_are_drawn_where_measured() -> None:
     assert distance_figures(rows()) == {}
     assert list(cost_figures(rows())) == ["Seconds an update"]
     kl = distance_figures(rows(kl=[None, 0.5, 0.7], kl_se=[None, 0.1, 0.2]))["KL to the base model, nats a chain"]
-    assert list(kl.data[0].x) == [2, 3] and list(kl.data[0].error_y.array) == [0.1, 0.2]
+    low, high, mean = kl.data
+    assert [list(trace.x) for trace in kl.data] == [[2, 3]] * 3 and list(mean.y) == [0.5, 0.7]
+    assert list(low.y) == pytest.approx([0.4, 0.5]) and list(high.y) == pytest.approx([0.6, 0.9])
     assert "Diversity of the images" in distance_figures(rows(diversity=[1.0, 0.9, 0.8]))
     counts = {"rollouts_missing": [0, 0, 0], "rollouts_rerun": [0, 2, 0], "peak_memory_gib": [0.1, 0.2, 0.2]}
     drawn = cost_figures(rows(**counts, rollouts_per_s=[0.0] * 3))
-    assert list(drawn) == ["Seconds an update", "Rollouts that were", "Peak memory, GiB"]
+    assert list(drawn) == ["Seconds an update", "Rollouts missing, rerun or hedged", "Peak memory, GiB"]
 
 
 def test_scores_change_by_pairs() -> None:

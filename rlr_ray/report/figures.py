@@ -61,11 +61,10 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
 
 def distance_figures(rows: Rows) -> dict[str, go.Figure]:
     """By title: how far the model went from the base model, and how alike its images became."""
-    kl = _line(rows, "kl", "kl", _COLORS[0])
-    kl.error_y = {"array": [row.get("kl_se") or 0 for row in rows if row.get("kl") is not None], "thickness": 1}
+    kl = [*_band(rows, "kl", "kl_se", "± standard error"), _line(rows, "kl", "kl", _COLORS[0])]
     return _not_empty(
         {
-            "KL to the base model, nats a chain": go.Figure(kl),
+            "KL to the base model, nats a chain": _titled(go.Figure(kl)),
             "Diversity of the images": _lines(rows, {"diversity": "diversity"}),
         }
     )
@@ -74,25 +73,25 @@ def distance_figures(rows: Rows) -> dict[str, go.Figure]:
 def cost_figures(rows: Rows) -> dict[str, go.Figure]:
     """By title: time, rollouts and memory."""
     counts = ("rollouts_missing", "rollouts_rerun", "rollouts_hedged")
-    return _not_empty(
-        {
-            "Seconds an update": _lines(rows, {"in all": "seconds", "in the reward": "reward_s"}),
-            "Rollouts a second": _lines(rows, {"rollouts": "rollouts_per_s"}, zeros=False),
-            "Rollout actors": _lines(rows, {"actors": "rollout_actors"}),
-            "Rollouts that were": _lines(rows, {name.removeprefix("rollouts_"): name for name in counts}, zeros=False),
-            "Images with an invalid score": _lines(rows, {"images": "reward_invalid"}, zeros=False),
-            "Peak memory, GiB": _lines(rows, {"peak": "peak_memory_gib"}),
-        }
-    )
+    drawn = {
+        "Seconds an update": _lines(rows, {"in all": "seconds", "in the reward": "reward_s"}),
+        "Rollouts a second": _lines(rows, {"rollouts": "rollouts_per_s"}, zeros=False),
+        "Rollout actors": _lines(rows, {"actors": "rollout_actors"}),
+        "Rollouts missing, rerun or hedged": _lines(
+            rows, {name.removeprefix("rollouts_"): name for name in counts}, zeros=False
+        ),
+        "Images with an invalid score": _lines(rows, {"images": "reward_invalid"}, zeros=False),
+        "Peak memory, GiB": _lines(rows, {"peak": "peak_memory_gib"}),
+    }
+    for figure in drawn.values():
+        figure.update_yaxes(rangemode="tozero")
+    return _not_empty(drawn)
 
 
 def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) -> go.Figure:
     """Training mean with a band of a standard deviation, and held-out means with their standard errors."""
-    own = [row for row in rows if row.get(mean) is not None]
-    figure = go.Figure()
-    if any(row.get(deviation) is not None for row in own):
-        figure.add_traces(list(_band([row for row in own if row.get(deviation) is not None], mean, deviation)))
-    if own:
+    figure = go.Figure(list(_band(rows, mean, deviation, "± standard deviation")))
+    if any(row.get(mean) is not None for row in rows):
         figure.add_trace(_line(rows, mean, "training chains", _COLORS[0]))
     figure.add_scatter(
         x=list(points),
@@ -105,16 +104,18 @@ def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) 
     return _titled(figure)
 
 
-def _band(rows: Rows, mean: str, deviation: str) -> Iterator[go.Scatter]:
-    for sign in (-1, 1):
+def _band(rows: Rows, mean: str, deviation: str, name: str) -> Iterator[go.Scatter]:
+    """A deviation on both sides of a mean; nothing without one."""
+    found = [row for row in rows if row.get(mean) is not None and row.get(deviation) is not None]
+    for sign in (-1, 1) if found else ():
         yield go.Scatter(
-            x=[row["step"] + 1 for row in rows],
-            y=[row[mean] + sign * row[deviation] for row in rows],
+            x=[row["step"] + 1 for row in found],
+            y=[row[mean] + sign * row[deviation] for row in found],
             mode="lines",
             line={"width": 0},
             fill="tonexty" if sign == 1 else None,
             fillcolor="rgba(31, 119, 180, .15)",
-            name="± standard deviation",
+            name=name,
             showlegend=sign == 1,
             hoverinfo="skip",
         )

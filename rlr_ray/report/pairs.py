@@ -22,7 +22,8 @@ def pairs(before: Tensor, after: Tensor, prompts: Sequence[str], scores: Mapping
     for i, (one, other, prompt) in enumerate(zip(before, after, prompts, strict=True)):
         left = _image(one, "before", {label: float(score.before[i]) for label, score in scores.items()})
         right = _image(other, "after", {label: float(score.after[i]) for label, score in scores.items()})
-        caption = f"<figcaption>{html.escape(prompt)}</figcaption>"
+        said = html.escape(prompt)  # a long one is cut, and whole under the mouse
+        caption = f'<figcaption title="{said}">{said}</figcaption>'
         figures.append(f'<figure>{caption}<div class="pair">{left}{right}</div></figure>')
     return f'<div class="pairs">{"".join(figures)}</div>'
 
