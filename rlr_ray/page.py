@@ -18,7 +18,8 @@ th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { padding-left: 0; text-align: left }
 td:first-child, td:last-child { white-space: normal }
 .facts td:last-child { padding-right: 0; text-align: left } .facts td { vertical-align: top }
-.facts td:first-child { white-space: nowrap }
+.facts td:first-child { white-space: nowrap } .facts td:last-child { overflow-wrap: anywhere }
+@media (max-width: 30rem) { td, th { padding: .25rem .4rem } th:first-child { white-space: normal } }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem 1.5rem }
 .plots > * { min-width: 0 } .plots h3 { margin: 1rem 0 .2rem; font-size: 1rem }
 .warnings { border-left: 4px solid #c60; background: #fff6e8; padding: .5rem 1rem; margin: 1rem 0 }

@@ -217,6 +217,7 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
         "config.yaml",
         "metrics.parquet",
         "summary.json",
+        "report.html",
         "reward_curve.png",
         "lora/pytorch_lora_weights.safetensors",
     ]

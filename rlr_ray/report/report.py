@@ -98,7 +98,11 @@ def _rewards(rows: Rows, scores: Mapping[str, Scores]) -> str:
 
 
 def _plots(figures: Mapping[str, go.Figure]) -> str:
-    cells = (f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280)}</div>" for title, figure in figures.items())
+    """Side by side where there is room; a long legend gets more, since it takes a line an entry on a phone."""
+    cells = (
+        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280 + 20 * max(len(figure.data) - 4, 0))}</div>"
+        for title, figure in figures.items()
+    )
     return f'<div class="plots">{"".join(cells)}</div>' if figures else ""
 
 
