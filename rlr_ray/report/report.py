@@ -71,7 +71,7 @@ def _line(label: str, scores: Scores) -> list[str]:
     return [
         name,
         *(f"{float(own.mean()):.4g}" for own in (scores.before, scores.after)),
-        f"{change:+.3g} ± {error:.2g}",
+        f"{change:+.3g}\u00a0±\u00a0{error:.2g}",
     ]
 
 
