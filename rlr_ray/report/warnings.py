@@ -75,8 +75,8 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Scores and rollouts that were not as they should be, over all updates."""
     words = {
         "reward_invalid": "images had a score that was not finite, which was replaced; mend the reward",
-        "rollouts_missing": "rollouts were not waited for (cluster.rollouts.quorum)",
-        "rollouts_rerun": "rollouts ran again, since their actor was lost or late; the result is the same",
+        "rollouts_missing": "perturbation pairs were not waited for (cluster.rollouts.quorum)",
+        "rollouts_rerun": "perturbation pairs ran again, since their actor was lost or late; the result is the same",
     }
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in words}
     return [f"{count:g} {words[name]}" for name, count in sums.items() if count]
