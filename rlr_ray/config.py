@@ -205,6 +205,10 @@ class GuardsConfig(Strict):
     keep: Literal["last", "best"] = "last"  # what the run leaves; best: by the first judge, else by the reward
     ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
 
+    @property
+    def may_stop(self) -> bool:
+        return self.kl_stop is not None or self.patience is not None
+
 
 class RunConfig(Strict):
     name: str = Field(pattern=r"^\w[\w.-]*$")
