@@ -12,7 +12,7 @@ from rich.console import Console
 from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
 from rlr_ray.describe import describe_plan, describe_results
-from rlr_ray.engine import check_reward
+from rlr_ray.engine import check_reward, check_stages
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.report import as_chosen, choice_words, write_choice
@@ -76,7 +76,7 @@ def train_command(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     config = config_of(options.config, options.set, options.resume)
     check_reward(config)
-    load_prompts(config.prompts)
+    check_stages(config, load_prompts(config.prompts))
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(describe_plan(config), markup=False, soft_wrap=True)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlr_ray.checks import check_together
 from rlr_ray.cluster_config import ClusterConfig
-from rlr_ray.core.plan import Plan, PlanShape, Truncation
+from rlr_ray.core.plan import Place, Plan, PlanShape, Truncation
+from rlr_ray.dcot_config import DcotConfig, Stage
 from rlr_ray.presets import PRESETS, merge
 from rlr_ray.strict import Strict
 
@@ -55,8 +56,9 @@ class RewardConfig(Strict):
 class SubChainConfig(Strict):
     length: int = Field(3, ge=0)  # h; 0: none
     count: int = Field(1, ge=1)
-    # importance: by measured gradient norms; cover: as many as cover the steps; or [first, last], both included
-    place: Literal["uniform", "importance", "cover"] | tuple[int, int] = "uniform"
+    # importance: by measured gradient norms; cover: as many as cover the steps; a stage of dcot; or [first, last], both
+    # included
+    place: Literal["uniform", "importance", "cover"] | Stage | tuple[int, int] = "uniform"
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # of importance; higher is nearer to uniform
 
     @field_validator("place")
@@ -64,8 +66,8 @@ class SubChainConfig(Strict):
     def _ordered(cls, place: str | tuple[int, int]) -> str | tuple[int, int]:
         if not isinstance(place, str) and not 0 <= place[0] <= place[1]:
             raise ValueError(
-                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', or [first, last] with "
-                "0 <= first <= last"
+                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', 'coarse', 'mid', 'fine', or "
+                "[first, last] with 0 <= first <= last"
             )
         return place
 
@@ -203,6 +205,7 @@ class RunConfig(Strict):
     sampler: SamplerConfig = SamplerConfig()
     reward: RewardConfig
     prompts: str | list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # a file or the prompts themselves
+    dcot: DcotConfig | None = None  # for prompts with a part for each range of steps: where the ranges begin
     estimator: EstimatorConfig = EstimatorConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -220,12 +223,21 @@ class RunConfig(Strict):
             steps,
             steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
             estimator.sub_chain.length,
-            estimator.sub_chain.place,
+            self._place,
             estimator.rest,
             estimator.sub_chain.count,
             estimator.truncation,
             estimator.surrogate is not None,
         )
+
+    @property
+    def _place(self) -> Place:
+        """Where the sub-chain may lie, a stage of dcot as its range."""
+        place = self.estimator.sub_chain.place
+        if place in ("coarse", "mid", "fine"):
+            assert self.dcot is not None, "checked when the config loads"
+            return self.dcot.ranges(self.sampler.steps)[place]
+        return place
 
     @property
     def guided(self) -> bool:

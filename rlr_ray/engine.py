@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
-from rlr_ray.core.chain import Objective
+from rlr_ray.core.chain import Conditioning, Objective
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.seeds import chain_noise, seed_of
@@ -23,7 +23,8 @@ from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.memory import memory_errors
-from rlr_ray.models import load_model, module_bytes
+from rlr_ray.models import Model, load_model, module_bytes
+from rlr_ray.models.staged import Staged
 from rlr_ray.prompts import Prompt, load_prompts, prompt_order
 from rlr_ray.rewards import is_differentiable, load_reward, score
 from rlr_ray.surrogate import OnlineSurrogate
@@ -79,6 +80,21 @@ def check_reward(config: RunConfig) -> None:
         )
 
 
+def check_stages(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError if prompts have stages that the run would not heed, or none where it asks for them."""
+    staged = [prompt for prompt in prompts if prompt.stages is not None]
+    if staged and config.dcot is None:
+        raise UserError(
+            f"prompt {staged[0].text!r} has texts for coarse, mid and fine steps, but no dcot says which steps those "
+            "are; set dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or take the three out of the prompts"
+        )
+    if config.dcot is not None and not staged:
+        raise UserError(
+            "dcot is set, but no prompt has texts for coarse, mid and fine steps; write them into the prompts file "
+            "with `rlr-ray dcot expand`, or leave out dcot"
+        )
+
+
 class Engine:
     """Model, reward, prompts and schedule of one run, on one device."""
 
@@ -88,7 +104,10 @@ class Engine:
         self.config = config
         self.device = pick_device(config.device)
         self.prompts = load_prompts(config.prompts)
-        self.model = load_model(config.model, config.adapter, config.sampler, self.device)
+        check_stages(config, self.prompts)
+        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
+        if config.dcot is not None:
+            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
         self.reward = load_reward(config.reward.name, config.reward.options, self.device)
         surrogate = config.estimator.surrogate
         self.surrogate_reward = None
@@ -110,7 +129,7 @@ class Engine:
             return None
         return OnlineSurrogate(
             self.model.latent_shape,
-            OnlineSurrogate.features(self.model.encode([self.prompts[0].text])).shape[1],
+            OnlineSurrogate.features(self._encode(self.prompts[:1])).shape[1],
             seed=self.config.seed,
             device=self.device,
             replay=config.replay,
@@ -162,7 +181,12 @@ class Engine:
             return score(self.reward, self.model.decode(latents), texts, metadata, self.config.reward.name)
 
         x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
-        return Chains(x_start, noise, self.model.encode(texts), objective, self._surrogate(texts, metadata))
+        return Chains(x_start, noise, self._encode(prompts), objective, self._surrogate(texts, metadata))
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        if isinstance(self.model, Staged):
+            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts])
+        return self.model.encode([prompt.text for prompt in prompts])
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""

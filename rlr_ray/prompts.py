@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from rlr_ray.core.seeds import permutation
+from rlr_ray.dcot_config import STAGES
 from rlr_ray.errors import UserError
 
 _TABLES = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
@@ -22,6 +23,7 @@ _TABLES = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
 class Prompt:
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)  # handed to the reward
+    stages: tuple[str, str, str] | None = None  # what the coarse, mid and fine steps see; the reward sees the text
 
 
 def load_prompts(source: str | Sequence[str]) -> list[Prompt]:
@@ -72,7 +74,22 @@ def _from_row(row: Any, place: str, found: object) -> Prompt:
         raise UserError(
             f'{place}: found {found!r}; allowed: an object with a text "prompt", e.g. {{"prompt": "a cat"}}'
         )
-    return Prompt(row["prompt"].strip(), {key: value for key, value in row.items() if key != "prompt"})
+    metadata = {key: value for key, value in row.items() if key not in ("prompt", *STAGES)}
+    return Prompt(row["prompt"].strip(), metadata, _stages(row, place))
+
+
+def _stages(row: dict[str, Any], place: str) -> tuple[str, str, str] | None:
+    """What each stage sees; None if the row says nothing of stages."""
+    found = [row.get(stage) for stage in STAGES]
+    if all(text is None for text in found):
+        return None
+    if any(not isinstance(text, str) or not text.strip() for text in found):
+        raise UserError(
+            f"{place}: found {dict(zip(STAGES, found, strict=True))}; allowed: a text in each of 'coarse', 'mid' and "
+            "'fine', or none of them"
+        )
+    coarse, mid, fine = (str(text).strip() for text in found)
+    return coarse, mid, fine
 
 
 def prompt_order(count: int, slot: int, *seed: int | str) -> int:
