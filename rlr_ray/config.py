@@ -233,10 +233,8 @@ class RunConfig(Strict):
     @property
     def _place(self) -> Place:
         """Where the sub-chain may lie, a stage of dcot as its range."""
-        place = self.estimator.sub_chain.place
-        if place in ("coarse", "mid", "fine"):
-            assert self.dcot is not None, "checked when the config loads"
-            return self.dcot.ranges(self.sampler.steps)[place]
+        ranges: dict[Any, Any] = self.dcot.ranges(self.sampler.steps) if self.dcot else {}
+        place: Place = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
         return place
 
     @property

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rlr_ray.strict import Strict
 
 Stage = Literal["coarse", "mid", "fine"]
-STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order of the steps
+STAGES: tuple[str, ...] = get_args(Stage)  # in the order of the steps
 
 
 class DcotConfig(Strict):

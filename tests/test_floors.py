@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"core", "errors", "strict"},
     {"disk", "memory"},
-    {"presets", "assets", "cluster_config"},
+    {"presets", "assets", "cluster_config", "dcot_config"},
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "rewards", "surrogate"},
@@ -31,6 +31,7 @@ FLOORS = [
     {"start"},
     {"tune"},
     {"commands", "resuming"},
+    {"dcot"},
     {"cli"},
     {"__main__"},
 ]
