@@ -67,7 +67,7 @@ def locate(rewards: Tensor, length: int) -> Location | None:  # [T + 1, n]
 
     Changes below three standard errors count as none; None if there is no other. A range that begins at step 0 has only
     its rise, one after which the forecast does not recover only its fall: it is given `length` steps. It fails where
-    steps do harm that no forecast shows, or where the reward rates blurred pictures, which early forecasts are, otherwise
+    steps do harm that no forecast shows, or where the reward rates blurred pictures, as early forecasts are, otherwise
     than sharp ones: then the forecast changes with the blur alone.
     """
     moves = [change if abs(change) >= _Z * error else 0.0 for change, error in changes(rewards)]

@@ -94,7 +94,7 @@ def test_bounds_make_three_stages(steps: int) -> None:
         for last in range(first, steps):
             found = bounds(Location(first, last, 1.0, True), steps)
             assert 0 < found["mid"] < found["fine"] < steps
-            if 0 < first and last < steps - 1:
+            if first > 0 and last < steps - 1:
                 assert (found["mid"], found["fine"]) == (first, last + 1)
 
 
