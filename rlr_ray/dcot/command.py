@@ -90,7 +90,7 @@ def locate_command(options: argparse.Namespace) -> None:
     subject = laboratory.subject
     rewards = forecasts(subject, options.batches)
     rows, found = step_rows(rewards, subject.schedule), locate(rewards, length)
-    console.print(steps_table(f"Reward that each step's output promises, {rewards.shape[1]} chains", rows))
+    console.print(steps_table(f"Promised reward, {rewards.shape[1]} chains", rows))
     proposal = None
     if found is None:
         console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
