@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlr_ray.dcot_config import STAGES
 from rlr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
     of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
-    for check in (_labels, _guards, *(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
+    for check in (_dcot, _labels, _guards, *(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
         check(config)
 
 
@@ -45,6 +46,20 @@ def _labels(config: RunConfig) -> None:
         raise UserError(
             f"{', '.join(both)} is both a reward and a judge; a judge tells whether a reward is gamed, so it must be "
             "another one: give it a label and options of its own, {label: {name: ..., options: {...}}}"
+        )
+
+
+def _dcot(config: RunConfig) -> None:
+    steps, dcot, place = config.sampler.steps, config.dcot, config.estimator.sub_chain.place
+    if dcot is None and place in STAGES:
+        raise UserError(
+            f"estimator.sub_chain.place is {place!r}, but no dcot says which steps that is; set "
+            "dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or place: [first, last]"
+        )
+    if dcot is not None and dcot.fine >= steps:
+        raise UserError(
+            f"dcot.fine begins at step {dcot.fine}, but the last of the {steps} steps is {steps - 1}; allowed: "
+            "0 < mid < fine < sampler.steps; lower dcot.fine or raise sampler.steps"
         )
 
 

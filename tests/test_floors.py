@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"core", "errors", "strict"},
     {"disk", "memory"},
-    {"presets", "assets", "cluster_config", "prompts_config"},
+    {"presets", "assets", "cluster_config", "prompts_config", "dcot_config"},
     {"rewards"},
     {"reward_config"},
     {"checks", "config"},  # checks names config in its types only
@@ -35,6 +35,7 @@ FLOORS = [
     {"start"},
     {"tune"},
     {"commands", "resuming"},
+    {"dcot"},
     {"cli"},
     {"__main__"},
 ]
