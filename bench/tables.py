@@ -15,6 +15,8 @@ from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
 from scale_page import kills, scale
 from tune_page import tune
 
+from runs import SWEEP_SEED, read
+
 HEAD = """# Benchmarks
 
 Written by `python bench/tables.py` from the files in `bench/results`; do not edit: figures cannot drift from data. What
@@ -32,8 +34,8 @@ chains: median over the last quarter. Machine: {machine}.
 
 
 def surrogate() -> str:
-    rows = ablation_runs.read(RESULTS / "surrogate.jsonl")
-    runs = [row for row in rows if row["seed"] != ablation_runs.SWEEP_SEED]
+    rows = read(RESULTS / "surrogate.jsonl")
+    runs = [row for row in rows if row["seed"] != SWEEP_SEED]
     if not runs:
         return ""
     variants = list(dict.fromkeys(row["variant"] for row in runs))
