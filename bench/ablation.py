@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from runs import RESULTS, SWEEP_SEED, Job, best_rate, cost_per_update, read, run, run_missing  # beside this file
+from whole_runs import RESULTS, SWEEP_SEED, Job, best_rate, cost_per_update, read, run, run_missing  # beside this file
 
 UPDATES = 40  # of the demo; all others get as many as cost the same
 SEEDS = (0, 1, 2, 3, 4)

@@ -11,8 +11,7 @@ from typing import Any
 import ablation as ablation_runs  # beside this file, as the next
 import matplotlib
 from page import IMAGES, MACHINE, RESULTS, mean_se, table
-
-from runs import SWEEP_SEED, read
+from whole_runs import SWEEP_SEED, read
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -13,8 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from ablation import BASE, UPDATES  # beside this file, as the next one
-
-from runs import RESULTS, Job, cost_per_update, read, run
+from whole_runs import RESULTS, Job, cost_per_update, read, run
 
 FILE = RESULTS / "directions_runs.jsonl"
 RATES = (0.1, 0.03)

@@ -12,28 +12,27 @@ import argparse
 from typing import Any
 
 from ablation import UPDATES  # beside this file, as the next one
-
-from runs import RESULTS, Job, cost_per_update, run, run_missing
+from whole_runs import RESULTS, Job, cost_per_update, run, run_missing
 
 FILE = RESULTS / "rewards.jsonl"
 SEEDS = (0, 1, 2)
 BASE = ["cluster=none"]
 BUDGET = UPDATES * cost_per_update(BASE)  # that of the demo
 _JPEG = ["estimator={preset: ddpo}", "reward={name: jpeg_compressibility, normalize: true}"]
-_JPEG += ["evaluation={chains: 200, judges: {digits_judge: {}, digits: {}}}"]
+_JPEG += ["evaluation={chains: 400, judges: {digits_judge: {}, digits: {}}}"]
 # Variant -> learning rate, overrides of configs/digits.yaml
 VARIANTS: dict[str, tuple[float, list[str]]] = {
-    "classifier": (0.1, ["evaluation={chains: 200, judges: {digits_judge: {}, jpeg_compressibility: {}}}"]),
+    "classifier": (0.1, ["evaluation={chains: 400, judges: {digits_judge: {}, jpeg_compressibility: {}}}"]),
     "JPEG": (0.03, _JPEG),
     "both": (
         0.1,
         [
             "reward=null",
             "rewards={digits: 1, jpeg_compressibility: 1}",
-            "evaluation={chains: 200, judges: {digits_judge: {}}}",
+            "evaluation={chains: 400, judges: {digits_judge: {}}}",
         ],
     ),
-    "JPEG, KL penalty": (0.03, [*_JPEG, "guards={kl_penalty: 0.02, kl_steps: 3}"]),
+    "JPEG, KL penalty": (0.03, [*_JPEG, "guards={kl_penalty: 0.01, kl_steps: 3}"]),
 }
 
 

@@ -13,8 +13,7 @@ import argparse
 from typing import Any
 
 from ablation import UPDATES  # beside this file, as the next one
-
-from runs import RESULTS, SWEEP_SEED, Job, best_rate, cost_per_update, read, run, run_missing
+from whole_runs import RESULTS, SWEEP_SEED, Job, best_rate, cost_per_update, read, run, run_missing
 
 FILE = RESULTS / "surrogate.jsonl"
 BUDGET = UPDATES * cost_per_update(["cluster=none"])  # that of the demo
