@@ -40,7 +40,7 @@ def make(job: Job) -> dict[str, Any]:
     _, overrides = VARIANTS[job[0]]
     overrides = [*BASE, *overrides]
     row, summary, _ = run(job, round(BUDGET / cost_per_update(overrides)), overrides)
-    return row | {name: summary[name] for name in ("kl", "diversity", "warnings")}
+    return row | {name: summary[name] for name in ("kl", "diversity_before", "diversity_after", "warnings")}
 
 
 def main() -> None:
