@@ -51,6 +51,8 @@ class RolloutBatch:
     counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
 
 
+# Rewards by label that are elsewhere.
+Built = Mapping[str, Callable[..., Tensor]]
 # Starts the rollouts of some chunks of perturbations.
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
@@ -88,7 +90,7 @@ class Engine:
     `built`: rewards by label that are elsewhere already.
     """
 
-    def __init__(self, config: RunConfig, built: Mapping[str, Callable[..., Tensor]] = MappingProxyType({})):
+    def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
         torch.set_num_threads(config.threads)
         check_reward(config)
         self.config, self.built = config, built
@@ -141,8 +143,8 @@ class Engine:
         if not cut:
             return ""
         return (
-            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are cut "
-            f"off; the first: {cut[0]!r}"
+            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are "
+            f"cut off; the first: {cut[0]!r}"
         )
 
     def held_bytes(self) -> int:
