@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from rlr_ray.cluster.batching import Answer, Asked, Batches
-from rlr_ray.cluster.launch import run_on_ray
+from rlr_ray.cluster.launch import on_worker, run_on_ray
 from rlr_ray.cluster.placement import bundles_of
 from rlr_ray.cluster.preflight import room
 from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor
 from rlr_ray.cluster.reward_crew import rewards_apart
 from rlr_ray.cluster_config import ClusterConfig
+from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.loop import train
@@ -194,13 +196,17 @@ def ignore(news: Any) -> None:
     pass
 
 
+def living(*kinds: str) -> dict[str, dict[str, Any]]:
+    every = ray._private.state.actors().items()
+    return {name: actor for name, actor in every if actor["State"] != "DEAD" and actor["ActorClassName"] in kinds}
+
+
 def held() -> tuple[set[str], float]:
-    """Actors and placement groups that there are, but for the coordinator that Ray keeps for trainers; free CPUs."""
-    actors = ray._private.state.actors().items()
+    """Actors of ours and placement groups that there are; free CPUs."""
     groups = ray.util.placement_group_table().items()
-    names = {name for name, actor in actors if actor["State"] != "DEAD" and actor["Name"] != "AutoscalingCoordinator"}
-    names |= {name for name, group in groups if group["state"] != "REMOVED"}
-    return names, ray.available_resources().get("CPU", 0.0)
+    names = {name for name, group in groups if group["state"] != "REMOVED"}
+    actors = living("RewardActor", "RolloutActor", "Mailbox")
+    return names | actors.keys(), ray.available_resources().get("CPU", 0.0)
 
 
 @contextmanager
@@ -313,6 +319,21 @@ def test_one_that_cannot_start_ends_the_run_before_it_begins(tmp_path: Path, rew
         pass
 
 
+def scored(config: RunConfig, built: dict[str, RemoteReward], images: Tensor) -> tuple[int, Tensor]:
+    return len(built), Engine(config, built).rewards.scores(images, *ASKED)
+
+
+@uses_ray
+@pytest.mark.usefixtures("cluster")
+def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
+    """The planner, and the estimates of a search."""
+    config = short_run(tmp_path, cluster={"worker": {"cpus": 0.5}}, reward={"actors": {"cpus": 0.25}})
+    assert config.cluster != "none"
+    with nothing_left():
+        count, scores = on_worker(config, config.cluster, scored, IMAGES, say=ignore, local=True)
+    assert count == 1 and torch.equal(scores[0], DIGITS(IMAGES, *ASKED))
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of the same run in this process."""
@@ -325,34 +346,26 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @uses_ray
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("dies", [False, True])
-def test_a_run_ends_with_the_local_weights_though_the_rewards_actor_dies(
-    tmp_path: Path, local: dict[str, Any], dies: bool
-) -> None:
+def test_a_run_ends_with_the_local_weights_though_its_rewards_actors_die(tmp_path: Path, local: dict[str, Any]) -> None:
     """Its chunks are of two, so that what a score counts for is a power of two: no bit of the gradients differs."""
-    killed: list[Any] = []
+    actors = {"cpus": 0.25}
+    cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
+    config = short_run(tmp_path, cluster=cluster, reward={"actors": actors}, evaluation={"judge": {"actors": actors}})
+    assert config.cluster != "none"
+    others, killed, said = living("RewardActor"), dict[str, Any](), list[str]()
 
     def kill_once(row: dict[str, Any]) -> None:
-        if dies and not killed:
-            killed.extend(find_actors())
-            for actor in killed:
-                os.kill(actor["Pid"], 9)
+        if not killed:
+            assert row["step"] < 3
+            killed.update((name, one) for name, one in living("RewardActor").items() if name not in others)
+            for actor in killed.values():
+                os.kill(actor["Pid"], signal.SIGKILL)
 
-    keys: dict[str, Any] = {"reward": {"actors": {"cpus": 0.25, "replicas": 1 if dies else 2}}}
-    if not dies:
-        keys["evaluation"] = {"judge": {"actors": {"cpus": 0.25}}}
-    config = short_run(tmp_path, cluster={"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}, **keys)
-    assert config.cluster != "none"
-    said: list[str] = []
     with nothing_left():
         run_on_ray(config, config.cluster, kill_once, said.append, lambda: RunFolder(config).begin(resume=False))
     summary = RunFolder(config).load_summary()
-    assert len(killed) == dies
+    ended = ray._private.state.actors()
+    assert [int(ended[name]["NumRestarts"]) for name in killed] == [1, 1]
+    assert "starting 1 actor of reward digits" in said
     for name in ("theta_sha256", "gain", "scores"):
         assert summary[name] == local[name]
-    assert f"starting {'1 actor' if dies else '2 actors'} of reward digits" in said
-
-
-def find_actors() -> list[dict[str, Any]]:
-    every = ray._private.state.actors().values()
-    return [actor for actor in every if actor["State"] == "ALIVE" and actor["ActorClassName"] == "RewardActor"]
