@@ -178,6 +178,12 @@ def test_actors_without_a_cluster_are_refused(tmp_path: Path) -> None:
         short_run(tmp_path, evaluation={"judge": {"actors": {}}})
 
 
+def test_its_module_is_needed_in_its_actors_alone(tmp_path: Path) -> None:
+    reward = {"name": "nowhere_but_there:reward", "differentiable": True, "actors": {}}
+    engine = Engine(short_run(tmp_path, cluster={}, reward=reward), {"nowhere_but_there:reward": Near("digits")})
+    assert torch.equal(engine.rewards.scores(IMAGES, *ASKED)[0], DIGITS(IMAGES, *ASKED))
+
+
 def test_they_count_in_what_a_run_takes(tmp_path: Path) -> None:
     actors = {"cpus": 0.5, "gpus": 0.25, "replicas": 2}
     config = short_run(tmp_path, cluster={}, reward={"actors": actors}, evaluation={"judge": {"actors": {"cpus": 0}}})
