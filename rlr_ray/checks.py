@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlr_ray.dcot_config import STAGES
 from rlr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
     auto, of_plan = config.estimator.preset == "auto", (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
-    for check in (_labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
+    for check in (_dcot, _labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
         check(config)
 
 
@@ -55,6 +56,20 @@ def _reward_actors(config: RunConfig) -> None:
         raise UserError(
             f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "
             "Ray on this machine; or leave actors out, and the reward is in this process"
+        )
+
+
+def _dcot(config: RunConfig) -> None:
+    steps, dcot, place = config.sampler.steps, config.dcot, config.estimator.sub_chain.place
+    if dcot is None and place in STAGES:
+        raise UserError(
+            f"estimator.sub_chain.place is {place!r}, but no dcot says which steps that is; set "
+            "dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or place: [first, last]"
+        )
+    if dcot is not None and dcot.fine >= steps:
+        raise UserError(
+            f"dcot.fine begins at step {dcot.fine}, but the last of the {steps} steps is {steps - 1}; allowed: "
+            "0 < mid < fine < sampler.steps; lower dcot.fine or raise sampler.steps"
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray train | lab | plan | tune | doctor`."""
+"""The commands: `rlr-ray train | lab | plan | tune | dcot | doctor`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
+from rlr_ray.dcot.command import add_dcot_arguments
 from rlr_ray.describe import describe_plan, describe_prompts, describe_results
 from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
     add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
     add_tune_arguments(commands.add_parser("tune", help="search over a recipe's keys, within memory budgets"))
+    add_dcot_arguments(commands.add_parser("dcot", help="prompts for each range of steps, and where the ranges lie"))
     add_doctor_arguments(commands.add_parser("doctor", help="check the machines that a recipe would run on"))
     return parser
 

@@ -98,7 +98,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     plans = own if options.only else default_plans(config) | own
     if not plans:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
-    theta, guides = _standing(options.at, config)
+    theta, guides = standing(options.at, config)
     laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
     quiet = lambda text: None if options.json else console.print(text, markup=False, soft_wrap=True)  # noqa: E731
     cost = options.cost or _COST
@@ -115,7 +115,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     console.print(f"lab.json, lab.parquet and lab.png are in {options.out}", markup=False)
 
 
-def _standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Theta and the span of guided directions at a checkpoint; None, None at the start of a run."""
     if checkpoint is None:
         return None, None

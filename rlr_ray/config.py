@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlr_ray.checks import check_together
 from rlr_ray.cluster_config import ClusterConfig
-from rlr_ray.core.plan import Plan, PlanShape, Truncation
+from rlr_ray.core.plan import Place, Plan, PlanShape, Truncation
+from rlr_ray.dcot_config import DcotConfig, Stage
 from rlr_ray.presets import PRESETS, merge
 from rlr_ray.prompts_config import PromptsConfig, Source
 from rlr_ray.reward_config import Rewards, gathered
@@ -51,8 +52,9 @@ class SamplerConfig(Strict):
 class SubChainConfig(Strict):
     length: int = Field(3, ge=0)  # h; 0: none
     count: int = Field(1, ge=1)
-    # importance: by measured gradient norms; cover: as many as cover the steps; or [first, last], both included
-    place: Literal["uniform", "importance", "cover"] | tuple[int, int] = "uniform"
+    # importance: by measured gradient norms; cover: as many as cover the steps; a stage of dcot; or [first, last], both
+    # included
+    place: Literal["uniform", "importance", "cover"] | Stage | tuple[int, int] = "uniform"
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # of importance; higher is nearer to uniform
 
     @field_validator("place")
@@ -60,8 +62,8 @@ class SubChainConfig(Strict):
     def _ordered(cls, place: str | tuple[int, int]) -> str | tuple[int, int]:
         if not isinstance(place, str) and not 0 <= place[0] <= place[1]:
             raise ValueError(
-                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', or [first, last] with "
-                "0 <= first <= last"
+                f"found {list(place)}; allowed: 'uniform', 'importance', 'cover', 'coarse', 'mid', 'fine', or "
+                "[first, last] with 0 <= first <= last"
             )
         return place
 
@@ -205,6 +207,10 @@ class GuardsConfig(Strict):
     keep: Literal["last", "best"] = "last"  # what the run leaves; best: by the first judge, else by the reward
     ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
 
+    @property
+    def may_stop(self) -> bool:
+        return self.kl_stop is not None or self.patience is not None
+
 
 class RunConfig(Strict):
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -217,6 +223,7 @@ class RunConfig(Strict):
     sampler: SamplerConfig = SamplerConfig()
     rewards: Rewards = Field(min_length=1)  # by label; or one, as `reward`
     prompts: Source | PromptsConfig
+    dcot: DcotConfig | None = None  # for prompts with a part for each range of steps: where the ranges begin
     estimator: EstimatorConfig = EstimatorConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -235,13 +242,20 @@ class RunConfig(Strict):
             steps,
             steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
             estimator.sub_chain.length,
-            estimator.sub_chain.place,
+            self._place,
             estimator.rest,
             estimator.sub_chain.count,
             estimator.truncation,
             estimator.surrogate is not None,
             estimator.surrogate is None and self.mixed,
         )
+
+    @property
+    def _place(self) -> Place:
+        """Where the sub-chain may lie, a stage of dcot as its range."""
+        ranges: dict[Any, Any] = self.dcot.ranges(self.sampler.steps) if self.dcot else {}
+        place: Place = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
+        return place
 
     @property
     def differentiable(self) -> bool:

@@ -6,12 +6,6 @@ from rlr_ray.config import RunConfig
 from rlr_ray.prompts import prompt_sets
 from rlr_ray.run_folder import RunFolder
 
-_HIGH = 0.8  # share of noise in the squared gradient from which a run says so
-_REMEDIES = {
-    "half_order": "raise train.chains, or set estimator.half_order.weight: auto",
-    "zeroth_order": "raise estimator.zeroth_order.count, train fewer numbers, or use directions: guided, weight: auto",
-}
-
 
 def describe_plan(config: RunConfig) -> str:
     """Which order owns what, what an update costs, and what the estimate is not."""
@@ -41,11 +35,7 @@ def describe_prompts(config: RunConfig) -> str:
 
 def _notes(config: RunConfig) -> list[str]:
     shape, estimator = config.plan_shape, config.estimator
-    notes = []
-    if shape.residual:
-        notes += _surrogate_notes(config)
-    elif shape.biased:
-        notes.append("biased: the gradient through the steps that nothing owns is dropped")
+    notes = _surrogate_notes(config) if shape.residual else bias_notes(config)
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
     if weighed and not shape.residual:
@@ -65,6 +55,16 @@ def _notes(config: RunConfig) -> list[str]:
     if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
         notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
     return notes
+
+
+def bias_notes(config: RunConfig) -> list[str]:
+    """One if no number of updates and no weight would make the estimate's expectation the whole gradient."""
+    shape = config.plan_shape
+    if not shape.biased:
+        return []
+    if shape.residual:
+        return _surrogate_notes(config)[:1]
+    return ["biased: the gradient through the steps that nothing owns is dropped"]
 
 
 def _surrogate_notes(config: RunConfig) -> list[str]:
@@ -95,26 +95,24 @@ def describe_results(folder: RunFolder) -> str:
     """What came of a finished run, and where to look."""
     summary = folder.load_summary()
     lines = [
+        f"report:   {folder.report}",
         f"held-out reward {summary['reward_before']:.3f} -> {summary['reward_after']:.3f}: "
         f"gain {summary['gain']:.3f} +- {summary['gain_se']:.3f} (standard error over paired seeds)",
     ]
     for label, scores in summary["scores"].items():
-        if len(summary["scores"]) > 1:
-            kind = "judge (never trained on)" if label in summary["judges"] else "reward"
-            change = (
-                f"{scores['before']:.3f} -> {scores['after']:.3f}: {scores['gain']:+.3f} +- {scores['gain_se']:.3f}"
-            )
-            lines.append(f"{kind} {label} {change}")
-    lines.append(f"KL to the base model {summary['kl']:.3g} nats a chain")
-    lines += [f"stopped {summary['stopped']}"] if summary["stopped"] else []
-    lines += [f"warning: {summary['gamed']}"] if summary["gamed"] and not summary["stopped"] else []
+        kind = "judge (never trained on)" if label in summary["judges"] else "reward"
+        change = f"{scores['gain']:+.3f} +- {scores['gain_se']:.3f}"
+        lines.append(f"{kind} {label}: {scores['before']:.3f} -> {scores['after']:.3f}: {change}")
+    lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
+    if summary["kept_update"] < summary["steps"]:
+        lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
     surrogate = summary["surrogate"]
     if surrogate is not None:
         lines.append(
             f"surrogate: correlation {surrogate['correlation']:.2f} with the reward on chains that it had not learned "
             f"from (median of the last quarter), used in {surrogate['share_of_updates']:.0%} of updates"
         )
-    lines += _variance_note(summary["noise_shares"])
+    lines += [f"warning: {text}" for text in summary["warnings"]]
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
         f"on {summary['ran_on']}",
@@ -128,15 +126,3 @@ def describe_results(folder: RunFolder) -> str:
             "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder))"
         )
     return "\n".join(lines)
-
-
-def _variance_note(shares: dict[str, float]) -> list[str]:
-    """A line if most of the gradient was noise of half or zeroth order: how much, from where, and what helps."""
-    shares = {name: share for name, share in shares.items() if name in _REMEDIES}
-    if sum(shares.values()) < _HIGH:
-        return []
-    worst = max(shares, key=lambda name: shares[name])
-    return [
-        f"note: variance is high: {min(sum(shares.values()), 1):.0%} of the squared gradient was noise, "
-        f"{shares[worst]:.0%} from {worst.replace('_', ' ')} (medians over updates); {_REMEDIES[worst]}"
-    ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
-from rlr_ray.core.chain import Objective
+from rlr_ray.core.chain import Conditioning, Objective
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.seeds import chain_noise, seed_of
@@ -24,7 +24,8 @@ from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.memory import memory_errors
-from rlr_ray.models import load_model, module_bytes
+from rlr_ray.models import Model, load_model, module_bytes
+from rlr_ray.models.staged import Staged
 from rlr_ray.prompts import Prompt, PromptOrder, prompt_sets
 from rlr_ray.rewards import is_differentiable, load_reward, score
 from rlr_ray.rewards.mixture import Mixture, Standard
@@ -40,7 +41,7 @@ class RolloutRequest:
     theta: Tensor  # [P]
     directions: Directions
     coefficient: float = 0.0  # of the surrogate
-    standards: Sequence[Standard] = ()  # of the rewards
+    standards: Sequence[Standard] = ()  # of the rewards; none: as they are
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Engine:
         sets = prompt_sets(config)
         self.prompts, self.held_out_prompts = sets.train, sets.held_out
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
-        self.model = load_model(config.model, config.adapter, config.sampler, self.device)
+        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
+        if config.dcot is not None:
+            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
         self.rewards = Mixture(config.rewards, self.device, built)
         surrogate = config.estimator.surrogate
         self.surrogate_reward = None
@@ -120,7 +123,7 @@ class Engine:
             return None
         return OnlineSurrogate(
             self.model.latent_shape,
-            OnlineSurrogate.features(self.model.encode([self.prompts[0].text])).shape[1],
+            OnlineSurrogate.features(self._encode(self.prompts[:1])).shape[1],
             seed=self.config.seed,
             device=self.device,
             replay=config.replay,
@@ -187,12 +190,18 @@ class Engine:
         return Chains(
             x_start,
             noise,
-            self.model.encode(texts, [prompt.negative for prompt in prompts]),
+            self._encode(prompts),
             lambda latents: parts(latents).sum(0),
             self._surrogate(texts, metadata),
             parts,
             self.rewards.black_box if self.config.mixed else (),
         )
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        negatives = [prompt.negative for prompt in prompts]
+        if isinstance(self.model, Staged):
+            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
+        return self.model.encode([prompt.text for prompt in prompts], negatives)
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""
@@ -204,7 +213,9 @@ class Engine:
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
-        self.rewards.standards, before = list(request.standards), self.rewards.invalid
+        if request.standards:
+            self.rewards.standards = list(request.standards)
+        before = self.rewards.invalid
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(

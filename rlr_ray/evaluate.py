@@ -82,7 +82,7 @@ def image_features(clip: str | None, device: torch.device) -> tuple[Features, Di
     their mean squared difference.
     """
     if clip is not None:
-        model = Clip(*load_clip(clip, "evaluation.clip")).to(device)
+        model = Clip(*load_clip("evaluation.clip", clip, "openai/clip-vit-base-patch32")).to(device)
         return model.image_features, lambda features: torch.pdist(features).square() / 2
 
     def pixels(images: Tensor) -> Tensor:

@@ -68,15 +68,17 @@ def train(
         return state.state_dict() | learned | (results.state_dict() if results else {})
 
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
-    stopped = _agreed(results is not None and results.stopped, process, engine.device)
+    stopped = _stopped(engine, results, process)
     while state.step < config.train.iterations and not stopped:
         row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
         row |= {} if peak is None else {"peak_memory_gib": peak}
-        if _due(state.step, config.evaluation.every, config.train.iterations):
+        measured = _due(state.step, config.evaluation.every, config.train.iterations)
+        if measured:
             row |= results.measure(state.step, state.kept) if results else {}
-            stopped = _agreed(results is not None and results.stopped, process, engine.device)
-        if recorder is not None:
-            recorder.add(row, whole, last=stopped or state.step == config.train.iterations)
+            stopped = _stopped(engine, results, process)
+        if recorder is not None and results is not None:
+            last = stopped or state.step == config.train.iterations
+            recorder.add(row, whole, results.draft if measured else None, last=last)
         report(row)
     if recorder is not None and results is not None:
         results.finish(state.kept, recorder.metrics, process.ran_on)
@@ -109,9 +111,12 @@ def _share_standards(engine: Engine, process: Process) -> None:
         engine.rewards.standards = [(mean, deviation) for mean, deviation in shared.tolist()]
 
 
-def _agreed(stopped: bool, process: Process, device: torch.device) -> bool:
-    """Whether the leading process says so."""
-    return bool(process.reduce(torch.tensor(float(stopped and process.leads), device=device)))
+def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:
+    """Whether the leading process ends the run before its time."""
+    if not engine.config.guards.may_stop:
+        return False
+    own = float(results is not None and results.stopped)
+    return bool(process.reduce(torch.tensor(own, device=engine.device)))
 
 
 def _saved(folder: RunFolder, process: Process, device: torch.device, say: Say) -> dict[str, Any] | None:
@@ -243,7 +248,7 @@ def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, f
         "plan": str(plan),
     }
     if estimate.divergence is not None:
-        row["kl"] = estimate.divergence
+        row["kl_of_chains"] = estimate.divergence
     for name, term in estimate.terms.items():
         row[f"{name}_norm"] = float(term.gradient.norm())
         row[f"{name}_variance"] = term.variance

@@ -46,7 +46,7 @@ def save_grid(path: Path, images: Tensor) -> None:
     rows = math.ceil(len(images) / columns)
     canvas = Image.new("RGB", (columns * width * factor, rows * height * factor), "white")
     for index, image in enumerate(images):
-        tile = Image.fromarray((_array(image) * 255).round().astype(numpy.uint8))
+        tile = to_pil(image)
         place = (index % columns * width * factor, index // columns * height * factor)
         canvas.paste(tile.resize((width * factor, height * factor), Image.Resampling.NEAREST), place)
     replace_file(path, lambda part: canvas.save(part, format="PNG"))
@@ -63,6 +63,11 @@ def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict
     axis.grid(alpha=0.3)
     axis.legend()
     _finish(figure, path)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Of an image [3, H, W] in [0, 1]."""
+    return Image.fromarray((_array(image) * 255).round().astype(numpy.uint8))
 
 
 def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]

@@ -22,8 +22,15 @@ class Recorder:
         self.metrics = MetricsLog(folder.path, rows)
         self.behind = False  # something was due and is not on disk
 
-    def add(self, row: dict[str, Any], state: Callable[[], dict[str, Any]], *, last: bool) -> None:
-        """Record an update, and the state after it if one is due, as it is after the last."""
+    def add(
+        self,
+        row: dict[str, Any],
+        state: Callable[[], dict[str, Any]],
+        draft: Callable[[list[dict[str, Any]]], None] | None = None,
+        *,
+        last: bool,
+    ) -> None:
+        """Record an update, the state after it if one is due, and the draft of a report if there is to be one."""
         self.metrics.add(row)
         done = row["step"] + 1
         if last:
@@ -33,6 +40,8 @@ class Recorder:
         due = self.behind or done % self.train.checkpoint_every == 0
         try:
             self._write(done, state() if due else None)
+            if draft is not None:
+                draft(self.metrics.rows)
         except OSError as error:
             if not self.behind:
                 self.say(f"could not save: {error}; the run goes on, and tries again after every update")

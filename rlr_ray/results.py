@@ -22,6 +22,9 @@ from rlr_ray.evaluate import Evaluation, evaluate, mean_and_error
 from rlr_ray.guards import Guards
 from rlr_ray.metrics import MetricsLog
 from rlr_ray.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.report.report import write_report
+from rlr_ray.report.scores import held_out_scores
+from rlr_ray.report.warnings import warnings
 from rlr_ray.run_folder import RunFolder
 
 _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
@@ -38,6 +41,7 @@ class Results:
         self.guards = Guards(config.guards, rewards, list(config.evaluation.judges), self.before, initial_theta)
         if saved:
             self.guards.load_state_dict(saved["guards"])
+        self.latest = self.before  # evaluation
 
     @property
     def stopped(self) -> bool:
@@ -61,21 +65,29 @@ class Results:
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:
         """What held-out chains at theta are like after so many updates, as columns of an update's row."""
-        found = evaluate(self.engine, theta)
+        self.latest = found = evaluate(self.engine, theta)
         self.guards.note(update, found, theta)
         return self._columns(found)
 
     def _columns(self, found: Evaluation) -> dict[str, float]:
-        """Means and standard errors: of what is maximised, and of each reward and judge where there are several."""
-        measured = {"held_out_reward": found.of(self.engine.rewards), "held_out_kl": found.divergence}
-        measured |= {f"held_out_{label}": scores for label, scores in found.scores.items() if len(found.scores) > 1}
-        columns = {"diversity": found.diversity, "held_out_invalid": found.invalid}
+        """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
+        scores = held_out_scores(self.engine.rewards, self.before, found)
+        columns: dict[str, float] = {} if math.isnan(found.diversity) else {"diversity": found.diversity}
+        columns |= {"evaluation_invalid": found.invalid} if self.engine.rewards.replaces else {}
+        measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
         for name, values in measured.items():
             columns[name], columns[f"{name}_se"] = mean_and_error(values)
         return columns
 
+    def draft(self, rows: list[dict[str, Any]]) -> None:
+        """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
+        self._report(rows, self._so_far(self.latest, rows), self.latest)
+
     def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
-        """Write the metrics, the adapter, the pictures and, last of all, the summary. Done again, all are the same."""
+        """Write the metrics, the adapter, the pictures, the report and, last of all, the summary.
+
+        Done again, all are the same, but for the report's date.
+        """
         after, updates = evaluate(self.engine, theta), len(metrics.rows)
         if not self.stopped:
             self.guards.note(updates, after, theta)
@@ -87,22 +99,39 @@ class Results:
             metrics.save()
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
             self._save_pictures(after, metrics.rows, updates)
-            self.folder.save_summary(self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept": updates})
+            summary = self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept_update": updates}
+            self._report(metrics.rows, summary, after)
+            self.folder.save_summary(summary)
+
+    def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
+        prompts = [prompt.text for prompt in self.engine.held_out(range(len(after.images)))[1]]
+        scores = held_out_scores(self.engine.rewards, self.before, after)
+        write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
 
     def _summary(
         self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
     ) -> dict[str, Any]:
-        before, rewards = self.before.of(self.engine.rewards), after.of(self.engine.rewards)
-        gain, gain_se = mean_and_error(rewards - before)
-        mean, error = mean_and_error(rewards)
-        return {
+        return self._so_far(after, rows) | {
+            "ran_on": ran_on,
+            "adapter": str(adapter.relative_to(self.folder.path)),
+            "trained_numbers": len(theta),
+            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
+            "versions": versions(),
+        }
+
+    def _so_far(self, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a summary can say before the run has ended."""
+        scores = held_out_scores(self.engine.rewards, self.before, after)
+        reward = scores["reward"]
+        (mean, error), (gain, gain_se) = mean_and_error(reward.after), reward.change
+        summary = {
             "name": self.engine.config.name,
-            "reward_before": float(before.mean()),
+            "reward_before": float(reward.before.mean()),
             "reward_after": mean,
             "reward_after_se": error,
             "gain": gain,
             "gain_se": gain_se,
-            "scores": _scores(self.before, after),
+            "scores": {label: own.summary for label, own in scores.items() if label != "reward"},
             "judges": list(self.engine.config.evaluation.judges),
             "kl": mean_and_error(after.divergence)[0],
             "diversity": [None if math.isnan(found.diversity) else found.diversity for found in (self.before, after)],
@@ -119,12 +148,8 @@ class Results:
                 (row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")), default=None
             ),
             "seconds": sum(row["seconds"] for row in rows),
-            "ran_on": ran_on,
-            "adapter": str(adapter.relative_to(self.folder.path)),
-            "trained_numbers": len(theta),
-            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
-            "versions": versions(),
         }
+        return summary | {"warnings": warnings(self.engine.config, rows, summary, scores)}
 
     def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]], updates: int) -> None:
         samples, before = self.folder.samples, self.before
@@ -151,16 +176,6 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that a run's numbers may depend on."""
     installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
-
-
-def _scores(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
-    """Each reward and judge by label, as it is."""
-    found = {}
-    for label, scores in before.scores.items():
-        gain, error = mean_and_error(after.scores[label] - scores)
-        means = {"before": float(scores.mean()), "after": float(after.scores[label].mean())}
-        found[label] = means | {"gain": gain, "gain_se": error}
-    return found
 
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:

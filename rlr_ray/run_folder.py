@@ -25,6 +25,7 @@ class RunFolder:
         self.path = config.folder
         self.checkpoints = Checkpoints(config)
         self.samples = self.path / "samples"
+        self.report = self.path / "report.html"
 
     @property
     def holds_run(self) -> bool:

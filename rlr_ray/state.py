@@ -50,7 +50,8 @@ class TrainState:
     def _average(self) -> None:
         """Follow theta, closely at first, as diffusers' EMAModel does."""
         if self.average is not None and self.averaging is not None:
-            decay = min(self.averaging, (1 + self.step) / (10 + self.step))
+            earlier = self.step - 1
+            decay = min(self.averaging, (1 + earlier) / (10 + earlier)) if earlier else 0.0
             self.average = decay * self.average + (1 - decay) * self.theta.detach()
 
     def directions(self) -> Directions:

@@ -95,8 +95,8 @@ class OnlineSurrogate:
                 value.zero_()
 
     @staticmethod
-    def features(conditioning: Conditioning) -> Tensor:  # [B, L, D] -> [B, D]
-        return conditioning["prompt"].float().mean(1)
+    def features(conditioning: Conditioning) -> Tensor:  # [B, L, D], or [B, S, L, D] of stages, -> [B, D]
+        return conditioning["prompt"].float().flatten(1, -2).mean(1)
 
     def objective(self, conditioning: Conditioning) -> Objective:
         """Q of chains with these prompts."""

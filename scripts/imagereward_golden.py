@@ -1,16 +1,18 @@
 """Scores of the `image-reward` package's own classes on a tiny model, for tests/rewards/imagereward.json.
 
-The package needs an old transformers: in an environment of its own,
+    pip install --no-deps image-reward==1.5
+    python scripts/imagereward_golden.py tests/rewards/imagereward.json [SEED]
 
-    pip install torch transformers==4.30.2 && pip install --no-deps image-reward==1.5
-    python scripts/imagereward_golden.py tests/rewards/imagereward.json
-
-What it takes from timm and fairscale (a patch embedding, and names that a forward pass does not use) is below.
+The numbers in that file come from transformers 4.30.2, for which the package was made, in an environment of its own;
+with today's the script gives them too, to twelve digits. What the package takes from timm, fairscale and an old
+transformers (a patch embedding, names that moved, and names that a forward pass does not use) is below, so it does not
+need its requirements.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 import types
@@ -55,7 +57,7 @@ def stand_in(name: str, **attributes: Any) -> None:
 
 
 def own_classes() -> tuple[Any, Any]:
-    """The package's vision and text models, without its other imports."""
+    """The package's vision and text models, without its other imports. Changes modules: for a process of its own."""
     nothing = dict.fromkeys(("_cfg", "register_model", "named_apply", "adapt_input_conv"))
     for name in ("timm", "timm.models", "timm.models.registry", "timm.models.helpers"):
         stand_in(name, **nothing)
@@ -64,17 +66,37 @@ def own_classes() -> tuple[Any, Any]:
     for name in ("fairscale", "fairscale.nn", "fairscale.nn.checkpoint"):
         stand_in(name)
     stand_in("fairscale.nn.checkpoint.checkpoint_activations", checkpoint_wrapper=None)
-    folder = next(Path(place) / "ImageReward" for place in sys.path if (Path(place) / "ImageReward").is_dir())
+    found = importlib.util.find_spec("ImageReward")
+    assert found and found.submodule_search_locations, "pip install --no-deps image-reward==1.5"
+    folder = Path(found.submodule_search_locations[0])
     for name, place in (("ImageReward", folder), ("ImageReward.models", folder / "models")):
         stand_in(name, __path__=[str(place)])
     stand_in("ImageReward.models.BLIP", __path__=[str(folder / "models" / "BLIP")])
+    older_transformers()
     vision = importlib.import_module("ImageReward.models.BLIP.vit").VisionTransformer
-    return vision, importlib.import_module("ImageReward.models.BLIP.med").BertModel
+    text = importlib.import_module("ImageReward.models.BLIP.med").BertModel
+    text.init_weights = lambda self: None  # transformers 5 wants preparations for it; all weights are loaded below
+    return vision, text
 
 
-def filled(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+def older_transformers() -> None:
+    """What transformers 5 has moved or dropped, where the package looks for it."""
+    from transformers import modeling_utils, pytorch_utils
+
+    for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer"):
+        vars(modeling_utils).setdefault(name, getattr(pytorch_utils, name, None))
+    methods = {
+        "get_head_mask": lambda self, mask, layers: [mask] * layers,  # of None
+        "invert_attention_mask": lambda self, mask: (1.0 - mask[:, None, None]) * torch.finfo(torch.float32).min,
+    }
+    for name, method in methods.items():
+        if not hasattr(modeling_utils.PreTrainedModel, name):
+            setattr(modeling_utils.PreTrainedModel, name, method)
+
+
+def filled(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, Tensor]:
     """Weights by name, the same wherever they are drawn."""
-    generator, weights = torch.Generator().manual_seed(0), {}
+    generator, weights = torch.Generator().manual_seed(seed), {}
     for name, shape in sorted(shapes.items()):
         weights[name] = 0.3 * torch.randn(shape, generator=generator) + float("orm" in name and "weight" in name)
     return weights
@@ -88,38 +110,46 @@ def head(width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def main() -> None:
+def tiny_model(seed: int) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """The package's parts under the names of its checkpoint, in float64, and the shapes of their weights."""
     from transformers import BertConfig
 
     vision_class, text_class = own_classes()
-    vision = vision_class(**VISION)
-    text = text_class(config=BertConfig(**TEXT), add_pooling_layer=False)
-    mlp = nn.ModuleDict({"layers": head(TEXT["hidden_size"])})
-    parts = {"blip.visual_encoder": vision, "blip.text_encoder": text, "mlp": mlp}
+    parts = {
+        "blip.visual_encoder": vision_class(**VISION),
+        "blip.text_encoder": text_class(config=BertConfig(**TEXT), add_pooling_layer=False),
+        "mlp": nn.ModuleDict({"layers": head(TEXT["hidden_size"])}),
+    }
     shapes = {
         f"{prefix}.{name}": list(value.shape)
         for prefix, part in parts.items()
         for name, value in part.state_dict().items()
         if not name.endswith("position_ids")
     }
-    weights = filled(shapes)
+    weights = filled(shapes, seed)
     for prefix, part in parts.items():
         own = {n.removeprefix(f"{prefix}."): value for n, value in weights.items() if n.startswith(f"{prefix}.")}
         part.load_state_dict(own, strict=False)
         part.double().eval()
+    return parts, shapes
+
+
+def main(place: str, seed: str = "0") -> None:
+    parts, shapes = tiny_model(int(seed))
     ids = torch.tensor([row + [0] * (LONGEST - len(row)) for row in IDS])
     images = torch.rand(len(IDS), 3, 32, 32, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073), dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711), dtype=torch.float64).view(3, 1, 1)
-    seen = vision((images - mean) / std)
-    read = text(
+    seen = parts["blip.visual_encoder"]((images - mean) / std)
+    read = parts["blip.text_encoder"](
         ids,
         attention_mask=(ids != 0).long(),
         encoder_hidden_states=seen,
         encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long),
         return_dict=True,
     )
-    scores = (mlp["layers"](read.last_hidden_state[:, 0]).squeeze(1) - 0.16717362830052426) / 1.0333394966054072
+    raw = parts["mlp"]["layers"](read.last_hidden_state[:, 0]).squeeze(1)
+    scores = (raw - 0.16717362830052426) / 1.0333394966054072
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     golden = {
         "text": TEXT,
@@ -127,8 +157,8 @@ def main() -> None:
         "scores": scores.tolist(),
         "gradient": {"norms": gradient.flatten(1).norm(dim=1).tolist(), "first": gradient[:, :, 0, 0].tolist()},
     }
-    Path(sys.argv[1]).write_text(json.dumps(golden, indent=1) + "\n")
+    Path(place).write_text(json.dumps(golden, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

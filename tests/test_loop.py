@@ -147,7 +147,8 @@ def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfi
     config = RunConfig.model_validate(short_run(tmp_path).model_dump() | {"estimator": keys})
     run(config)
     said = describe_results(RunFolder(config))
-    assert "variance is high" in said and "from zeroth order" in said
+    assert said.startswith(f"report:   {config.folder / 'report.html'}\n")
+    assert "warning: variance is high" in said and "from zeroth order" in said
     assert "from zeroth order" not in describe_results(RunFolder(finished))  # guided and weighed
 
 
@@ -216,6 +217,7 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
         "config.yaml",
         "metrics.parquet",
         "summary.json",
+        "report.html",
         "reward_curve.png",
         "lora/pytorch_lora_weights.safetensors",
     ]
@@ -223,6 +225,16 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
     files += ["checkpoints/update_000003.pt", "checkpoints/update_000004.pt"]  # keep_checkpoints is 2
     assert [file for file in files if not (finished.folder / file).is_file()] == []
     assert len(list((finished.folder / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_that_goes_on_has_a_report_of_its_last_evaluation(tmp_path: Path) -> None:
+    config = short_run(tmp_path, evaluation={"every": 2})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_after=3)
+    assert "Still running: update 2 of 4" in (config.folder / "report.html").read_text("utf-8")
+    assert not RunFolder(config).holds_results
+    run(config, resume=True)
+    assert "after 4 updates, on this process" in (config.folder / "report.html").read_text("utf-8")
 
 
 def test_a_run_is_never_overwritten_unasked(finished: RunConfig) -> None:

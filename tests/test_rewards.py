@@ -43,8 +43,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rewards_are_found_by_file_name() -> None:
-    own = ["aesthetic", "clipscore", "digits", "digits_judge", "hpsv2", "http", "imagereward", "jpeg", "pickscore"]
-    assert available_rewards() == own
+    models = ["aesthetic", "clipscore", "digits", "digits_judge", "hpsv2", "imagereward", "pickscore"]
+    assert available_rewards() == sorted([*models, "http", "jpeg_compressibility", "jpeg_incompressibility"])
 
 
 def test_digits_reward_is_the_classifiers_log_probability_of_the_named_digit() -> None:

@@ -199,11 +199,11 @@ def test_an_updates_own_rewards_have_no_say_in_its_surrogate(tmp_path: Path) -> 
     for scale in (1.0, -3.0):
         state, online = TrainState(engine.model.initial_theta, config.train, config.estimator), new_run_online(engine)
         state.agreement = [(1.0, 0.5, 1.0)]  # open
-        reward = engine.reward
+        reward = engine.rewards.rewards["digits"]
         update(engine, state, None, Process(), online)
-        engine.reward = lambda *given, reward=reward, scale=scale: scale * reward(*given)
+        engine.rewards.rewards["digits"] = lambda *given, reward=reward, scale=scale: scale * reward(*given)
         row = update(engine, state, None, Process(), online)
-        engine.reward = reward
+        engine.rewards.rewards["digits"] = reward
         results.append((row["surrogate_coefficient"], row["first_order_norm"], state.coefficient()))
     assert results[0][:2] == results[1][:2] and results[0][0] != 0 and results[0][1] > 0
     assert results[0][2] != results[1][2]

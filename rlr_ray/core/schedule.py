@@ -22,6 +22,9 @@ class Schedule:
     latent_coefficient: tuple[float, ...]  # [T]
     output_coefficient: tuple[float, ...]  # [T]
     sigma: tuple[float, ...]  # [T] standard deviation of a step's noise
+    clean: tuple[
+        tuple[float, float], ...
+    ] = ()  # [T] weights of latent and output in the clean latent that they predict
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -56,7 +59,8 @@ def ddim_schedule(
     """
     steps = [_ddim_step(a, b, eta, prediction_type) for a, b in zip(alphas_in, alphas_out, strict=True)]
     latent, output, sigma = zip(*steps, strict=True)
-    return Schedule(tuple(timesteps), latent, output, sigma)
+    clean = tuple(_clean_and_noise(a, prediction_type)[:2] for a in alphas_in)
+    return Schedule(tuple(timesteps), latent, output, sigma, clean)
 
 
 def _ddim_step(a: float, b: float, eta: float, prediction_type: str) -> tuple[float, float, float]:

@@ -63,8 +63,13 @@ def lab_table(results: Sequence[Result]) -> Table:
 
 def profile_table(profile: Sequence[dict[str, float]]) -> Table:
     """One line a step."""
-    table = _table("Steps; variances per chain", list(profile[0]))
-    for row in profile:
+    return steps_table("Steps; variances per chain", profile)
+
+
+def steps_table(title: str, rows: Sequence[dict[str, float]]) -> Table:
+    """One line a step, a column a key."""
+    table = _table(title, list(rows[0]))
+    for row in rows:
         table.add_row(*(f"{value:.3g}" for value in row.values()))
     return table
 

@@ -45,6 +45,7 @@ def prompt_sets(config: RunConfig, say: Say = _quiet) -> PromptSets:
     else:
         sets = PromptSets(prompts, prompts if given.held_out is None else load_prompts(given.held_out, say))
     _check_guidance(sets, config.sampler.guidance_scale)
+    _check_stages((*sets.train, *sets.held_out), staged=config.dcot is not None)
     return sets
 
 
@@ -54,6 +55,21 @@ def _check_guidance(sets: PromptSets, guidance_scale: float) -> None:
         raise UserError(
             f"prompt {negative.text!r} has the negative prompt {negative.negative!r}, which does nothing at "
             "sampler.guidance_scale 1; raise sampler.guidance_scale, or drop the column negative_prompt"
+        )
+
+
+def _check_stages(prompts: Sequence[Prompt], *, staged: bool) -> None:
+    """Refuse stages that the run would not heed, and none where it asks for them."""
+    found = next((prompt for prompt in prompts if prompt.stages is not None), None)
+    if found is not None and not staged:
+        raise UserError(
+            f"prompt {found.text!r} has texts for coarse, mid and fine steps, but no dcot says which steps those "
+            "are; set dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or take the three out of the prompts"
+        )
+    if found is None and staged:
+        raise UserError(
+            "dcot is set, but no prompt has texts for coarse, mid and fine steps; write them into the prompts file "
+            "with `rlr-ray dcot expand`, or leave out dcot"
         )
 
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from rlr_ray.rewards.clip import Clip, load_clip
-from rlr_ray.rewards.weights import fetched, linear_head
+from rlr_ray.rewards.weights import Source, linear_head
+
+_REPOSITORY = "openai/clip-vit-large-patch14"
+_HEAD_REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
 
 
 class Reward(Clip):
@@ -18,11 +21,11 @@ class Reward(Clip):
 
     differentiable = True
 
-    def __init__(self, path: str = "openai/clip-vit-large-patch14", head: str = "trl-lib/ddpo-aesthetic-predictor"):
-        super().__init__(*load_clip(path, "aesthetic"))
+    def __init__(self, path: str = _REPOSITORY, head: str = _HEAD_REPOSITORY):
+        super().__init__(*load_clip("aesthetic", path, _REPOSITORY))
         file = Path(head).expanduser()
         if not file.is_file():
-            file = next(fetched(head, ["*.pth"], "aesthetic").glob("*.pth"))
+            file = next(Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]).fetched().glob("*.pth"))
         self.head = linear_head(torch.load(file, map_location="cpu", weights_only=True)).requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlr_ray.errors import UserError
 from rlr_ray.rewards.pixels import prepared
+from rlr_ray.rewards.weights import Source
+
+_TOKENIZER = "vocab.json or tokenizer.json"
 
 
-def load_clip(path: str, reward: str) -> tuple[Any, Any]:
+def load_clip(reward: str, path: str, repository: str) -> tuple[Any, Any]:
     """A CLIPModel of transformers and its tokenizer. `path`: a folder, or a repository of the hub."""
-    from transformers import CLIPModel
+    from transformers import AutoTokenizer, CLIPModel
 
-    with _explained(path, reward):
-        return CLIPModel.from_pretrained(_place(path)), load_tokenizer(path, reward)
+    source = Source(reward, "path", path, repository, ["config.json", "*.safetensors or *.bin", _TOKENIZER])
+    place = source.folder or path
+    with source.explained():
+        return CLIPModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
 
 
-def load_tokenizer(path: str, reward: str) -> Any:
+def load_tokenizer(reward: str, tokenizer: str, repository: str) -> Any:
+    """CLIP's tokenizer alone."""
     from transformers import AutoTokenizer
 
-    with _explained(path, reward):
-        return AutoTokenizer.from_pretrained(_place(path))
-
-
-def _place(path: str) -> str | Path:
-    folder = Path(path).expanduser()
-    return folder if folder.is_dir() else path
-
-
-@contextmanager
-def _explained(path: str, reward: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"reward {reward!r}: {path!r} gave no CLIP model of transformers ({why}); see docs/rewards.md, or on a "
-            f"machine with a network run `hf download {path}` and set reward.options.path to the folder"
-        ) from error
+    source = Source(reward, "tokenizer", tokenizer, repository, [_TOKENIZER])
+    place = source.folder or tokenizer
+    with source.explained():
+        return AutoTokenizer.from_pretrained(place)
 
 
 class Clip(nn.Module):

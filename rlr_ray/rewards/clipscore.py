@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlr_ray.rewards.clip import Clip, load_clip
 
+_REPOSITORY = "openai/clip-vit-base-patch32"
 _WEIGHT = 2.5
 
 
@@ -17,8 +18,8 @@ class Reward(Clip):
 
     differentiable = True
 
-    def __init__(self, path: str = "openai/clip-vit-base-patch32"):
-        super().__init__(*load_clip(path, "clipscore"))
+    def __init__(self, path: str = _REPOSITORY):
+        super().__init__(*load_clip("clipscore", path, _REPOSITORY))
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         return _WEIGHT * self.cosines(images, prompts)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlr_ray.errors import UserError
 from rlr_ray.rewards.clip import Clip, load_tokenizer
 from rlr_ray.rewards.pixels import padded
-from rlr_ray.rewards.weights import fetched
+from rlr_ray.rewards.weights import Source
 
+_REPOSITORY, _TOKENIZER = "xswu/HPSv2", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 _HEAD_WIDTHS = {"vision": 80, "text": 64}  # of ViT-H/14
 _RENAMED = (  # from open_clip's names to transformers'; what only differs in its place is turned in _converted
@@ -49,13 +51,16 @@ class Reward(Clip):
 
     def __init__(
         self,
-        path: str = "xswu/HPSv2",
+        path: str = _REPOSITORY,
         version: str = "2.1",
-        tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        tokenizer: str = _TOKENIZER,
     ):
+        if str(version) not in _FILES:
+            raise UserError(f"reward 'hpsv2': found version {version}; allowed: {', '.join(_FILES)}")
         file = _FILES[str(version)]
-        weights = torch.load(fetched(path, [file], "hpsv2") / file, map_location="cpu", weights_only=True)
-        words = load_tokenizer(tokenizer, "hpsv2")
+        folder = Source("hpsv2", "path", path, _REPOSITORY, [file]).fetched()
+        weights = torch.load(folder / file, map_location="cpu", weights_only=True)
+        words = load_tokenizer("hpsv2", tokenizer, _TOKENIZER)
         super().__init__(_model(weights.get("state_dict", weights), words.eos_token_id), words)
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:

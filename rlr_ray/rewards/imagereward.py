@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rlr_ray.rewards.pixels import prepared
-from rlr_ray.rewards.weights import fetched, linear_head
+from rlr_ray.rewards.weights import Source, linear_head
 
+_REPOSITORY, _TOKENIZER = "zai-org/ImageReward", "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's scores, from the official code
 _TOKENS = 35
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
@@ -41,14 +42,15 @@ class Reward(nn.Module):
 
     differentiable = True
 
-    def __init__(self, path: str = "zai-org/ImageReward", tokenizer: str = "google-bert/bert-base-uncased"):
+    def __init__(self, path: str = _REPOSITORY, tokenizer: str = _TOKENIZER):
         super().__init__()
         from transformers import AutoTokenizer
 
-        folder = fetched(path, ["ImageReward.pt", "med_config.json"], "imagereward")
-        words = fetched(tokenizer, ["vocab.txt", "tokenizer_config.json"], "imagereward")
+        files, words = ["ImageReward.pt", "med_config.json"], ["vocab.txt", "tokenizer_config.json"]
+        folder = Source("imagereward", "path", path, _REPOSITORY, files).fetched()
+        vocabulary = Source("imagereward", "tokenizer", tokenizer, _TOKENIZER, words).fetched()
         weights = torch.load(folder / "ImageReward.pt", map_location="cpu", weights_only=True, mmap=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(words)
+        self.tokenizer = AutoTokenizer.from_pretrained(vocabulary)
         self.vision, self.size = _vision_model(_under(_VISION, weights))
         self.text = _text_model(_under(_TEXT, weights), folder / "med_config.json", self.vision.config.hidden_size)
         self.head = linear_head(_under(_HEAD, weights))

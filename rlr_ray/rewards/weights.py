@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,31 +12,57 @@ from torch import Tensor, nn
 from rlr_ray.errors import UserError
 
 
-def fetched(place: str, patterns: Sequence[str], reward: str) -> Path:
-    """The folder with the files that match. `place`: a folder, else a repository, which is downloaded and kept.
+@dataclass(frozen=True)
+class Source:
+    """Where the files that match `patterns` come from; a pattern may hold alternatives: 'a.bin or b.bin'.
 
-    Raises UserError if it is neither, or if a pattern matches nothing.
+    `place` is what reward.options.`option` holds: a folder, else a repository. `repository`: where they are by default.
     """
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        folder = _downloaded(place, patterns, reward)
-    missing = [pattern for pattern in patterns if not any(folder.glob(pattern))]
-    if missing:
-        raise UserError(f"reward {reward!r}: {folder} has no {' and no '.join(missing)}; see docs/rewards.md")
-    return folder
 
+    reward: str
+    option: str
+    place: str
+    repository: str
+    patterns: Sequence[str]
 
-def _downloaded(repository: str, patterns: Sequence[str], reward: str) -> Path:
-    from huggingface_hub import snapshot_download
+    @property
+    def folder(self) -> Path | None:
+        """The user's own folder, or None if `place` is none. Raises UserError if it lacks a file."""
+        folder = Path(self.place).expanduser()
+        return self._complete(folder) if folder.is_dir() else None
 
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except Exception as error:  # of many kinds: no network, no such repository, no leave to read it
-        why = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"reward {reward!r}: {repository!r} is no folder here, and the hub did not give it ({why}); on a machine "
-            f"with a network run `hf download {repository}`, or set the option to a folder with {', '.join(patterns)}"
-        ) from error
+    def fetched(self) -> Path:
+        """The folder with the files: the user's, else the hub's, downloaded and kept."""
+        from huggingface_hub import snapshot_download
+
+        if folder := self.folder:
+            return folder
+        with self.explained():
+            folder = Path(snapshot_download(self.place, allow_patterns=list(self.patterns)))
+        return self._complete(folder)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Loading fails in errors of many kinds: no network, no such repository, no leave to read it, a broken file."""
+        try:
+            yield
+        except Exception as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self._error(f"{', '.join(self.patterns)} could not be loaded from {self.place!r} ({why})") from error
+
+    def _complete(self, folder: Path) -> Path:
+        missing = [
+            pattern for pattern in self.patterns if not any(list(folder.glob(name)) for name in pattern.split(" or "))
+        ]
+        if missing:
+            raise self._error(f"{folder} has no {' and no '.join(missing)}")
+        return folder
+
+    def _error(self, found: str) -> UserError:
+        return UserError(
+            f"reward {self.reward!r}: {found}; on a machine with a network run `hf download {self.repository} "
+            f"--local-dir FOLDER`, and set reward.options.{self.option}: FOLDER (see docs/rewards.md)"
+        )
 
 
 def linear_head(weights: dict[str, Tensor]) -> nn.Sequential:

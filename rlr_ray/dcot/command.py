@@ -1,0 +1,106 @@
+"""`rlr-ray dcot expand` and `rlr-ray dcot locate`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from rlr_ray.commands import standing
+from rlr_ray.dcot.expand import TEMPLATE, Endpoint, expand, fill, parse_template, write_rows
+from rlr_ray.errors import UserError
+from rlr_ray.lab.locate import bounds, forecasts, locate, step_rows
+from rlr_ray.lab.report import steps_table, write_json
+from rlr_ray.lab.run import Laboratory
+from rlr_ray.memory import memory_errors
+from rlr_ray.prompts import load_prompts
+from rlr_ray.recipes import load_config
+
+_BATCHES = 8
+_SHARE = 5  # a range whose end is not seen has a fifth of the steps, as the paper's for hands
+
+
+def add_dcot_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_expand(commands.add_parser("expand", help="write a coarse, a mid and a fine prompt for each plain one"))
+    _add_locate(commands.add_parser("locate", help="measure which range of steps loses the reward"))
+
+
+def _add_expand(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", required=True, help="a file of plain prompts: .txt, .jsonl, .csv or .parquet")
+    parser.add_argument("--out", required=True, type=Path, help="the prompts file to write: .jsonl")
+    default = ", ".join(f"{stage}={text!r}" for stage, text in TEMPLATE.items())
+    parser.add_argument("--template", nargs="+", default=[], metavar="STAGE=TEXT", help=f"default: {default}")
+    parser.add_argument("--endpoint", metavar="URL", help="ask a language model at URL/chat/completions (OpenAI's API)")
+    parser.add_argument("--model", metavar="NAME", help="of the endpoint")
+    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the endpoint's key")
+    parser.set_defaults(command=expand_command)
+
+
+def expand_command(options: argparse.Namespace) -> None:
+    if options.out.suffix != ".jsonl":
+        raise UserError(f"--out {str(options.out)!r} ends in {options.out.suffix!r}; allowed: .jsonl")
+    say = functools.partial(Console(highlight=False).print, markup=False, soft_wrap=True)
+    template = parse_template(options.template)
+    triple_of = _endpoint(options) or functools.partial(fill, template)
+    rows = expand(load_prompts(options.prompts, say), triple_of)
+    write_rows(options.out, rows)
+    say(f"{len(rows)} prompts: {options.out}")
+
+
+def _endpoint(options: argparse.Namespace) -> Endpoint | None:
+    if options.endpoint is None:
+        if options.model or options.api_key_env:
+            raise UserError("--model and --api-key-env belong to an endpoint; give --endpoint URL, or leave them out")
+        return None
+    if options.template or not options.model:
+        raise UserError("--endpoint asks a language model: give its name with --model, and no --template")
+    key = os.environ.get(options.api_key_env) if options.api_key_env else None
+    if options.api_key_env and not key:
+        raise UserError(f"--api-key-env {options.api_key_env!r} is not set in the environment; export it first")
+    return Endpoint(options.endpoint, options.model, key)
+
+
+def _add_locate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe: its model, reward and prompts are measured")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
+    parser.add_argument("--batches", type=int, default=_BATCHES, help=f"of chains (default {_BATCHES})")
+    parser.add_argument("--length", type=int, help="steps of a range whose end is not seen (default: a fifth of all)")
+    parser.add_argument("--out", type=Path, default=Path("locate"), help="folder of locate.json")
+    parser.set_defaults(command=locate_command)
+
+
+@memory_errors()
+def locate_command(options: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+    if options.batches < 1:
+        raise UserError(f"--batches is {options.batches}; allowed: 1 or more")
+    config = load_config(options.config, options.set)
+    steps = config.sampler.steps
+    length = options.length or max(steps // _SHARE, config.estimator.sub_chain.length, 1)
+    if steps < 3 or not 0 < length <= steps:
+        raise UserError(f"--length is {length} of {steps} steps; allowed: 1 to sampler.steps, which must be 3 or more")
+    laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
+    subject = laboratory.subject
+    rewards = forecasts(subject, options.batches)
+    rows, found = step_rows(rewards, subject.schedule), locate(rewards, length)
+    console.print(steps_table(f"Promised reward, {rewards.shape[1]} chains", rows))
+    proposal = None
+    if found is None:
+        console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
+    else:
+        place, keys = [found.first, found.last], bounds(found, steps)
+        proposal = {"estimator": {"sub_chain": {"place": place}}, "dcot": keys}
+        end = "" if found.recovers else f"; its end was not seen, so it has --length {length}"
+        console.print(f"steps {found.first}-{found.last} lose {found.loss:.3g} of the reward{end}", markup=False)
+        console.print(f"estimator: {{sub_chain: {{place: {place}}}}}", markup=False)
+        console.print(f"dcot: {{mid: {keys['mid']}, fine: {keys['fine']}}}", markup=False)
+    options.out.mkdir(parents=True, exist_ok=True)
+    told = {"chains": rewards.shape[1], "end": float(rewards[-1].mean()), "steps": rows, "proposal": proposal}
+    write_json(options.out / "locate.json", told | {"location": asdict(found) if found else None})
+    console.print(f"locate.json is in {options.out}", markup=False)

@@ -1,0 +1,57 @@
+"""A model whose steps see prompts of their own: Diffusive Chain-of-Thought (arXiv:2502.00639).
+
+S stages, B chains, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from rlr_ray.core.chain import Conditioning
+from rlr_ray.models import Model
+
+
+class Staged:
+    """Any model, its conditioning [B, S, ...], of which each step is given its own stage's [B, ...].
+
+    It is a Model itself. A timestep says which step it is, so the schedule must have every timestep once.
+    """
+
+    def __init__(self, model: Model, stage_of_step: Sequence[int]):  # [T], each in 0 .. S-1
+        self.model = model
+        self.schedule, self.latent_shape, self.initial_theta = model.schedule, model.latent_shape, model.initial_theta
+        self.stages = stage_of_step[-1] + 1
+        self.stage_of = dict(zip(model.schedule.timesteps, stage_of_step, strict=True))
+        assert len(self.stage_of) == len(stage_of_step), "two steps with one timestep"
+
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
+        """Prediction [B, C, H, W] under the prompts of the step's stage."""
+        stage = self.stage_of[timestep]
+        return self.model(theta, latent, timestep, {name: value[:, stage] for name, value in conditioning.items()})
+
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning:
+        """One prompt for all stages of a chain."""
+        return self.encode_stages([(prompt,) * self.stages for prompt in prompts], negatives)
+
+    def encode_stages(self, prompts: Sequence[Sequence[str]], negatives: Sequence[str] = ()) -> Conditioning:
+        """Embeddings by name, each [B, S, ...], of S prompts a chain and one negative prompt for all its stages."""
+        flat = self.model.encode(
+            [prompt for stages in prompts for prompt in stages],
+            [negative for negative in negatives for _ in range(self.stages)],
+        )
+        return {name: value.unflatten(0, (len(prompts), self.stages)) for name, value in flat.items()}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents)
+
+    def truncated(self, texts: Sequence[str]) -> list[str]:
+        return self.model.truncated(texts)
+
+    def weights(self) -> int:
+        return self.model.weights()
+
+    def save_adapter(self, theta: Tensor, folder: Path) -> Path:
+        return self.model.save_adapter(theta, folder)

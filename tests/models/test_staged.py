@@ -1,0 +1,111 @@
+"""Prompts by ranges of steps against plain diffusers whose prompt is swapped on the way, and against autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.first_order import step_gradients
+from rlr_ray.core.seeds import chain_noise
+from rlr_ray.models.staged import Staged
+from rlr_ray.surrogate import OnlineSurrogate
+from tests.models.test_stable_diffusion import SEEDS, load, plain_pipeline, some_theta
+
+TRIPLES = [
+    ("a handwritten two", "seven", "a handwritten four"),
+    ("outline nine", "a handwritten nine", "a handwritten nine"),
+    ("a handwritten one",) * 3,
+]
+STAGES = [0, 0, 1, 2, 2]  # of 5 steps
+
+
+def staged(**sampler: Any) -> Staged:
+    return Staged(load(steps=5, **sampler), STAGES)
+
+
+def start_of(model: Staged) -> tuple[Tensor, Tensor]:
+    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
+    return torch.stack(starts), torch.stack(noises, dim=1)
+
+
+def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
+    """Plain diffusers, its prompt's embeddings replaced at the ranges' bounds."""
+    pipeline = plain_pipeline()
+    guided = guidance > 1
+    embeddings = []
+    for texts in zip(*TRIPLES, strict=True):
+        positive, negative = pipeline.encode_prompt(list(texts), "cpu", 1, guided)
+        embeddings.append(torch.cat([negative, positive]) if guided else positive)
+
+    def swap(_: Any, step: int, __: Any, given: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": embeddings[STAGES[min(step + 1, len(STAGES) - 1)]]}
+
+    return pipeline(
+        [texts[0] for texts in TRIPLES],
+        num_inference_steps=len(STAGES),
+        eta=1.0,
+        guidance_scale=guidance,
+        output_type="pt",
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        callback_on_step_end=swap,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    ).images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_chain_draws_the_pictures_of_a_pipeline_whose_prompt_is_swapped(guidance: float) -> None:
+    model = staged(guidance_scale=guidance)
+    conditioning = model.encode_stages(TRIPLES)
+    latents = sample_chain(model, model.initial_theta, model.schedule, *start_of(model), conditioning).latents
+    with torch.no_grad():
+        images = model.decode(latents[-1])
+    torch.testing.assert_close(images, swapped_images(guidance), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_step_is_the_models_own_under_its_stages_prompt(guidance: float) -> None:
+    model = staged(guidance_scale=guidance)
+    theta = some_theta(model.model)  # type: ignore[arg-type]
+    each = torch.stack([theta, 0.5 * theta, 2 * theta])  # a theta a chain
+    latent, conditioning = start_of(model)[0], model.encode_stages(TRIPLES)
+    for k, timestep in enumerate(model.schedule.timesteps):
+        plain = model.model.encode([texts[STAGES[k]] for texts in TRIPLES])
+        for thetas in (theta, each):
+            expected = model.model(thetas, latent, timestep, plain)
+            assert torch.equal(model(thetas, latent, timestep, conditioning), expected)
+
+
+def test_one_prompt_for_all_stages_is_the_plain_model() -> None:
+    model = staged()
+    texts = [triple[0] for triple in TRIPLES]
+    start = (model.schedule, *start_of(model))
+    ours = sample_chain(model, model.initial_theta, *start, model.encode(texts)).latents
+    assert torch.equal(ours, sample_chain(model.model, model.initial_theta, *start, model.model.encode(texts)).latents)
+
+
+def test_each_steps_gradient_is_autograds_through_its_own_prompt() -> None:
+    model = staged()
+    theta = some_theta(model.model)  # type: ignore[arg-type]
+    x_start, noise = start_of(model)
+    head = Trajectory(x_start[None], noise, model.encode_stages(TRIPLES))
+    reward = lambda latent: latent.square().flatten(1).sum(1)  # noqa: E731
+    ours, _ = step_gradients(model, theta, model.schedule, head, reward)
+    copies, latent = [theta.clone().requires_grad_() for _ in STAGES], x_start
+    for k, timestep in enumerate(model.schedule.timesteps):
+        plain = model.model.encode([texts[STAGES[k]] for texts in TRIPLES])
+        output = model.model(copies[k], latent, timestep, plain)
+        latent = model.schedule.mean(k, latent, output) + model.schedule.sigma[k] * noise[k]
+    expected = torch.stack(torch.autograd.grad(reward(latent).mean(), copies))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_surrogates_prompt_is_the_mean_over_stages() -> None:
+    model = staged()
+    parts = [OnlineSurrogate.features(model.model.encode(list(texts))) for texts in zip(*TRIPLES, strict=True)]
+    torch.testing.assert_close(
+        OnlineSurrogate.features(model.encode_stages(TRIPLES)), torch.stack(parts).mean(0), atol=1e-6, rtol=1e-5
+    )
