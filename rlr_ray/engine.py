@@ -52,6 +52,8 @@ class RolloutBatch:
     counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
 
 
+# Rewards by label that are elsewhere.
+Built = Mapping[str, Callable[..., Tensor]]
 # Starts the rollouts of some chunks of perturbations.
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
@@ -89,7 +91,7 @@ class Engine:
     `built`: rewards by label that are elsewhere already.
     """
 
-    def __init__(self, config: RunConfig, built: Mapping[str, Callable[..., Tensor]] = MappingProxyType({})):
+    def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
         torch.set_num_threads(config.threads)
         check_reward(config)
         self.config, self.built = config, built
