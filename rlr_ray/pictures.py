@@ -33,7 +33,7 @@ def save_comparison(
     for axis, one, other, title in zip(axes.flat, before, after, titles, strict=False):
         gap = numpy.ones((one.shape[1], max(one.shape[2] // 8, 1), 3))
         axis.imshow(numpy.concatenate([_array(one), gap, _array(other)], axis=1), interpolation="nearest")
-        axis.set_title(title if len(title) <= 26 else title[:25] + "…", fontsize=8)
+        axis.set_title(title if len(title) <= 26 else title[:25] + "…", fontsize=8, parse_math=False)
     figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
     _finish(figure, path)
 

@@ -74,6 +74,12 @@ def test_the_divergence_stops_a_run() -> None:
     assert "KL to the base model 0.6" in str(watching.stopped)
 
 
+def test_what_is_beyond_the_limit_is_not_the_best_and_the_last_evaluation_stops_nothing() -> None:
+    watching = guards(kl_stop=0.5)
+    watching.note(1, at(1.0, 5.0, kl=0.6), torch.zeros(3), last=True)
+    assert watching.best.update == 0 and watching.stopped is None
+
+
 def run(folder: Path, *, resume: bool = False, **changes: Any) -> tuple[dict[str, Any], Engine]:
     config = small_run(folder, **changes)
     engine, run_folder = Engine(config), RunFolder(config)
@@ -149,7 +155,8 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
         ({"guards": {"keep": "best"}}, "set evaluation.every"),
         ({"guards": {"patience": 2}, "evaluation": {"every": 1, "judge": None}}, "add evaluation.judges"),
         ({"guards": {"kl_penalty": 1.0}, "sampler": {"eta": 0}, "estimator": {"preset": "es"}}, "their KL is infinite"),
-        ({"guards": {"kl_steps": 0}}, "1 to sampler.steps, or all"),
+        ({"guards": {"kl_penalty": 1.0, "kl_steps": 9}}, "kl_steps is 9; allowed: 1 to 5, or all"),
+        ({"guards": {"kl_steps": 3}}, "guards.kl_penalty is 0; set it too"),
     ],
 )
 def test_guards_that_could_not_guard_are_refused(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
