@@ -23,6 +23,7 @@ FLOORS = [
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "surrogate"},
+    {"sampler"},
     {"engine", "pictures", "metrics", "checkpoints", "lock", "page"},
     {"evaluate", "state", "run_folder"},
     {"describe"},
