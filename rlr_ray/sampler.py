@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("device is 'cuda', but torch finds no CUDA device here; set device: auto or device: cpu")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What plain diffusers needs to draw these chains again."""
+    return [
+        {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
 
 
 class Sampler:

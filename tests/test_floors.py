@@ -36,7 +36,7 @@ FLOORS = [
     {"start"},
     {"tune"},
     {"commands", "resuming"},
-    {"dcot"},
+    {"dcot", "evaluation"},
     {"cli"},
     {"__main__"},
 ]
