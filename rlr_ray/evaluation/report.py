@@ -24,19 +24,15 @@ def score_table(measured: Measured, found: dict[str, dict[str, Comparison]], lev
     for run in measured.runs:
         for label, row in found[run.name].items():
             mark = " *" if trained_on(measured, run, label) else ""
-            means = (f"{row.base:.4g}", f"{row.tuned:.4g}", f"{row.difference:+.4g}", _interval(row.interval, "+.4g"))
+            means = (f"{row.base:.4g}", f"{row.tuned:.4g}", f"{row.difference:+.3g}", _interval(row.interval, "+.3g"))
             table.add_row(run.name, label + mark, *means, f"{row.win_rate:.1%}", _interval(row.win_interval, ".1%"))
     return table
 
 
 def chain_table(measured: Measured) -> Table:
     """One line a model: how far its chains are from the base model's, and its pictures from each other."""
-    clip = measured.config.evaluation.clip
-    table = _table(
-        f"KL in nats a chain ± standard error; diversity of one prompt's pictures by {'CLIP' if clip else 'pixels'}",
-        ("model", "KL to the base", "diversity"),
-        left=1,
-    )
+    by = "pixels" if measured.config.evaluation.clip is None else "CLIP"
+    table = _table(None, ("model", "KL to the base, nats a chain", f"diversity by {by}"), left=1)
     for name, evaluation in measured.found.items():
         kl = evaluation.divergence.double()
         error = float(kl.std()) / math.sqrt(len(kl))
@@ -46,7 +42,7 @@ def chain_table(measured: Measured) -> Table:
     return table
 
 
-def _table(title: str, heads: tuple[str, ...], *, left: int) -> Table:
+def _table(title: str | None, heads: tuple[str, ...], *, left: int) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < left else "right", no_wrap=True)
@@ -65,7 +61,7 @@ def save_chains(folder: Path, measured: Measured) -> None:
         scores = {label: values.tolist() for label, values in measured.scores(name).items()}
         for number, chain in enumerate(chains):
             own = {f"score_{label}": values[number] for label, values in scores.items()}
-            rows.append({"run": name, "chain": number, "negative_prompt": None} | chain | own)
+            rows.append({"run": name, "chain": number, "negative_prompt": ""} | chain | own)
     table = pyarrow.Table.from_pylist(rows)
     replace_file(folder / "evaluate.parquet", lambda file: pyarrow.parquet.write_table(table, file))
 
