@@ -11,6 +11,7 @@ from typing import Any
 import ablation as ablation_runs  # beside this file, as the next
 import matplotlib
 from page import IMAGES, MACHINE, RESULTS, mean_se, table
+from whole_runs import SWEEP_SEED, read
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -35,8 +36,8 @@ Learning rates: the gain on the sweep's seed.
 
 
 def ablation(name: str, command: str, adapter: str, figure: str) -> str:
-    rows = ablation_runs.read(RESULTS / name)
-    runs = [row for row in rows if row["seed"] != ablation_runs.SWEEP_SEED]
+    rows = read(RESULTS / name)
+    runs = [row for row in rows if row["seed"] != SWEEP_SEED]
     if not runs:
         return ""
     order = [variant for variant in ablation_runs.VARIANTS if any(row["variant"] == variant for row in runs)]

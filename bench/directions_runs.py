@@ -12,7 +12,8 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from ablation import BASE, RESULTS, VARIANTS, read, run  # beside this file
+from ablation import BASE, UPDATES  # beside this file, as the next one
+from whole_runs import RESULTS, Job, cost_per_update, read, run
 
 FILE = RESULTS / "directions_runs.jsonl"
 RATES = (0.1, 0.03)
@@ -21,7 +22,6 @@ SPANS = {
     "smoothed gradients": ["estimator.zeroth_order.span=guides"],
     "isotropic": ["estimator.zeroth_order.directions=isotropic"],
 }
-VARIANTS |= SPANS
 
 
 def main() -> None:
@@ -34,8 +34,10 @@ def main() -> None:
     options = parser.parse_args()
     base = [*BASE, f"estimator.zeroth_order.count={options.pairs}"]
 
-    def keep(job: tuple[str, float, int]) -> None:
-        row = run(*job, base) | {"pairs": options.pairs}
+    def keep(job: Job) -> None:
+        overrides = [*base, *SPANS[job[0]]]
+        updates = round(UPDATES * cost_per_update(base) / cost_per_update(overrides))
+        row = run(job, updates, overrides)[0] | {"pairs": options.pairs}
         with FILE.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         print(f"{options.pairs} pairs, {job}: gain {row['gain']:.3f}, judge {row['judge_after']:.3f}", flush=True)

@@ -12,8 +12,10 @@ from ablation_page import ablation
 from directions_page import workers
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
+from rewards_page import rewards
 from scale_page import kills, scale
 from tune_page import tune
+from whole_runs import SWEEP_SEED, read
 
 HEAD = """# Benchmarks
 
@@ -32,8 +34,8 @@ chains: median over the last quarter. Machine: {machine}.
 
 
 def surrogate() -> str:
-    rows = ablation_runs.read(RESULTS / "surrogate.jsonl")
-    runs = [row for row in rows if row["seed"] != ablation_runs.SWEEP_SEED]
+    rows = read(RESULTS / "surrogate.jsonl")
+    runs = [row for row in rows if row["seed"] != SWEEP_SEED]
     if not runs:
         return ""
     variants = list(dict.fromkeys(row["variant"] for row in runs))
@@ -89,7 +91,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     rank_1 = ("ablation.jsonl", "python bench/ablation.py", "LoRA of rank 1, 576 trained numbers", "ablation.png")
     rank_4 = ("ablation_rank4.jsonl", "python bench/ablation.py --rank4", "LoRA of rank 4", "ablation_rank4.png")
-    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), tune(), surrogate(), step()]
+    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), tune(), surrogate(), rewards(), step()]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())

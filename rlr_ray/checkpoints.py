@@ -17,7 +17,14 @@ from rlr_ray.errors import UserError
 # What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
 # updates do not repeat anyway.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
-FREE_KEYS |= {"train.checkpoint_every", "train.keep_checkpoints", "memory_budget_gib"}
+FREE_KEYS |= {
+    "guards.kl_stop",
+    "guards.patience",
+    "guards.keep",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "memory_budget_gib",
+}
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
 _FORMAT = 2  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
-    for check in (_dcot, _labels, _guards, *(() if config.estimator.preset == "auto" else of_plan), _devices, _workers):
+    auto, of_plan = config.estimator.preset == "auto", (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
+    for check in (_dcot, _labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
         check(config)
 
 
@@ -46,6 +46,16 @@ def _labels(config: RunConfig) -> None:
         raise UserError(
             f"{', '.join(both)} is both a reward and a judge; a judge tells whether a reward is gamed, so it must be "
             "another one: give it a label and options of its own, {label: {name: ..., options: {...}}}"
+        )
+
+
+def _reward_actors(config: RunConfig) -> None:
+    if config.cluster == "none" and config.apart:
+        label = next(iter(config.apart))
+        key = f"rewards.{label}" if label in config.rewards else f"evaluation.judges.{label}"
+        raise UserError(
+            f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "
+            "Ray on this machine; or leave actors out, and the reward is in this process"
         )
 
 

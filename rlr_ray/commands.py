@@ -164,7 +164,7 @@ def choose_plan(config: RunConfig, console: Console, batches: int | None = None)
 
     if config.cluster == "none":
         return choose(config, say, batches)
-    if not config.cluster.worker.gpus:
+    if not config.cluster.worker.gpus and not config.apart:
         return choose(config.on(0), say, batches)
     from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
 

@@ -264,6 +264,12 @@ class RunConfig(Strict):
         return all(reward.has_gradient for reward in self.rewards.values())
 
     @property
+    def apart(self) -> Rewards:
+        """Rewards and judges that have actors of their own."""
+        rewards = self.rewards | self.evaluation.judges
+        return {label: reward for label, reward in rewards.items() if reward.actors is not None}
+
+    @property
     def mixed(self) -> bool:
         """True if some rewards have a gradient and some have none."""
         return len(self.rewards) > 1 and len({reward.has_gradient for reward in self.rewards.values()}) > 1

@@ -103,7 +103,8 @@ def describe_results(folder: RunFolder) -> str:
         kind = "judge (never trained on)" if label in summary["judges"] else "reward"
         change = f"{scores['gain']:+.3f} +- {scores['gain_se']:.3f}"
         lines.append(f"{kind} {label}: {scores['before']:.3f} -> {scores['after']:.3f}: {change}")
-    lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
+    if summary["kl"] is not None:
+        lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
     if summary["kept_update"] < summary["steps"]:
         lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
     surrogate = summary["surrogate"]

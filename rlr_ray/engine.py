@@ -52,6 +52,8 @@ class RolloutBatch:
     counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
 
 
+# Rewards by label that are elsewhere.
+Built = Mapping[str, Callable[..., Tensor]]
 # Starts the rollouts of some chunks of perturbations.
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
@@ -81,7 +83,7 @@ class Engine(Sampler):
     `built`: rewards by label that are elsewhere already.
     """
 
-    def __init__(self, config: RunConfig, built: Mapping[str, Callable[..., Tensor]] = MappingProxyType({})):
+    def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
         check_reward(config)
         super().__init__(config)
         self.built = built

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from rlr_ray.core.chain import Trajectory
-from rlr_ray.core.divergence import chain_divergence
+from rlr_ray.core.divergence import chain_divergence, noisy_steps
 from rlr_ray.engine import Engine
 from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture
@@ -29,7 +29,7 @@ class Evaluation:
 
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
     images: Tensor  # [pictures, 3, H, W] in [0, 1]
-    divergence: Tensor  # nats from the base model's chains, of the first chains
+    divergence: Tensor  # nats from the base model's chains, of the first chains; nan without noise
     diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
     invalid: int = 0  # scores that were not finite and replaced
 
@@ -74,10 +74,12 @@ def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambd
 
 
 def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
-    base = engine.model.initial_theta
+    base, schedule = engine.model.initial_theta, engine.model.schedule
+    if not noisy_steps(schedule):
+        return torch.full((trajectory.latents.shape[1],), float("nan"))
     if torch.equal(theta, base):
         return torch.zeros(trajectory.latents.shape[1])
-    return chain_divergence(engine.model, theta, base, engine.model.schedule, trajectory).cpu()
+    return chain_divergence(engine.model, theta, base, schedule, trajectory).cpu()
 
 
 def image_features(clip: str | None, device: torch.device) -> tuple[Features, Distance]:

@@ -67,11 +67,16 @@ class Guards:
             f"{-fall:.3g} +- {fall_se:.2g}: the reward may be gamed"
         )
 
+    @property
+    def _limits(self) -> tuple[float | None, int | None]:
+        return self.config.kl_stop, self.config.patience
+
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("peaks", "gamed", "warning", "stopped")} | {
-            "best": vars(self.best)
-        }
+        names = ("peaks", "gamed", "warning", "stopped")
+        return {name: getattr(self, name) for name in names} | {"best": vars(self.best), "limits": self._limits}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for name, value in saved.items():
-            setattr(self, name, Best(**value) if name == "best" else value)
+        """A run that was stopped goes on if it is resumed with other limits."""
+        self.peaks, self.warning, self.best = saved["peaks"], saved["warning"], Best(**saved["best"])
+        if saved["limits"] == self._limits:
+            self.gamed, self.stopped = saved["gamed"], saved["stopped"]

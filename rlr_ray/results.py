@@ -73,12 +73,12 @@ class Results:
     def _columns(self, found: Evaluation) -> dict[str, float]:
         """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
         scores = held_out_scores(self.engine.rewards, self.before, found)
-        columns: dict[str, float] = {} if math.isnan(found.diversity) else {"diversity": found.diversity}
+        columns: dict[str, float] = {"diversity": found.diversity}
         columns |= {"evaluation_invalid": found.invalid} if self.engine.rewards.replaces else {}
         measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
         for name, values in measured.items():
             columns[name], columns[f"{name}_se"] = mean_and_error(values)
-        return columns
+        return {name: value for name, value in columns.items() if not math.isnan(value)}
 
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
@@ -134,8 +134,9 @@ class Results:
             "gain_se": gain_se,
             "scores": {label: own.summary for label, own in scores.items() if label != "reward"},
             "judges": list(self.engine.config.evaluation.judges),
-            "kl": mean_and_error(after.divergence)[0],
-            "diversity": [None if math.isnan(found.diversity) else found.diversity for found in (self.before, after)],
+            "kl": _known(float(after.divergence.mean())),
+            "diversity_before": _known(self.before.diversity),
+            "diversity_after": _known(after.diversity),
             "stopped": self.guards.stopped,
             "gamed": self.guards.warning,
             "best_update": self.guards.best.update,
@@ -174,6 +175,10 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that a run's numbers may depend on."""
     installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:

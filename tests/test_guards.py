@@ -58,9 +58,12 @@ def test_a_judge_is_compared_with_its_highest_and_the_best_is_kept() -> None:
         assert watching.gamed == (0, 1, 0, 1, 2)[update]
     assert "since update 2" in str(watching.stopped)
     assert watching.best.update == 2 and watching.best.theta.tolist() == [2.0] * 3
-    copy = guards(patience=2)
-    copy.load_state_dict(watching.state_dict())
-    assert copy.best == watching.best and copy.stopped == watching.stopped and copy.gamed == 2
+    copy, other = guards(patience=2), guards(patience=3)
+    for loaded in (copy, other):
+        loaded.load_state_dict(watching.state_dict())
+        assert loaded.best.update == 2
+    assert copy.stopped == watching.stopped and copy.gamed == 2
+    assert other.stopped is None
 
 
 def test_the_divergence_stops_a_run() -> None:
@@ -87,6 +90,8 @@ def test_a_run_stops_and_stays_stopped(tmp_path: Path) -> None:
     assert summary["steps"] == 1 and "kl_stop" in summary["stopped"] and "stopped early" in summary["warnings"][0]
     again, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e-9}, **EVERY)
     assert again["theta_sha256"] == summary["theta_sha256"] and again["steps"] == 1
+    on, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e9}, **EVERY)
+    assert on["steps"] == 4 and on["stopped"] is None
 
 
 def test_the_best_is_what_a_run_leaves(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ def examine_cluster(
         names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})" for node in nodes]
         resources = [node["Resources"] for node in nodes]
         actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
-        bundles = bundles_of(cluster, actors)
+        bundles = bundles_of(cluster, actors, config.apart)
         places = place([bundle for role in bundles for bundle in role], resources)
         writers = set(places[: len(bundles[0])])  # nodes of workers; actors write nothing
         calls = [_ask(config, nodes[i], token, names[i], i in writers) for i in range(len(nodes))]
         reports, troubles = _answers(calls, names)
     well = Verdict(not troubles, "nodes", "; ".join(troubles) or f"{len(nodes)} answered", "mend or remove them")
-    return reports, [well, _gpus(reports, resources), _placement(cluster, bundles, places, names)]
+    return reports, [well, _gpus(reports, resources), _placement(config, cluster, bundles, places, names)]
 
 
 def _ask(config: RunConfig, node: dict[str, Any], token: str, name: str, writes: bool) -> ray.ObjectRef:
@@ -71,13 +71,18 @@ def _gpus(reports: list[MachineReport], resources: list[Resources]) -> Verdict:
 
 
 def _placement(
-    cluster: ClusterConfig, bundles: list[list[Resources]], places: list[int | None], names: list[str]
+    config: RunConfig,
+    cluster: ClusterConfig,
+    bundles: list[list[Resources]],
+    places: list[int | None],
+    names: list[str],
 ) -> Verdict:
     """Where workers and actors would go, as many as the run waits for, on empty nodes.
 
     Spot nodes that have yet to come are no trouble if the run waits for them.
     """
-    roles = [(role, bundle) for role, each in zip(("worker", "rollout actor"), bundles, strict=True) for bundle in each]
+    kinds = ["worker", "rollout actor", *(f"actor of reward {label}" for label in config.apart)]
+    roles = [(kind, bundle) for kind, each in zip(kinds, bundles, strict=True) for bundle in each]
     lines = [
         f"{role} ({listed(bundle)}) -> {'a node that has to come' if where is None else names[where]}"
         for (role, bundle), where in zip(roles, places, strict=True)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.background import repeating
 from rlr_ray.cluster.preflight import Room
 from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster.rollouts import RolloutActor
+from rlr_ray.cluster.starting import await_ready
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.errors import UserError
+from rlr_ray.engine import Built
 
 _LOOK_S = 3.0  # between two looks at how much room there is
 
@@ -32,8 +32,11 @@ class Fleet:
     the cluster has left beside the workers; while there is less than asked for, the autoscaler knows it.
     """
 
-    def __init__(self, config: RunConfig, cluster: ClusterConfig, room: Room, mailbox: ActorHandle, folder: str):
+    def __init__(
+        self, config: RunConfig, cluster: ClusterConfig, room: Room, mailbox: ActorHandle, folder: str, built: Built
+    ):
         self.config, self.folder, self.mailbox, self.room = config.on(cluster.rollouts.gpus), folder, mailbox, room
+        self.built = built
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())
         self.base: dict[str, ActorHandle] = {}
@@ -47,30 +50,12 @@ class Fleet:
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         for _ in range(self.rollouts.min_actors):
             self.base[next(self.names)] = self._actor(place)
-        calls = {name: actor.ready.remote() for name, actor in self.base.items()}  # all at once
-        for name, call in calls.items():
-            self._await(name, call)
+        ready = {f"rollout actor {name}": actor.ready.remote for name, actor in self.base.items()}
+        await_ready(ready, self.rollouts.max_retries + 1, "if memory ran out, lower cluster.rollouts.min_actors")
         self._publish()
-
-    def _await(self, name: str, call: ray.ObjectRef) -> None:
-        for _ in range(self.rollouts.max_retries + 1):
-            try:
-                return ray.get(call)
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise UserError(f"rollout actor {name} cannot start: {error}") from error
-            except RayActorError:  # it died, and Ray starts it again
-                time.sleep(_LOOK_S)
-                call = self.base[name].ready.remote()
-        raise UserError(
-            f"rollout actor {name} died {self.rollouts.max_retries + 1} times while it started; if memory ran out, "
-            "lower cluster.rollouts.min_actors"
-        )
 
     def fit(self) -> None:
         """Start or end actors beyond the first ones, so that they fill what room each node has."""
-        self.room.renew()
         free, before = self.wished.renew(), list(self.more)
         for name, (node, actor) in list(self.more.items()):
             free[node] -= 1
@@ -91,7 +76,7 @@ class Fleet:
             max_restarts=-1,
             scheduling_strategy=place,
         )
-        return actor.remote(self.config, self.folder, generator_checksum())
+        return actor.remote(self.config, self.folder, generator_checksum(), self.built)
 
     def _actors(self) -> dict[str, ActorHandle]:
         return self.base | {name: actor for name, (_, actor) in self.more.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -17,10 +18,12 @@ from rlr_ray.cluster.forwarding import forwarding
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.preflight import Room, check_reachable, room
+from rlr_ray.cluster.reward_crew import rewards_apart
 from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
+from rlr_ray.engine import Built
 from rlr_ray.lab.planner import Choice, choose
 from rlr_ray.loop import Report
 
@@ -39,33 +42,57 @@ def run_on_ray(
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
         connected(cluster, say) as local,
-        room(cluster, actors, say, local=local) as held,
+        room(cluster, actors, say, local=local, apart=config.apart) as held,
+        rewards_apart(config, held, say) as built,
         _mailbox() as mailbox,
-        _rollouts(config, cluster, actors, held, mailbox, say) as rollouts,
+        _rollouts(config, cluster, actors, held, built, mailbox, say) as rollouts,
         forwarding(mailbox, report, say, lambda: missing_words(cluster)),
     ):
         begin()
         held.release_workers()
-        fit(config, cluster, rollouts, mailbox, say)
+        fit(config, cluster, rollouts, built, mailbox, say)
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
-    with connected(cluster, say) as local, room(cluster, 0, say, local=local) as held:
+    with connected(cluster, say) as local:
         say("measuring plans on a worker's device")
-        placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
-        gpus, cpus = cluster.worker.gpus, cluster.worker.cpus
-        task = ray.remote(max_calls=1)(_choose).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
-        try:
-            choice: Choice = ray.get(task.remote(config.on(gpus), batches, os.getcwd()))
-        except RayTaskError as error:
-            raise error.cause from None
+        choice: Choice = on_worker(config, cluster, _choose, batches, say=say, local=local)
     return choice
 
 
-def _choose(config: RunConfig, batches: int | None, folder: str) -> Choice:
+def _choose(config: RunConfig, built: Built, batches: int | None) -> Choice:
+    return choose(config, lambda text: None, batches, built)
+
+
+def on_worker(
+    config: RunConfig,
+    cluster: ClusterConfig,
+    function: Callable[..., Any],
+    *arguments: Any,
+    say: Callable[[str], None],
+    local: bool,
+) -> Any:
+    """What `function(config, built, *arguments)` returns in a worker's place, with the rewards that have actors.
+
+    Raises what it raised, and UserError if there is no room.
+    """
+    gpus, cpus, apart = cluster.worker.gpus, cluster.worker.cpus, config.apart
+    with (
+        room(cluster, 0, say, local=local, apart=apart) as held,
+        rewards_apart(config, held, say) as built,
+    ):
+        placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
+        task = ray.remote(max_calls=1)(_entered).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
+        try:
+            return ray.get(task.remote(os.getcwd(), function, config.on(gpus), built, *arguments))
+        except RayTaskError as error:
+            raise error.cause from None
+
+
+def _entered(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
     enter(folder)
-    return choose(config, lambda text: None, batches)
+    return function(*arguments)
 
 
 @contextmanager
@@ -103,14 +130,20 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
 
 @contextmanager
 def _rollouts(
-    config: RunConfig, cluster: ClusterConfig, actors: int, held: Room, mailbox: ActorHandle, say: Callable[[str], None]
+    config: RunConfig,
+    cluster: ClusterConfig,
+    actors: int,
+    held: Room,
+    built: Built,
+    mailbox: ActorHandle,
+    say: Callable[[str], None],
 ) -> Iterator[RolloutPool | None]:
     """A pool of actors that grows and shrinks, and ends with the block; None if the plan has no zeroth order."""
     if not actors:
         yield None
         return
     say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
-    fleet, rollouts = Fleet(config, cluster, held, mailbox, os.getcwd()), cluster.rollouts
+    fleet, rollouts = Fleet(config, cluster, held, mailbox, os.getcwd(), built), cluster.rollouts
     try:
         fleet.start()
         with growing(fleet, mailbox, say):

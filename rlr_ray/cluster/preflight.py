@@ -6,21 +6,24 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlr_ray.cluster.background import repeating
 from rlr_ray.cluster.placement import bundles_of, listed, missing_of, sum_of
 from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.errors import UserError
+from rlr_ray.reward_config import Rewards
 
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 _HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
 _GROWING_S = 120.0  # the same while it waits for new nodes
+_RENEW_S = 10.0  # between two words to Ray's coordinator that the room is still needed
 
 
 def check_reachable(address: str) -> None:
@@ -44,14 +47,18 @@ def check_reachable(address: str) -> None:
 
 @dataclass(frozen=True)
 class Room:
-    """Resources that are held for the run: a bundle for each worker, and one for each of the first rollout actors."""
+    """Resources that are held for the run: a bundle for each worker, first rollout actor and actor of a reward."""
 
     workers: PlacementGroup | None  # None if they need nothing
     actors: PlacementGroup | None  # likewise
-    reserved: tuple[Reservation, Reservation]  # the same, known to Ray's coordinator: other runs' extra actors make way
+    rewards: Sequence[PlacementGroup | None]  # likewise, of each reward that has actors
+    reserved: Sequence[Reservation]  # the same, known to Ray's coordinator: other runs' extra actors make way
 
     def renew(self) -> None:
-        self.reserved[1].renew()
+        """All but the workers' share."""
+        with suppress(RayError):  # the coordinator was lost, say: what is placed stays so, and the next time may do
+            for reservation in self.reserved[1:]:
+                reservation.renew()
 
     def release_workers(self) -> None:
         """Give the workers' share to the TorchTrainer, which makes a placement group and a reservation of its own."""
@@ -61,16 +68,18 @@ class Room:
 
 
 @contextmanager
-def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool) -> Iterator[Room]:
-    """Hold room for the fewest workers and `actors` rollout actors, all at once, until the block ends.
+def room(
+    cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool, apart: Rewards | None = None
+) -> Iterator[Room]:
+    """Hold room for the fewest workers, `actors` rollout actors and those of rewards, at once, until the block ends.
 
     Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    bundles = bundles_of(cluster, actors)
+    bundles = bundles_of(cluster, actors, apart := apart or {})
     missing = missing_of([bundle for role in bundles for bundle in role], nodes)
     if missing and local:
-        raise UserError(_message(cluster, actors, missing, "has only", ray.cluster_resources()))
+        raise UserError(_message(cluster, actors, apart, missing, "has only", ray.cluster_resources()))
     if missing:
         say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
     reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
@@ -81,8 +90,10 @@ def room(cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, loc
         if groups is None:
             free = ray.cluster_resources() if missing else ray.available_resources()
             verb = f"had within {cluster.wait_s:g} s only"
-            raise UserError(_message(cluster, actors, missing or "others use what it has", verb, free))
-        yield Room(groups[0], groups[1], (reserved[0], reserved[1]))
+            raise UserError(_message(cluster, actors, apart, missing or "others use what it has", verb, free))
+        held = Room(groups[0], groups[1], groups[2:], reserved)
+        with repeating(held.renew, _RENEW_S):
+            yield held
     finally:
         for reservation in reserved:
             reservation.cancel()
@@ -131,12 +142,20 @@ def _remove(groups: Sequence[PlacementGroup | None]) -> None:
         remove_placement_group(group)
 
 
-def _message(cluster: ClusterConfig, actors: int, why: str, verb: str, resources: Mapping[str, float]) -> str:
-    workers, total = cluster.worker_range.min, sum_of([one for role in bundles_of(cluster, actors) for one in role])
+def _message(
+    cluster: ClusterConfig, actors: int, apart: Rewards, why: str, verb: str, resources: Mapping[str, float]
+) -> str:
+    bundles = bundles_of(cluster, actors, apart)
+    workers, total = cluster.worker_range.min, sum_of([one for role in bundles for one in role])
+    rewards = "".join(
+        f"; {reward.actors.replicas} actors of reward {label} of {listed(reward.actors.demand)}"
+        for label, reward in apart.items()
+        if reward.actors
+    )
     there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
     return (
         f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
-        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}), but the cluster {verb} {there}: {why}; "
-        "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, raise cluster.wait_s "
-        "if they come by themselves, or set cluster: none to run in this process"
+        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}{rewards}), but the cluster {verb} {there}: "
+        f"{why}; lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, raise "
+        "cluster.wait_s if they come by themselves, or set cluster: none to run in this process"
     )

@@ -25,21 +25,21 @@ from rlr_ray.cluster.members import Fate, Member
 from rlr_ray.config import RunConfig
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.engine import Engine, RolloutBatch, RolloutRequest
+from rlr_ray.engine import Built, Engine, RolloutBatch, RolloutRequest
 from rlr_ray.errors import UserError
 
 
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
-    def __init__(self, config: RunConfig, folder: str, checksum: float):
-        self.config, self.folder, self.checksum = config, folder, checksum
+    def __init__(self, config: RunConfig, folder: str, checksum: float, built: Built):
+        self.config, self.folder, self.checksum, self.built = config, folder, checksum, built
 
     @functools.cached_property
     def engine(self) -> Engine:
         enter(self.folder)
         check_generator(self.checksum)
-        return Engine(self.config)
+        return Engine(self.config, self.built)
 
     def ready(self) -> None:
         """Build the engine. Raises UserError if it cannot, or if random numbers are not the trainer's."""

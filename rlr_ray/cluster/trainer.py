@@ -17,6 +17,7 @@ from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.worker import run_worker
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
+from rlr_ray.engine import Built
 from rlr_ray.errors import UserError
 
 _PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
@@ -46,6 +47,7 @@ def fit(
     config: RunConfig,
     cluster: ClusterConfig,
     rollouts: RolloutPool | None,
+    built: Built,
     mailbox: ActorHandle,
     say: Callable[[str], None],
 ) -> None:
@@ -62,6 +64,7 @@ def fit(
             "cluster": cluster,
             "folder": os.getcwd(),
             "rollouts": rollouts,
+            "built": built,
             "mailbox": mailbox,
             "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
         },

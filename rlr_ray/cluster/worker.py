@@ -84,7 +84,7 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
         if process.leads:
             say(f"training on {process.size} worker{'s' * (process.size > 1)}")
         try:
-            train(Engine(config), rollouts, report, process, say)
+            train(Engine(config, loop_config["built"]), rollouts, report, process, say)
         finally:
             if rollouts is not None:
                 rollouts.close()

@@ -250,8 +250,6 @@ class PlanShape:
             parts[0] = f"of what that leaves of the reward: {parts[0]}"
         if self.first_order_steps:
             parts.insert(0, self._first_order_words())
-        if self._mixed_blocks:
-            parts.append("half order also there, of the rewards without gradients")
         return f"{self.steps} steps: " + "; ".join(parts) + (" (biased)" if self.biased else "")
 
     def _first_order_words(self) -> str:
@@ -262,7 +260,8 @@ class PlanShape:
         elif self.first_order_steps == self.steps:
             count = "every step"
         of = "of the surrogate " if self.residual else "of the differentiable rewards " if self.mixed else ""
-        return f"first order {of}on {count}"
+        others = ", half order there of the others" if self._mixed_blocks else ""
+        return f"first order {of}on {count}{others}"
 
     def _sub_chain_words(self) -> str:
         length = f"{self.sub_chain_length} step{'s' * (self.sub_chain_length > 1)}"

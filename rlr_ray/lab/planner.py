@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
 from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import closed_form_length
-from rlr_ray.engine import Engine, check_reward
+from rlr_ray.engine import Built, Engine, check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.evaluate import standardise
 from rlr_ray.lab.families import Families, Spread, gather
@@ -102,23 +103,31 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(config: RunConfig, say: Callable[[str], None], batches: int | None = None) -> Choice:
+def choose(
+    config: RunConfig, say: Callable[[str], None], batches: int | None = None, built: Built = MappingProxyType({})
+) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
     Without a number of `batches`, as many as half a minute allows, 64 at most. Raises UserError if no unbiased plan
     fits.
     """
-    return Planner(config, say, batches).choose(config.memory_budget_gib)
+    return Planner(config, say, batches, built).choose(config.memory_budget_gib)
 
 
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
     @memory_errors()
-    def __init__(self, config: RunConfig, say: Callable[[str], None], batches: int | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        say: Callable[[str], None],
+        batches: int | None = None,
+        built: Built = MappingProxyType({}),
+    ):
         self.config, self.say = config, say
         self.exact = config.differentiable
-        self.engine = Engine(with_plan(config, NEUTRAL))
+        self.engine = Engine(with_plan(config, NEUTRAL), built)
         standardise(self.engine)
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta)
         say("measuring memory and seconds of an update's parts")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from types import MappingProxyType
 
 from rlr_ray.config import RunConfig
-from rlr_ray.engine import Engine
+from rlr_ray.engine import Built, Engine
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
 from rlr_ray.lab.probe import Probe, probe
@@ -71,9 +72,9 @@ def _too_late(run: RunConfig) -> Probe:
 
 
 @memory_errors()
-def measured_parts(run: RunConfig) -> Probe:
+def measured_parts(run: RunConfig, built: Built = MappingProxyType({})) -> Probe:
     """Memory and seconds of an update's parts, on this process's device."""
-    engine = Engine(with_plan(run, NEUTRAL))
+    engine = Engine(with_plan(run, NEUTRAL), built)
     return probe(engine, subject_of(engine, engine.model.initial_theta), differentiable=run.differentiable or run.mixed)
 
 

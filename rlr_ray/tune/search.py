@@ -17,11 +17,12 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from rlr_ray.cluster.folder import enter
-from rlr_ray.cluster.launch import connected
+from rlr_ray.cluster.launch import connected, on_worker
 from rlr_ray.cluster.placement import bundles_of, missing_of
 from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import replace_file
+from rlr_ray.engine import Built
 from rlr_ray.lab.planner import Planner
 from rlr_ray.recipes import parse_config
 from rlr_ray.tune.config import TuneConfig, base_values
@@ -47,10 +48,10 @@ def search(
     random.seed(config.seed)  # population based training draws from these two
     numpy.random.seed(config.seed)
     base = parse_config(base_values(config))
-    with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say):
-        resources = _resources(config, base)
-        points = Points(config, Estimates(functools.partial(_there, resources, measured_parts)))
-        lengths = _closed_form(config, base, resources, say) if config.closed_form else {}
+    with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say) as local:
+        there = functools.partial(_there, _resources(config, base), say, local)
+        points = Points(config, Estimates(functools.partial(there, measured_parts)))
+        lengths = _closed_form(config, base, there, say) if config.closed_form else {}
         say("measuring what an update of each kind of point needs")
         points.prepare()
         rows: list[Row] = []
@@ -72,11 +73,20 @@ def _resources(config: TuneConfig, base: RunConfig) -> Resources:
     return {"CPU": base.cluster.worker.cpus, "GPU": base.cluster.worker.gpus}
 
 
-def _there(resources: Resources, function: Callable[..., Any], run: RunConfig, *arguments: Any) -> Any:
+def _there(
+    resources: Resources,
+    say: Callable[[str], None],
+    local: bool,
+    function: Callable[..., Any],
+    run: RunConfig,
+    *arguments: Any,
+) -> Any:
     """What the function finds of a run in a process with such resources. Raises what it raised."""
+    if run.cluster != "none" and run.apart:
+        return on_worker(run, run.cluster, function, *arguments, say=say, local=local)
     task = ray.remote(max_calls=1)(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
     try:
-        return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), *arguments))
+        return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), {}, *arguments))
     except RayTaskError as error:
         raise error.cause from None
 
@@ -87,19 +97,19 @@ def _enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) 
 
 
 def _closed_form(
-    config: TuneConfig, base: RunConfig, resources: Resources, say: Callable[[str], None]
+    config: TuneConfig, base: RunConfig, there: Callable[..., Any], say: Callable[[str], None]
 ) -> dict[float, int]:
     """The paper's h* by budget, measured once a search; none where it does not apply."""
     file = config.folder / "closed_form.json"
     if not file.is_file():
         say("measuring what the closed form of h depends on")
-        text = json.dumps(_there(resources, _lengths, base, config.budgets_gib))
+        text = json.dumps(there(_lengths, base, config.budgets_gib))
         replace_file(file, lambda part: part.write_text(text, "utf-8"))
     return {float(budget): length for budget, length in json.loads(file.read_text("utf-8")).items()}
 
 
-def _lengths(base: RunConfig, budgets: Sequence[float]) -> dict[str, int]:
-    planner = Planner(base, lambda text: None)
+def _lengths(base: RunConfig, built: Built, budgets: Sequence[float]) -> dict[str, int]:
+    planner = Planner(base, lambda text: None, built=built)
     rules = {str(budget): planner.rule(budget) for budget in budgets}
     return {budget: rule.length for budget, rule in rules.items() if rule is not None}
 
@@ -153,12 +163,12 @@ def _place(config: TuneConfig, base: RunConfig) -> tune.PlacementGroupFactory:
 
 
 def _concurrent(base: RunConfig) -> int | None:
-    """How many whole runs, workers and rollout actors, the cluster's nodes hold at once; one at the least."""
+    """How many whole runs, workers and all actors, the cluster's nodes hold at once; one at the least."""
     if base.cluster == "none":
         return None  # Ray Tune counts these
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     actors = base.cluster.rollouts.min_actors if base.plan_shape.has_zeroth_order else 0
-    one = [bundle for role in bundles_of(base.cluster, actors) for bundle in role]
+    one = [bundle for role in bundles_of(base.cluster, actors, base.apart) for bundle in role]
     count = 1
     while one and not missing_of(one * (count + 1), nodes):
         count += 1

@@ -91,7 +91,7 @@ def test_runs_that_want_the_same_room_take_turns() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
-    config = short_run(tmp_path, cluster={})
+    config = short_run(tmp_path, cluster={}, reward={"actors": {"cpus": 0.25}})
 
     def placement(keys: dict[str, Any]) -> Verdict:
         with left_token(config.folder.parent) as token:
@@ -100,7 +100,8 @@ def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
         return placed
 
     well, spot = placement({}), {"rollouts": {"resources": {"spot": 1}}}
-    assert well.ok and well.found.count("->") == 2 and "has to come" not in well.found
+    assert well.ok and well.found.count("->") == 3 and "has to come" not in well.found
+    assert "actor of reward digits (0.25 CPU) ->" in well.found
     missing, waited = placement(spot), placement(spot | {"wait_s": 900})
     assert not missing.ok and "rollout actor (0.5 CPU, 1 spot) -> a node that has to come" in missing.found
     assert waited.ok and waited.found == missing.found

@@ -28,7 +28,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         print("asked", flush=True)
         time.sleep(float(sys.argv[2]))
-        body = json.dumps({"scores": [float(prompt) for prompt in asked["prompts"]]}).encode()
+        pairs = zip(asked["prompts"], asked["images"])
+        scores = [float(prompt) + float(sys.argv[3]) * len(image) for prompt, image in pairs]
+        body = json.dumps({"scores": scores}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -90,10 +92,13 @@ def server(answer: Answer, fail_first: int = 0, slow_first_s: float = 0.0) -> It
 
 
 class ServerApart:
-    """A server in a process of its own, which scores a picture with its prompt's number after `delay_s`."""
+    """A server in a process of its own, which scores a picture with its prompt's number after `delay_s`.
 
-    def __init__(self, port: int = 0, delay_s: float = 0.0):
-        command = [sys.executable, "-c", _APART, str(port), str(delay_s)]
+    `of_size`: also with so much for each letter of the picture's code.
+    """
+
+    def __init__(self, port: int = 0, delay_s: float = 0.0, of_size: float = 0.0):
+        command = [sys.executable, "-c", _APART, str(port), str(delay_s), str(of_size)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.port = int(self._says())
         self.url = f"http://127.0.0.1:{self.port}/score"
