@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
-from rlr_ray.core.divergence import noisy_steps
 from rlr_ray.engine import Engine
 from rlr_ray.evaluate import Evaluation, evaluate, mean_and_error
 from rlr_ray.evaluation.compare import Comparison, compare, unit
@@ -37,7 +35,6 @@ class Measured:
     seeds: list[int]  # [n]
     prompts: list[Prompt]  # [n]
     groups: list[int]  # [n] which prompt each is, by number
-    noisy: bool  # whether the sampler draws noise, without which there is no divergence
     notes: list[str]  # for who reads the numbers
 
     def scores(self, name: str) -> dict[str, Tensor]:  # each [n]
@@ -60,16 +57,14 @@ def measure(config: RunConfig, runs: Sequence[Run], report: Report) -> Measured:
     found = {BASE: evaluate(engine, engine.model.initial_theta, partial(report, BASE))}
     rewards.standardise(torch.stack([found[BASE].scores[label] for label in rewards.labels]))
     (seeds, prompts), count = engine.held_out(chains), len(engine.held_out_prompts)
-    noisy, notes = bool(noisy_steps(engine.model.schedule)), _notes(engine, runs)
+    notes = _notes(engine, runs)
     for run in runs:
         if not _fits(engine, run):
             del engine  # before another takes its place on the device
             engine = Engine(config.model_copy(update={"adapter": run.config.adapter}), judges | rewards.rewards)
         theta = thetas[run.name] if run.name in thetas else engine.model.load_adapter(run.folder)
         found[run.name] = evaluate(engine, theta, partial(report, run.name))
-    return Measured(
-        config, list(runs), found, rewards, seeds, prompts, [index % count for index in chains], noisy, notes
-    )
+    return Measured(config, list(runs), found, rewards, seeds, prompts, [index % count for index in chains], notes)
 
 
 def _notes(engine: Engine, runs: Sequence[Run]) -> list[str]:
@@ -132,5 +127,5 @@ def summary(measured: Measured, found: dict[str, dict[str, Comparison]], level: 
 def _chains(measured: Measured, name: str) -> dict[str, Any]:
     """What is said of chains themselves."""
     found = measured.found[name]
-    kl, error = mean_and_error(found.divergence) if measured.noisy else (math.nan, math.nan)
+    kl, error = mean_and_error(found.divergence)
     return {"kl": kl, "kl_se": error, "diversity": found.diversity, "invalid": found.invalid}

@@ -10,6 +10,7 @@ import pyarrow.parquet
 from rich.table import Table
 
 from rlr_ray.disk import replace_file
+from rlr_ray.evaluate import mean_and_error
 from rlr_ray.evaluation.compare import Comparison, Interval
 from rlr_ray.evaluation.measure import BASE, Measured, trained_on
 from rlr_ray.pictures import save_columns, save_comparison
@@ -34,9 +35,8 @@ def chain_table(measured: Measured) -> Table:
     by = "pixels" if measured.config.evaluation.clip is None else "CLIP"
     table = _table(None, ("model", "KL to the base, nats a chain", f"diversity by {by}"), left=1)
     for name, evaluation in measured.found.items():
-        kl = evaluation.divergence.double()
-        error = float(kl.std()) / math.sqrt(len(kl))
-        shown = "none: no noise" if not measured.noisy else f"{float(kl.mean()):.3g} ± {error:.1g}"
+        kl, error = mean_and_error(evaluation.divergence)
+        shown = "none: no noise" if math.isnan(kl) else f"{kl:.3g} ± {error:.1g}"
         diversity = "" if math.isnan(evaluation.diversity) else f"{evaluation.diversity:.4g}"
         table.add_row(name, "0" if name == BASE else shown, diversity)
     return table
