@@ -20,7 +20,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.evaluation.compare import unit
 from rlr_ray.evaluation.measure import BASE, Measured, Report, comparisons, measure, summary
 from rlr_ray.evaluation.report import chain_table, save_chains, save_pictures, score_table
-from rlr_ray.evaluation.runs import chain_overrides, finished_run, finished_runs, recipe_of
+from rlr_ray.evaluation.runs import finished_run, finished_runs, overrides_of, recipe_of
 from rlr_ray.lab.report import write_json
 from rlr_ray.memory import memory_errors
 from rlr_ray.pictures import save_grid, to_pil
@@ -123,7 +123,7 @@ def sample_command(options: argparse.Namespace) -> None:
         )
     if options.count < 1:
         raise UserError(f"--count is {options.count}; allowed: 1 or more")
-    overrides = [*options.set, *chain_overrides(options)]
+    overrides = [*options.set, *overrides_of(options)]
     run = finished_run(options.run, options.set) if options.run else None
     sampler = Sampler(run_config(run.folder, overrides) if run else load_config(options.config, overrides))
     theta = sampler.model.load_adapter(run.folder) if run else sampler.model.initial_theta

@@ -14,7 +14,7 @@ import yaml
 from rlr_ray.config import RunConfig
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
-from rlr_ray.lab.plans import NEUTRAL, with_plan
+from rlr_ray.lab.plans import NEUTRAL
 from rlr_ray.recipes import load_config, parse_config, parse_overrides
 from rlr_ray.resuming import find_run, run_config
 from rlr_ray.run_folder import RunFolder
@@ -62,9 +62,9 @@ def recipe_of(options: argparse.Namespace, runs: Sequence[Run]) -> RunConfig:
     for run in runs:
         _check_alike(recipe, f"--config {options.config}" if options.config else f"run {runs[0].name}", run)
     fresh = seed_of(recipe.seed, "evaluate")  # neither training nor its evaluations draw from it
-    overrides = [f"evaluation.seed={fresh}", *options.set, *chain_overrides(options)]
+    overrides = [f"evaluation.seed={fresh}", *options.set, *overrides_of(options)]
     config = load_config(options.config, overrides) if options.config else run_config(runs[0].folder, overrides)
-    return with_plan(_looked_at(config, options.reward), NEUTRAL)
+    return _looked_at(config, options.reward)
 
 
 def _check_alike(recipe: RunConfig, whose: str, run: Run) -> None:
@@ -82,9 +82,10 @@ def _short(part: Any) -> str:
     return "none" if part is None else str(part.model_dump(exclude_defaults=True))
 
 
-def chain_overrides(options: argparse.Namespace) -> list[str]:
-    """What --prompts and --seed, and --chains where there is one, set in the recipe."""
-    given = {"prompts": options.prompts, "evaluation.seed": options.seed}
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """What --prompts, --seed and --chains set in the recipe; what only training reads then refuses nothing."""
+    given: dict[str, Any] = {"estimator": NEUTRAL, "guards": {}}
+    given |= {"prompts": options.prompts, "evaluation.seed": options.seed}
     given |= {"evaluation.chains": getattr(options, "chains", None)}
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 

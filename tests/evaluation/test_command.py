@@ -82,7 +82,8 @@ def test_a_runs_own_held_out_chains_give_its_own_numbers(capsys: pytest.CaptureF
         assert row["difference"] == pytest.approx(summary["gain"], abs=1e-6)
         assert row["interval"][0] <= row["difference"] <= row["interval"][1]
         assert run["kl"] == pytest.approx(summary["kl"], rel=1e-6) and run["kl"] > 0
-        assert [found["base"]["diversity"], run["diversity"]] == summary["diversity"]
+        assert found["base"]["diversity"] == summary["diversity_before"]
+        assert run["diversity"] == summary["diversity_after"]
         assert row["trained_on"]
     assert read("own/chains.json")[:2] == read("runs/one/samples/chains.json")
     assert {file.name for file in Path("own").glob("*.png")} == {"base_one.png", "base_two.png", "side_by_side.png"}
@@ -136,6 +137,15 @@ def test_a_run_is_sampled_on_its_own_held_out_chains_if_nothing_else_is_said() -
     assert main(["sample", "two"]) == 0
     own = [{name: chain[name] for name in ("prompt", "seed")} for chain in read("runs/two/sample/chains.json")]
     assert own == read("runs/two/samples/chains.json")
+
+
+def test_a_sampler_without_noise_is_evaluated_though_the_runs_plan_needs_noise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = ["--set", "sampler.eta=0", "--set", "guards.kl_penalty=1"]
+    assert main(["evaluate", "one", *changes, "--chains", "2", "--out", "still"]) == 0
+    assert "none: no noise" in capsys.readouterr().out
+    assert read("still/evaluate.json")["runs"][0]["kl"] is None
 
 
 BAD = {
