@@ -185,6 +185,7 @@ class TrainConfig(Strict):
 
 class EvaluationConfig(Strict):
     chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
+    seed: int | None = None  # that these follow from; None: the run's
     every: int | None = Field(None, ge=1)  # updates; None: only before and after
     judges: Judges = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
     pictures: int = Field(20, ge=1)  # in the grids

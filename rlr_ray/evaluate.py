@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.chain import Trajectory
 from rlr_ray.core.divergence import chain_divergence, noisy_steps
 from rlr_ray.engine import Engine
 from rlr_ray.rewards.clip import Clip, load_clip
@@ -38,8 +39,11 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
-    """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them."""
+def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambda chains: None) -> Evaluation:
+    """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them.
+
+    `report` is told of each chunk how many chains it had.
+    """
     config, size = engine.config.evaluation, engine.config.train.chunk_size
     judges = Mixture(config.judges, engine.device, engine.built)
     features_of, distance = image_features(config.clip, engine.device)
@@ -48,7 +52,7 @@ def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
     images, divergences, features, shown = [], [], [], []
     for first in range(0, config.chains, size):
         indices = range(first, min(first + size, config.chains))
-        trajectory, pictures = sample_images(engine, theta, indices)
+        trajectory, pictures = engine.sample(theta, indices)
         _, prompts = engine.held_out(indices)
         arguments = (pictures, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
         for mixture in (engine.rewards, judges):
@@ -59,6 +63,7 @@ def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
         features.append(features_of(pictures).cpu())
         shown += [prompt.text for prompt in prompts]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
+        report(len(indices))
     return Evaluation(
         {label: torch.cat(rows) for label, rows in found.items()},
         torch.stack(images),
@@ -102,15 +107,6 @@ def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float
         if len(own) > 1:
             distances.append(distance(own))
     return float(torch.cat(distances).mean()) if distances else float("nan")
-
-
-@torch.no_grad()
-def sample_images(engine: Engine, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:  # [B, 3, H, W]
-    """Held-out chains at theta [P] and their images."""
-    chains = engine.held_out_chains(indices)
-    start = (chains.x_start, chains.noise, chains.conditioning)
-    trajectory = sample_chain(engine.model, theta, engine.model.schedule, *start)
-    return trajectory, engine.model.decode(trajectory.latents[-1])
 
 
 def standardise(engine: Engine) -> None:

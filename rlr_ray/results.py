@@ -29,6 +29,7 @@ from rlr_ray.report.report import write_report
 from rlr_ray.report.scores import held_out_scores
 from rlr_ray.report.warnings import warnings
 from rlr_ray.run_folder import RunFolder
+from rlr_ray.sampler import chain_rows
 
 _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
@@ -166,10 +167,7 @@ class Results:
         save_grid(samples / "after.png", after.images)
         titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
         save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
-        chains = [
-            {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        chains = chain_rows(seeds, prompts)
         replace_file(
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
         )

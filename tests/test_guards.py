@@ -13,7 +13,7 @@ from rlr_ray.config import GuardsConfig
 from rlr_ray.core.divergence import chain_divergence
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features, sample_images
+from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features
 from rlr_ray.guards import Guards
 from rlr_ray.loop import train
 from rlr_ray.reward_config import RewardConfig
@@ -134,7 +134,7 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     engine = Engine(short_run(tmp_path, evaluation={"chains": 8, "pictures": 8}))
     theta = engine.model.initial_theta + 0.05
     found = evaluate(engine, theta)
-    halves = [sample_images(engine, theta, range(first, first + 2)) for first in range(0, 8, 2)]
+    halves = [engine.sample(theta, range(first, first + 2)) for first in range(0, 8, 2)]
     arguments = (engine.model, theta, engine.model.initial_theta, engine.model.schedule)
     expected = torch.cat([chain_divergence(*arguments, trajectory) for trajectory, _ in halves])
     torch.testing.assert_close(found.divergence, expected)
