@@ -7,6 +7,7 @@ never sent.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from rlr_ray.memory import memory_errors
 from rlr_ray.models import module_bytes
 from rlr_ray.prompts import Prompt, PromptOrder
 from rlr_ray.rewards import is_differentiable, load_reward, score
+from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Standard
 from rlr_ray.sampler import Sampler
 from rlr_ray.surrogate import OnlineSurrogate
@@ -77,6 +79,9 @@ def check_reward(config: RunConfig) -> None:
         )
 
 
+_CLIP = "openai/clip-vit-base-patch32"
+
+
 class Engine(Sampler):
     """Model, prompts and schedule of one run with its rewards and its plan, on one device.
 
@@ -95,6 +100,17 @@ class Engine(Sampler):
             self.surrogate_reward = load_reward(surrogate.name, surrogate.options, self.device)
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
+
+    @functools.cached_property
+    def judges(self) -> Mixture:
+        """In main memory; who needs them moves them to the device meanwhile."""
+        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built)
+
+    @functools.cached_property
+    def clip(self) -> Clip | None:
+        """Whose features measure diversity, if the recipe names one."""
+        path = self.config.evaluation.clip
+        return Clip(*load_clip("evaluation.clip", path, _CLIP)).to(self.device) if path is not None else None
 
     def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
         """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from rlr_ray.core.chain import Trajectory
 from rlr_ray.core.divergence import chain_divergence, noisy_steps
 from rlr_ray.engine import Engine
-from rlr_ray.rewards.clip import Clip, load_clip
+from rlr_ray.rewards.clip import Clip
 from rlr_ray.rewards.mixture import Mixture
 
 _COMPARED = 32  # chains at least whose divergence is measured, which takes as long as to sample them
@@ -45,8 +45,8 @@ def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambd
     `report` is told of each chunk how many chains it had.
     """
     config, size = engine.config.evaluation, engine.config.train.chunk_size
-    judges = Mixture(config.judges, engine.device, engine.built)
-    features_of, distance = image_features(config.clip, engine.device)
+    judges = engine.judges.to(engine.device)
+    features_of, distance = image_features(engine.clip)
     engine.rewards.taken()
     found: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
     images, divergences, features, shown = [], [], [], []
@@ -64,6 +64,7 @@ def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambd
         shown += [prompt.text for prompt in prompts]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
         report(len(indices))
+    engine.judges.to(torch.device("cpu"))  # training needs the room
     return Evaluation(
         {label: torch.cat(rows) for label, rows in found.items()},
         torch.stack(images),
@@ -82,15 +83,14 @@ def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor
     return chain_divergence(engine.model, theta, base, schedule, trajectory).cpu()
 
 
-def image_features(clip: str | None, device: torch.device) -> tuple[Features, Distance]:
+def image_features(clip: Clip | None) -> tuple[Features, Distance]:
     """What images [B, 3, H, W] are compared by, and how far apart two are.
 
     CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
     their mean squared difference.
     """
     if clip is not None:
-        model = Clip(*load_clip("evaluation.clip", clip, "openai/clip-vit-base-patch32")).to(device)
-        return model.image_features, lambda features: torch.pdist(features).square() / 2
+        return clip.image_features, lambda features: torch.pdist(features).square() / 2
 
     def pixels(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -142,7 +142,7 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     threes, eights = images[0::2].flatten(1), images[1::2].flatten(1)
     pairs = [(own[i] - own[j]).square().mean().sqrt() for own in (threes, eights) for i in range(4) for j in range(i)]
     assert found.diversity == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-4)
-    features, distance = image_features(None, torch.device("cpu"))
+    features, distance = image_features(None)
     assert diversity(features(images[:1]), ["one"], distance) != diversity(
         features(images[:1]), ["one"], distance
     )  # nan

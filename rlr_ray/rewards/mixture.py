@@ -23,7 +23,7 @@ class Mixture:
 
     def __init__(self, configs: Mapping[str, Any], device: torch.device, built: Mapping[str, Callable[..., Tensor]]):
         self.configs = dict(configs)
-        self.rewards = {
+        self.rewards: dict[str, Any] = {
             label: built.get(label) or load_reward(config.name, config.options, device)
             for label, config in self.configs.items()
         }
@@ -31,6 +31,13 @@ class Mixture:
         self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
         self.invalid = 0  # images so far whose score was replaced
         self.seconds = 0.0  # spent so far
+
+    def to(self, device: torch.device) -> Mixture:
+        """Move those that can be moved."""
+        for label, reward in self.rewards.items():
+            if hasattr(reward, "to"):
+                self.rewards[label] = reward.to(device)
+        return self
 
     @property
     def labels(self) -> list[str]:
