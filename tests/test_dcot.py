@@ -139,7 +139,10 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 
 @contextmanager
 def server(*answers: Any) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
-    """An OpenAI API that gives these answers in turn, the last one again; what it was asked, with whose key."""
+    """An OpenAI API that gives these answers, or functions of the prompt, in turn, the last one again.
+
+    Yields its address, and what it was asked with whose key.
+    """
     asked: list[tuple[Any, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -148,6 +151,7 @@ def server(*answers: Any) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answer = answers[min(len(asked), len(answers) - 1)]
             asked.append((body, self.headers["Authorization"]))
+            answer = answer(body["messages"][-1]["content"]) if callable(answer) else answer
             said = answer if isinstance(answer, dict) else {"choices": [{"message": {"content": answer}}]}
             self.send_response(503 if answer is None else 200)
             content = json.dumps(said).encode()
@@ -199,6 +203,49 @@ def test_an_answer_that_is_no_triple_is_refused(
     said = capsys.readouterr().err
     assert [word for word in words if word not in said] == [], said
     assert not Path(out).exists()
+
+
+def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"cat {i}", "id": i} for i in range(6)]
+    rows += [{"prompt": "cat 0", "id": 6}, {"prompt": "cat 0", "negative_prompt": "dog", "id": 7}]
+    out = tmp_path / "out.jsonl"
+    words = ["dcot", "expand", "--prompts", prompts_file(tmp_path, *rows), "--out", str(out), "--model", "some"]
+
+    def answer(prompt: str) -> str:
+        return "no" if prompt == "cat 3" and broken else json.dumps(TRIPLE | {"mid": f"shape {prompt}"})
+
+    broken = True
+    with server(answer) as (url, asked):
+        assert main([*words, "--endpoint", url]) == 2
+        said = capsys.readouterr()
+        assert "3 of 8 prompts are in" in said.out and "for 'cat 3'" in said.err
+        assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [0, 1, 2]
+        kept = out.read_bytes()
+        out.write_bytes(kept + b'{"prompt": "cat 3", "coa')  # killed amid a line
+        broken = False
+        asked.clear()
+        assert main([*words, "--endpoint", url]) == 0
+        assert "3 of 8 prompts kept" in capsys.readouterr().out
+        expected = ["cat 0", "cat 0", "cat 3", "cat 4", "cat 5"]  # with another id, with a negative
+        assert sorted(body["messages"][-1]["content"] for body, _ in asked) == expected
+        assert out.read_bytes().startswith(kept)
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+        assert found == [row | TRIPLE | {"mid": f"shape {row['prompt']}"} for row in rows]
+        asked.clear()
+        out.write_bytes(out.read_bytes()[:-1])  # as an editor may leave it
+        one = prompts_file(tmp_path, rows[5])
+        assert main([*words, "--endpoint", url, "--prompts", one]) == 0 and not asked
+        assert "7 rows of other prompts stay" in capsys.readouterr().out
+        assert [json.loads(line) for line in out.read_text().splitlines()] == found
+
+
+def test_a_file_of_plain_prompts_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = prompts_file(tmp_path, {"prompt": "a cat"})
+    assert main(["dcot", "expand", "--prompts", source, "--out", source]) == 2
+    assert "'a cat' has no coarse, mid and fine" in capsys.readouterr().err
+    assert json.loads(Path(source).read_text()) == {"prompt": "a cat"}
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,16 @@ def test_a_split_holds_out_a_seeded_share(tmp_path: Path) -> None:
     assert describe_prompts(config) == "prompts: 32 to train on; 10 held out"
 
 
+def test_a_split_parts_no_rows_of_one_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text("prompt,id\n" + "".join(f"{'cat' if i % 2 else 'dog'},{i}\n" for i in range(10)))
+    sets = prompt_sets(short_run(tmp_path, prompts={"source": str(file), "held_out": 0.3}))
+    assert {len({prompt.text for prompt in side}) for side in (sets.train, sets.held_out)} == {1}
+    assert sets.train[0].text != sets.held_out[0].text
+    ids = [prompt.metadata["id"] for prompt in (*sets.train, *sets.held_out)]
+    assert sorted(ids) == list(range(10)) and len(sets.train) == 5
+
+
 @pytest.mark.parametrize("share", [1e-9, 0.999])
 def test_a_split_leaves_a_prompt_on_each_side(tmp_path: Path, share: float) -> None:
     sets = prompt_sets(short_run(tmp_path, prompts={"source": ["a", "b", "c"], "held_out": share}))
@@ -181,9 +191,35 @@ def test_held_out_prompts_of_their_own(tmp_path: Path) -> None:
     assert len(sets.train) == 42 and [prompt.text for prompt in sets.held_out] == ["a hand", "a foot"]
 
 
+def test_held_out_prompts_that_are_trained_on_are_counted(tmp_path: Path) -> None:
+    config = short_run(tmp_path, prompts={"source": ["a", "b", "c"], "held_out": ["d", "a", "c"]})
+    assert describe_prompts(config).splitlines() == [
+        "prompts: 3 to train on; 3 held out",
+        "note: 2 of 3 held-out prompts are in prompts.source too",
+    ]
+    assert "note" not in describe_prompts(short_run(tmp_path, prompts={"source": ["a"], "held_out": ["b"]}))
+
+
 def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"held_out is 0\.5, but .* holds 1 prompt; allowed: 2 or more"):
         prompt_sets(short_run(tmp_path, prompts={"source": ["a", "a"], "held_out": 0.5}))
+    (tmp_path / "p.csv").write_text("prompt,id\na,1\na,2\n")
+    with pytest.raises(UserError, match=r"held_out is 0\.5, but .* holds 1 prompt; allowed: 2 or more"):
+        prompt_sets(short_run(tmp_path, prompts={"source": str(tmp_path / "p.csv"), "held_out": 0.5}))
+
+
+def test_half_an_emoji_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    for row in (
+        '{"prompt": "a \\ud83d cat"}',
+        '{"prompt": "a", "tags": [{"\\ud83d": 1}]}',
+        '{"prompt": "a", "t": "\\ude00"}',
+    ):
+        file.write_text('{"prompt": "whole \\ud83d\\ude00"}\n' + row)
+        with pytest.raises(UserError, match=r"p\.jsonl:2: '.*has half a character, \\ud[8e][03][d0] .*write the whole"):
+            load_prompts(str(file))
+    with pytest.raises(UserError, match="prompts, entry 2"):
+        load_prompts(["whole \U0001f600", "half \ud83d"])
 
 
 def test_a_negative_prompt_without_guidance_is_refused(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 
 from rlr_ray.commands import standing
-from rlr_ray.dcot.expand import TEMPLATE, Endpoint, expand, fill, parse_template, write_rows
+from rlr_ray.dcot.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.errors import UserError
 from rlr_ray.lab.locate import bounds, forecasts, locate, step_rows
 from rlr_ray.lab.report import steps_table, write_json
@@ -32,7 +33,7 @@ def add_dcot_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_expand(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, help="a file of plain prompts: .txt, .jsonl, .csv or .parquet")
-    parser.add_argument("--out", required=True, type=Path, help="the prompts file to write: .jsonl")
+    parser.add_argument("--out", required=True, type=Path, help="the prompts file to write, or to go on with: .jsonl")
     default = ", ".join(f"{stage}={text!r}" for stage, text in TEMPLATE.items())
     parser.add_argument("--template", nargs="+", default=[], metavar="STAGE=TEXT", help=f"default: {default}")
     parser.add_argument("--endpoint", metavar="URL", help="ask a language model at URL/chat/completions (OpenAI's API)")
@@ -44,12 +45,26 @@ def _add_expand(parser: argparse.ArgumentParser) -> None:
 def expand_command(options: argparse.Namespace) -> None:
     if options.out.suffix != ".jsonl":
         raise UserError(f"--out {str(options.out)!r} ends in {options.out.suffix!r}; allowed: .jsonl")
-    say = functools.partial(Console(highlight=False).print, markup=False, soft_wrap=True)
+    console = Console(highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
     template = parse_template(options.template)
     triple_of = _endpoint(options) or functools.partial(fill, template)
-    rows = expand(load_prompts(options.prompts, say), triple_of)
-    write_rows(options.out, rows)
-    say(f"{len(rows)} prompts: {options.out}")
+    prompts = load_prompts(options.prompts, say)
+    left, others = remaining(prompts, options.out)
+    done = len(prompts) - len(left)
+    if done:
+        say(f"{done} of {len(prompts)} prompts kept as they are in {options.out}; remove it to have them written anew")
+    if others:
+        say(f"{others} rows of other prompts stay in {options.out}")
+    rows = expand(left, triple_of)
+    try:
+        for row in track(rows, "prompts", len(left), console=console, disable=not console.is_terminal):
+            append_row(options.out, row)
+            done += 1
+    except UserError:
+        say(f"{done} of {len(prompts)} prompts are in {options.out}; the same command goes on from there")
+        raise
+    say(f"{len(prompts)} prompts: {options.out}")
 
 
 def _endpoint(options: argparse.Namespace) -> Endpoint | None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
+from rlr_ray.asking import Server
 from rlr_ray.dcot_config import STAGES
-from rlr_ray.disk import replace_file
 from rlr_ray.errors import UserError
-from rlr_ray.prompts import Prompt
+from rlr_ray.prompts import Prompt, load_prompts
 from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT
 
 Triple = dict[str, str]  # stage -> text
@@ -29,6 +29,7 @@ _ASKED = (
     "(detail and texture). Rewrite the user's prompt for each stage: name the same subject, stress what that stage "
     "decides, at most 30 words each. Answer with nothing but a JSON object with the texts 'coarse', 'mid' and 'fine'."
 )
+_AT_ONCE = 4
 _TRIES = 3  # a language model's next answer may be better
 
 
@@ -53,17 +54,13 @@ def fill(template: Mapping[str, str], prompt: str) -> Triple:
 class Endpoint:
     """Any server that speaks OpenAI's chat completions, at `{url}/chat/completions`.
 
-    Asked again, a little later each time, if it cannot be reached, is overloaded (429, 502, 503, 504) or does not
-    answer within `timeout_s`; and up to 3 times if what it says is no triple.
+    One that is away is waited for, and one whose answer is no triple is asked up to 3 times.
     """
 
-    def __init__(self, url: str, model: str, api_key: str | None, timeout_s: float = 60.0, retries: int = 5):
-        self.url, self.model, self.timeout_s = f"{url.rstrip('/')}/chat/completions", model, timeout_s
-        again = Retry(retries, backoff_factor=0.5, status_forcelist=[429, 502, 503, 504], allowed_methods=None)
-        self.session = requests.Session()
-        self.session.headers.update({"Authorization": f"Bearer {api_key}"} if api_key else {})
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(max_retries=again))
+    def __init__(self, url: str, model: str, api_key: str | None, timeout_s: float = 60.0, patience_s: float = 60.0):
+        self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.server = Server("--endpoint", self.url, timeout_s, patience_s, _AT_ONCE, headers)
 
     def __call__(self, prompt: str) -> Triple:
         """Raises UserError if no answer of the server's is a triple."""
@@ -74,14 +71,13 @@ class Endpoint:
                 return triple
         raise UserError(
             f"{self.url} answered {said[:200]!r} for {prompt!r}; allowed: a JSON object with texts 'coarse', 'mid' and "
-            "'fine'; try another --model, or leave out --endpoint for the template"
+            "'fine'; try another --model, or write the three into that prompt's row yourself"
         )
 
     def _ask(self, prompt: str) -> str:
         roles = [{"role": "system", "content": _ASKED}, {"role": "user", "content": prompt}]
         try:
-            answer = self.session.post(self.url, json={"model": self.model, "messages": roles}, timeout=self.timeout_s)
-            answer.raise_for_status()
+            answer = self.server.answer({"model": self.model, "messages": roles})
             return str(answer.json()["choices"][0]["message"]["content"])
         except requests.RequestException as error:
             raise UserError(
@@ -107,8 +103,8 @@ def _read(said: str) -> Triple | None:
     return triple if all(triple.values()) else None
 
 
-def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> list[dict[str, Any]]:
-    """Rows of a prompts file; a prompt that has its stages keeps them."""
+def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> Iterator[dict[str, Any]]:
+    """Rows of a prompts file, each as soon as those before it are there; a prompt that has its stages keeps them."""
 
     def row(prompt: Prompt) -> dict[str, Any]:
         own = prompt.stages and dict(zip(STAGES, prompt.stages, strict=True))
@@ -116,11 +112,56 @@ def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> lis
         columns |= {WEIGHT: prompt.weight} if prompt.weight != 1 else {}
         return {"prompt": prompt.text, **(own or triple_of(prompt.text)), **columns, **prompt.metadata}
 
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(row, prompts))
+    pool, asked = ThreadPoolExecutor(_AT_ONCE), deque[Future[dict[str, Any]]]()
+    with pool:
+        for prompt in prompts:
+            asked.append(pool.submit(row, prompt))
+            if len(asked) == _AT_ONCE:  # no further ahead: what was asked after a failure is lost
+                yield asked.popleft().result()
+        while asked:
+            yield asked.popleft().result()
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: file.write_text(text, "utf-8"))
+    with path.open("ab") as file:
+        file.write(line.encode())
+
+
+def remaining(prompts: Sequence[Prompt], path: Path) -> tuple[list[Prompt], int]:
+    """Those without a row in the file of an earlier call, by text and negative; and how many rows there are of others.
+
+    A last line that the earlier call was ended amid is cut off. Raises UserError for a file that is not `expand`'s.
+    """
+    if not path.exists():
+        return list(prompts), 0
+    _end_last_line(path)
+    rows = load_prompts(str(path)) if path.stat().st_size else []
+    plain = next((row for row in rows if row.stages is None), None)
+    if plain is not None:
+        raise UserError(
+            f"--out {str(path)!r} is there, and its prompt {plain.text!r} has no coarse, mid and fine; allowed: a new "
+            "file, or one that this command began; give another --out"
+        )
+    there = Counter((row.text, row.negative) for row in rows)
+    left = []
+    for prompt in prompts:
+        key = prompt.text, prompt.negative
+        if there[key]:
+            there[key] -= 1  # rows that differ in their metadata alone have each their own
+        else:
+            left.append(prompt)
+    return left, there.total()
+
+
+def _end_last_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return
+    try:
+        json.loads(content[whole:])
+        path.write_bytes(content + b"\n")
+    except ValueError:  # half a line
+        os.truncate(path, whole)

@@ -18,7 +18,7 @@ from rlr_ray.prompts_config import PromptsConfig
 
 __all__ = ["Prompt", "PromptOrder", "PromptSets", "load_prompts", "prompt_order", "prompt_sets", "shipped_lists"]
 
-Say = Callable[[str], None]  # is given what was left out
+Say = Callable[[str], None]  # is given what a person should know of the prompts
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def prompt_sets(config: RunConfig, say: Say = _quiet) -> PromptSets:
     if isinstance(given.held_out, float):
         sets = _split(prompts, given.held_out, config.seed)
     else:
-        sets = PromptSets(prompts, prompts if given.held_out is None else load_prompts(given.held_out, say))
+        sets = PromptSets(prompts, prompts if given.held_out is None else _others(prompts, given.held_out, say))
     _check_guidance(sets, config.sampler.guidance_scale)
     _check_stages((*sets.train, *sets.held_out), staged=config.dcot is not None)
     return sets
@@ -74,16 +74,29 @@ def _check_stages(prompts: Sequence[Prompt], *, staged: bool) -> None:
 
 
 def _split(prompts: list[Prompt], share: float, seed: int) -> PromptSets:
-    """A random share of the prompts held out, at least one on each side; both in the prompts' order."""
-    if len(prompts) < 2:
+    """A random share of the prompts held out, at least one on each side; both in the prompts' order.
+
+    Rows that differ in their metadata alone are one prompt, so that training has none that is held out.
+    """
+    distinct = list(dict.fromkeys(prompt.drawn for prompt in prompts))
+    if len(distinct) < 2:
         raise UserError(
             f"prompts.held_out is {share:g}, but prompts.source holds 1 prompt; allowed: 2 or more to split; add "
             "prompts, or leave held_out out"
         )
-    count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
-    held_out = set(permutation(len(prompts), seed, "held-out prompts")[:count])
-    sides = [[prompt for i, prompt in enumerate(prompts) if (i in held_out) is side] for side in (False, True)]
+    count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
+    held_out = {distinct[i] for i in permutation(len(distinct), seed, "held-out prompts")[:count]}
+    sides = [[prompt for prompt in prompts if (prompt.drawn in held_out) is side] for side in (False, True)]
     return PromptSets(*sides)
+
+
+def _others(train: list[Prompt], source: str | Sequence[str], say: Say) -> list[Prompt]:
+    """Held-out prompts of their own source; `say` is told how many of them are trained on."""
+    held_out, trained = load_prompts(source, say), {prompt.drawn for prompt in train}
+    both = sum(prompt.drawn in trained for prompt in held_out)
+    if both:
+        say(f"{both} of {_many(len(held_out), 'held-out prompt')} {'is' if both == 1 else 'are'} in prompts.source too")
+    return held_out
 
 
 def load_prompts(source: str | Sequence[str], say: Say = _quiet) -> list[Prompt]:
@@ -124,7 +137,7 @@ def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     """The first of those that are equal but for their weight."""
     seen: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for prompt in prompts:
-        alike = seen.setdefault((prompt.text, prompt.negative, prompt.stages), [])
+        alike = seen.setdefault(prompt.drawn, [])
         if prompt.metadata not in alike:
             alike.append(prompt.metadata)
             yield prompt

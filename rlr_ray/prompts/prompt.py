@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlr_ray.dcot_config import STAGES
 from rlr_ray.errors import UserError
 
 TEXT = ("prompt", "prompts", "caption", "text")  # the first of these that a row has; the rest is for public lists
 NEGATIVE, WEIGHT = "negative_prompt", "weight"
-STAGES = ("coarse", "mid", "fine")
 COLUMNS = (*TEXT, NEGATIVE, WEIGHT, *STAGES)
 
 
@@ -24,6 +24,11 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)  # handed to the reward
 
     @property
+    def drawn(self) -> tuple[object, ...]:
+        """What its pictures are drawn from; prompts that differ in the rest alone are the same to a model."""
+        return self.text, self.negative, self.stages
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """All that a model may be given of it."""
         return tuple(text for text in (self.text, self.negative, *(self.stages or ())) if text)
@@ -34,6 +39,7 @@ def prompt_of(row: object, place: str) -> Prompt | None:
 
     Columns are found whatever their case. Raises UserError, which names the place.
     """
+    _check_encodes(row, place)
     row = {TEXT[0]: row} if isinstance(row, str) else row
     columns = _Columns(row if isinstance(row, Mapping) else {}, place)
     name = next((name for name in TEXT if name in columns.keys), None)
@@ -50,6 +56,27 @@ def prompt_of(row: object, place: str) -> Prompt | None:
     weight = columns.weight()
     assert len(stages) == 3
     return Prompt(text, negative, stages if all(stages) else None, weight, columns.left) if text else None
+
+
+def _check_encodes(row: object, place: str) -> None:
+    """Refuse half a character, which JSON's and YAML's escapes can write, but neither a tokenizer nor a file takes."""
+    for text in _texts_in(row):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{place}: {_short(text)} has half a character, \\u{ord(text[error.start]):x} (a lone surrogate, as of "
+                "an emoji cut in two); allowed: text that UTF-8 can hold; write the whole character, or take the "
+                "half out"
+            ) from error
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in (*value, *value.values()) if isinstance(value, Mapping) else value:
+            yield from _texts_in(part)
 
 
 class _Columns:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 from typing import Any
 
 import requests
 import torch
-from requests.adapters import HTTPAdapter
 from torch import Tensor
 
+from rlr_ray.asking import Server
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.pixels import pictures
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0  # between two tries; each is twice the one before
-_BUSY = (429, 502, 503, 504)
-_AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class Reward:
@@ -43,12 +36,8 @@ class Reward:
         batch_size: int = 8,
         headers: dict[str, str] | None = None,
     ):
-        self.url, self.timeout_s, self.concurrency, self.batch_size = url, timeout_s, concurrency, batch_size
-        self.outage = _Outage(url, patience_s)
-        self.session = requests.Session()
-        self.session.headers.update(headers or {})
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
+        self.url, self.concurrency, self.batch_size = url, concurrency, batch_size
+        self.server = Server("reward 'http'", url, timeout_s, patience_s, concurrency, headers or {})
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         size, starts = self.batch_size, range(0, len(images), self.batch_size)
@@ -60,12 +49,12 @@ class Reward:
     def _scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> list[float]:
         asked: Any = {"images": _encoded(images), "prompts": list(prompts), "metadata": list(metadata)}
         try:
-            answer = self._answer(asked)
+            answer = self.server.answer(asked)
         except requests.RequestException as error:
             raise UserError(
                 f"reward 'http': {self.url} gave no scores ({error}); see whether the server runs and what it logs; or "
-                f"raise reward.options.patience_s ({self.outage.patience_s:g} s, for one that is away) or timeout_s "
-                f"({self.timeout_s:g} s, for one that is slow)"
+                f"raise reward.options.patience_s ({self.server.patience_s:g} s, for one that is away) or timeout_s "
+                f"({self.server.timeout_s:g} s, for one that is slow)"
             ) from error
         try:
             scores = [math.nan if score is None else float(score) for score in answer.json()["scores"]]
@@ -80,52 +69,6 @@ class Reward:
                 "in their order"
             )
         return scores
-
-    def _answer(self, asked: Any) -> requests.Response:
-        """Raises requests.RequestException if there is none within the user's patience."""
-        failed_at, pause_s = math.inf, _FIRST_PAUSE_S
-        while True:
-            try:
-                answer = self.session.post(self.url, json=asked, timeout=self.timeout_s)
-                answer.raise_for_status()
-                self.outage.ends()
-                return answer
-            except requests.RequestException as error:
-                busy = error.response is not None and error.response.status_code in _BUSY
-                if not (busy or isinstance(error, _AWAY)):
-                    raise
-                failed_at = min(failed_at, time.monotonic())
-                left_s = self.outage.left_s(failed_at, error)
-                if left_s <= 0:
-                    raise
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-class _Outage:
-    """A time during which a server gives nothing, shared by all requests: said once, and once that it is over."""
-
-    def __init__(self, url: str, patience_s: float):
-        self.url, self.patience_s = url, patience_s
-        self.since: float | None = None
-        self.lock = Lock()
-
-    def left_s(self, failed_at: float, error: Exception) -> float:
-        """Seconds left to try again a request that first failed at `failed_at`, now failed with `error`."""
-        with self.lock:
-            if self.since is None:
-                self.since = failed_at
-                logging.getLogger(__name__).warning(
-                    "reward 'http': %s gave no scores (%s); asking again for %g s", self.url, error, self.patience_s
-                )
-            return min(self.since, failed_at) + self.patience_s - time.monotonic()
-
-    def ends(self) -> None:
-        with self.lock:
-            if self.since is not None:
-                away_s = time.monotonic() - self.since
-                logging.getLogger(__name__).warning("reward 'http': %s answers again, after %.1f s", self.url, away_s)
-                self.since = None
 
 
 def _encoded(images: Tensor) -> list[str]:

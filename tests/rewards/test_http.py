@@ -127,6 +127,7 @@ def test_a_server_that_is_always_too_slow_is_named() -> None:
 def test_an_error_of_the_servers_own_is_not_asked_again() -> None:
     with server(brightness) as (url, sizes), pytest.raises(UserError, match="501"):
         built = reward(url)
-        built.session.post = built.session.put  # which the server does not know
+        session = built.server.session
+        session.post = session.put  # which the server does not know
         built(IMAGES, PROMPTS, METADATA)
     assert not sizes
