@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -63,13 +63,20 @@ def checked(model: type[Checked], values: dict[str, Any]) -> Checked:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `key.sub`, in place; whatever was there goes, also if it was a dictionary."""
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
-        values = values[parent]
-    values[last] = value
+    """Set `key.sub`, in place; whatever was there goes, also if it was a dictionary.
+
+    Keys that are there may hold dots themselves, as a reward's label `package.module:name` does: the longest is meant.
+    """
+    parts = key.strip().split(".")
+    while True:
+        size = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in values), 1)
+        name, parts = ".".join(parts[:size]), parts[size:]
+        if not parts:
+            values[name] = value
+            return
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -87,31 +94,43 @@ def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:
     """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
     by_place: dict[tuple[Any, ...], list[Any]] = {}
     for item in items:
-        by_place.setdefault(_place(item), []).append(item)
+        by_place.setdefault(_walk(model, item["loc"])[0], []).append(item)
     shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
     return "\n".join(_line(model, place, found) for place, found in by_place.items() if place not in shallow)
 
 
-def _place(item: Any) -> tuple[Any, ...]:
-    """The keys on the way to an error, without pydantic's names for the kinds of values that a key allows."""
-    return tuple(part for part in item["loc"] if isinstance(part, int) or _KEY.fullmatch(part))
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
+    """The keys on the way to an error, without pydantic's names for the kinds of values that a key allows.
+
+    And what holds the keys that come next: a model, a dictionary's type, or None.
+    """
+    place: list[int | str] = []
+    holder: Any = model
+    for part in location:
+        if get_origin(holder) is dict:  # a label, whatever it looks like
+            place.append(part)
+            holder = _holder(get_args(holder)[1])
+        elif isinstance(part, int) or _KEY.fullmatch(part):
+            place.append(part)
+            field = getattr(holder, "model_fields", {}).get(part)
+            holder = field and _holder(field.annotation)
+    return tuple(place), holder
+
+
+def _holder(annotation: Any) -> Any:
+    """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return kind
+    return None
 
 
 def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) -> str:
     item, key = items[0], ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
-        return f"{key}: no such key; allowed here: {', '.join(_fields_at(model, place[:-1]))}"
+        holder = _walk(model, item["loc"][:-1])[1]
+        return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(holder, 'model_fields', ())))}"
     message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
     told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
     shown = "" if told else f"found {item['input']!r}; "
     return f"{key}: {shown}{message}" if key else message
-
-
-def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        if part not in model.model_fields:  # a label: `model` is what its dictionary holds
-            continue
-        annotation = model.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return sorted(model.model_fields)

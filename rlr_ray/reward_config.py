@@ -19,7 +19,7 @@ class RewardActorsConfig(Role):
     replicas: int = Field(1, ge=1)
     batch_size: int | None = Field(None, ge=1)  # images of several calls at once, at most; None: every call by itself
     batch_wait_s: float = Field(0.01, ge=0, allow_inf_nan=False)  # for more calls
-    timeout_s: float = Field(600, gt=0, allow_inf_nan=False)  # of one call
+    timeout_s: float = Field(300, gt=0, allow_inf_nan=False)  # of one call; below the rollouts'
     runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
 
 
@@ -73,8 +73,19 @@ def gathered(given: Any, one: str, many: str) -> Any:
             raise ValueError(f"{one}: found {single!r}; allowed: {{name: ..., options: {{...}}}}; give its name")
         return given | {many: {single["name"]: single}}
     if isinstance(several, dict):
+        _check_labels(several, one, many)
         several = {label: _spelled(label, reward) for label, reward in several.items()}
     return given if several is None else given | {many: several}
+
+
+def _check_labels(several: dict[Any, Any], one: str, many: str) -> None:
+    """Raise ValueError for keys of a single reward where labels belong."""
+    keys = [label for label in several if label in RewardConfig.model_fields]
+    if keys:
+        raise ValueError(
+            f"{many}: found the keys of one reward, {', '.join(keys)}, where labels belong; allowed: any label that is "
+            f"no such key; write `{one}: {{name: ...}}` for one, or `{many}: {{LABEL: {{name: ...}}}}`"
+        )
 
 
 def _spelled(label: Any, reward: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.config import EstimatorConfig, TrainConfig
+from rlr_ray.config import TrainConfig
 from rlr_ray.core.agreement import Moments, correlation_and_slope, moments
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.place import softmax_of_norms
@@ -16,6 +16,7 @@ from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.errors import UserError
+from rlr_ray.estimator_config import EstimatorConfig
 
 _STATISTICS = ("step", "signals", "guides", "guided", "half_order_rows", "place_norms", "agreement", "average")
 _ROWS_PER_UPDATE = 4  # half-order gradients kept of an update: means over quarters of its chunks

@@ -9,7 +9,7 @@ import yaml
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.presets import PRESETS
-from rlr_ray.recipes import load_config, parse_config
+from rlr_ray.recipes import load_config, parse_config, put
 from tests.runs import RECIPE, short_run
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -71,6 +71,15 @@ def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(RECIPE))
     adapter = load_config(str(file), ["adapter={type: IA3, target_modules: [attn2.to_v]}"]).adapter
     assert adapter.options == {"target_modules": ["attn2.to_v"]}  # no r, no lora_alpha
+
+
+def test_an_override_reaches_a_label_with_dots() -> None:
+    values: dict[str, Any] = {"rewards": {"pkg.ocr:score": {"weight": 2}, "pkg": {"weight": 3}}}
+    put(values, "rewards.pkg.ocr:score.weight", 1)
+    put(values, "rewards.pkg.weight", 4)
+    put(values, "rewards.pkg.ocr:score.options.size", 5)
+    put(values, "rewards.pkg", 6)
+    assert values == {"rewards": {"pkg.ocr:score": {"weight": 1, "options": {"size": 5}}, "pkg": 6}}
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [

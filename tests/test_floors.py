@@ -20,6 +20,7 @@ FLOORS = [
     {"presets", "assets", "cluster_config", "prompts_config", "dcot_config"},
     {"rewards"},
     {"reward_config"},
+    {"estimator_config"},
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "surrogate"},

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config import ZerothOrderConfig
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.terms import TermEstimate
 from rlr_ray.errors import UserError
+from rlr_ray.estimator_config import ZerothOrderConfig
 from rlr_ray.state import TrainState
 from tests.runs import short_run
 

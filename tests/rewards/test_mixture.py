@@ -126,6 +126,14 @@ def test_short_forms_of_a_recipe() -> None:
         ({"reward": None, "rewards": {"reward": {"name": "digits"}}}, "label 'reward' is the name of another column"),
         ({"reward": None, "rewards": {"a": {"name": "digits"}, "a_se": {"name": "digits"}}}, "label 'a_se'"),
         ({"reward": {"nam": "digits"}}, "reward: found .*give its name"),
+        (
+            {"reward": None, "rewards": {"name": "aesthetic", "options": {"path": "x"}}},
+            r"name, options.*`reward: \{name",
+        ),
+        ({"evaluation": {"judges": {"name": "digits_judge"}}}, r"^evaluation: judges: found .* name,.*`judge: \{name"),
+        ({"reward": None, "rewards": {"HPSv2": {"wieght": 1}}}, r"^rewards\.HPSv2\.wieght: no such key; .*normalize"),
+        ({"reward": None, "rewards": {"int": {"weight": "x"}}}, r"^rewards\.int\.weight: found 'x'"),
+        ({"reward": None, "rewards": {"a.b:c": {"actors": {"gpu": 1}}}}, r"^rewards\.a\.b:c\.actors\.gpu: .*replicas"),
     ],
 )
 def test_recipes_that_are_refused(keys: dict[str, object], words: str) -> None:
