@@ -63,7 +63,7 @@ def test_chain_draws_the_pictures_of_a_pipeline_whose_prompt_is_swapped(guidance
     latents = sample_chain(model, model.initial_theta, model.schedule, *start_of(model), conditioning).latents
     with torch.no_grad():
         images = model.decode(latents[-1])
-    torch.testing.assert_close(images, swapped_images(guidance), atol=1e-5, rtol=0)
+    torch.testing.assert_close(images, swapped_images(guidance), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
