@@ -20,8 +20,10 @@ def check_together(config: RunConfig) -> None:
 
 def _guards(config: RunConfig) -> None:
     guards, every = config.guards, config.evaluation.every
-    if guards.kl_steps != "all" and guards.kl_steps < 1:
-        raise UserError(f"guards.kl_steps is {guards.kl_steps}; allowed: 1 to sampler.steps, or all")
+    if guards.kl_steps is not None and not guards.kl_penalty:
+        raise UserError("guards.kl_steps says where the penalty is measured, and guards.kl_penalty is 0; set it too")
+    if isinstance(guards.kl_steps, int) and not 1 <= guards.kl_steps <= config.sampler.steps:
+        raise UserError(f"guards.kl_steps is {guards.kl_steps}; allowed: 1 to {config.sampler.steps}, or all")
     watching = [key for key in ("kl_stop", "patience") if getattr(guards, key) is not None]
     watching += ["keep"] if guards.keep == "best" else []
     if watching and every is None:
@@ -41,6 +43,13 @@ def _guards(config: RunConfig) -> None:
 
 
 def _labels(config: RunConfig) -> None:
+    labels = {*config.rewards, *config.evaluation.judges}
+    taken = sorted(label for label in labels if label == "reward" or label.removesuffix("_se") in labels - {label})
+    if taken:
+        raise UserError(
+            f"the label {taken[0]!r} is the name of another column of the metrics; give the reward another one: "
+            "{LABEL: {name: ...}}"
+        )
     both = sorted(config.rewards.keys() & config.evaluation.judges.keys())
     if both:
         raise UserError(

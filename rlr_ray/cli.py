@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray train | lab | plan | tune | dcot | doctor`."""
+"""The commands: `rlr-ray train | evaluate | sample | lab | plan | tune | dcot | doctor`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rlr_ray.dcot.command import add_dcot_arguments
 from rlr_ray.describe import describe_plan, describe_prompts, describe_results
 from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
+from rlr_ray.evaluation.command import add_evaluate_arguments, add_sample_arguments
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.report import as_chosen, choice_words, write_choice
 from rlr_ray.lock import locked
@@ -44,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlr-ray", description="Fine-tune a diffusion model to raise a reward.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
+    add_evaluate_arguments(commands.add_parser("evaluate", help="compare finished runs with the base model"))
+    add_sample_arguments(commands.add_parser("sample", help="draw pictures from a run or a base model"))
     add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
     add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
     add_tune_arguments(commands.add_parser("tune", help="search over a recipe's keys, within memory budgets"))

@@ -56,7 +56,7 @@ def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
 
 def lab_command(options: argparse.Namespace) -> int:
     """0, or 1 if a plan of the certificate that claims to be unbiased is not."""
-    console = _console()
+    console = wide_console()
     if options.batches is not None and options.batches < LEAST_BATCHES:
         raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     if options.model == "toy":
@@ -142,7 +142,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_command(options: argparse.Namespace) -> int:
-    console = _console()
+    console = wide_console()
     if options.memory_budget_gib is not None:
         options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
     if options.batches is not None and options.batches < LEAST_BATCHES:
@@ -179,7 +179,7 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def doctor_command(options: argparse.Namespace) -> int:
     """0, or 1 if something is not well."""
-    console = _console()
+    console = wide_console()
     config = load_config(options.config, options.set)
     verdicts = _examine(config, lambda text: console.print(text, markup=False))
     for verdict in verdicts:
@@ -200,7 +200,7 @@ def _examine(config: RunConfig, say: Callable[[str], None]) -> list[Verdict]:
     return judge(config, driver, reports) + verdicts
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """Wide enough for a table's line where there is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH)

@@ -14,7 +14,7 @@ from rlr_ray.core.plan import Place, Plan, PlanShape
 from rlr_ray.dcot_config import DcotConfig
 from rlr_ray.estimator_config import EstimatorConfig, Weight
 from rlr_ray.prompts_config import PromptsConfig, Source
-from rlr_ray.reward_config import Rewards, gathered
+from rlr_ray.reward_config import Judges, Rewards, gathered
 from rlr_ray.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -69,8 +69,9 @@ class TrainConfig(Strict):
 
 class EvaluationConfig(Strict):
     chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
+    seed: int | None = None  # that these follow from; None: the run's
     every: int | None = Field(None, ge=1)  # updates; None: only before and after
-    judges: Rewards = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
+    judges: Judges = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
     pictures: int = Field(20, ge=1)  # in the grids
     clip: str | None = None  # folder or hub name of the CLIP whose features measure diversity; None: pixels do
 
@@ -84,7 +85,8 @@ class GuardsConfig(Strict):
     """Against rewards that are gamed."""
 
     kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
-    kl_steps: int | Literal["all"] = 2  # drawn each update, of which the penalty's gradient is taken
+    # Drawn each update, of which the penalty's gradient is taken; None: 2
+    kl_steps: int | Literal["all"] | None = None
     kl_stop: float | None = Field(None, gt=0)  # nats a chain, on held-out chains; beyond it the run ends
     # Evaluations in a row at which the reward rises and a judge falls, beyond their errors, until the run ends
     patience: int | None = Field(None, ge=1)
@@ -147,9 +149,9 @@ class RunConfig(Strict):
         return all(reward.has_gradient for reward in self.rewards.values())
 
     @property
-    def apart(self) -> Rewards:
+    def apart(self) -> Judges:
         """Rewards and judges that have actors of their own."""
-        rewards = self.rewards | self.evaluation.judges
+        rewards: Judges = {**self.rewards, **self.evaluation.judges}
         return {label: reward for label, reward in rewards.items() if reward.actors is not None}
 
     @property
@@ -187,8 +189,8 @@ class RunConfig(Strict):
     @property
     def compared_steps(self) -> int:
         """Steps an update at which chains are compared with the base model's."""
-        steps = self.sampler.steps if self.guards.kl_steps == "all" else min(self.guards.kl_steps, self.sampler.steps)
-        return steps if self.guards.kl_penalty else 0
+        asked, steps = self.guards.kl_steps, self.sampler.steps
+        return (steps if asked == "all" else asked or min(2, steps)) if self.guards.kl_penalty else 0
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ never sent.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,19 +17,20 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
-from rlr_ray.core.chain import Conditioning, Objective
+from rlr_ray.core.chain import Objective
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.seeds import seed_of
 from rlr_ray.core.terms import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.memory import memory_errors
-from rlr_ray.models import Model, load_model, module_bytes
-from rlr_ray.models.staged import Staged
-from rlr_ray.prompts import Prompt, PromptOrder, prompt_sets
+from rlr_ray.models import module_bytes
+from rlr_ray.prompts import Prompt, PromptOrder
 from rlr_ray.rewards import is_differentiable, load_reward, score
+from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Standard
+from rlr_ray.sampler import Sampler
 from rlr_ray.surrogate import OnlineSurrogate
 
 
@@ -58,14 +60,6 @@ Built = Mapping[str, Callable[..., Tensor]]
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that config.device says. Raises UserError if it is not there."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("device is 'cuda', but torch finds no CUDA device here; set device: auto or device: cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
 def check_reward(config: RunConfig) -> None:
     """Raise UserError if a reward is not known, or if first order would pass through black boxes alone."""
     surrogate = config.estimator.surrogate
@@ -85,23 +79,20 @@ def check_reward(config: RunConfig) -> None:
         )
 
 
-class Engine:
-    """Model, rewards, prompts and schedule of one run, on one device.
+_CLIP = "openai/clip-vit-base-patch32"
+
+
+class Engine(Sampler):
+    """Model, prompts and schedule of one run with its rewards and its plan, on one device.
 
     `built`: rewards by label that are elsewhere already.
     """
 
     def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
-        torch.set_num_threads(config.threads)
         check_reward(config)
-        self.config, self.built = config, built
-        self.device = pick_device(config.device)
-        sets = prompt_sets(config)
-        self.prompts, self.held_out_prompts = sets.train, sets.held_out
+        super().__init__(config)
+        self.built = built
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
-        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
-        if config.dcot is not None:
-            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
         self.rewards = Mixture(config.rewards, self.device, built)
         surrogate = config.estimator.surrogate
         self.surrogate_reward = None
@@ -109,6 +100,17 @@ class Engine:
             self.surrogate_reward = load_reward(surrogate.name, surrogate.options, self.device)
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
+
+    @functools.cached_property
+    def judges(self) -> Mixture:
+        """In main memory; who needs them moves them to the device meanwhile."""
+        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built)
+
+    @functools.cached_property
+    def clip(self) -> Clip | None:
+        """Whose features measure diversity, if the recipe names one."""
+        path = self.config.evaluation.clip
+        return Clip(*load_clip("evaluation.clip", path, _CLIP)).to(self.device) if path is not None else None
 
     def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
         """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""
@@ -139,17 +141,6 @@ class Engine:
         other.shape.check_noise(self.model.schedule)
         return other
 
-    def prompt_note(self) -> str:
-        """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
-        texts = dict.fromkeys(text for prompt in (*self.prompts, *self.held_out_prompts) for text in prompt.texts)
-        cut = self.model.truncated(list(texts))
-        if not cut:
-            return ""
-        return (
-            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are "
-            f"cut off; the first: {cut[0]!r}"
-        )
-
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
         rewards = (*self.rewards.rewards.values(), self.surrogate_reward)
@@ -168,40 +159,20 @@ class Engine:
         slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
         return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots])
 
-    def held_out_chains(self, indices: range) -> Chains:
-        """Chains that no update uses, the same at every evaluation."""
-        return self.chains(*self.held_out(indices))
-
-    def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
-        """Seeds and prompts of held-out chains."""
-        seeds = [seed_of(self.config.seed, "held-out", index) for index in indices]
-        return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
-
     def chains(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Chains:
         """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed."""
-        schedule, shape = self.model.schedule, self.model.latent_shape
-        starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
 
         def parts(latents: Tensor) -> Tensor:  # [m, B]
             return self.rewards.parts(self.rewards.scores(self.model.decode(latents), texts, metadata))
 
-        x_start, noise = torch.stack(starts).to(self.device), torch.stack(noises, dim=1).to(self.device)
         return Chains(
-            x_start,
-            noise,
-            self._encode(prompts),
+            *self.start(seeds, prompts),
             lambda latents: parts(latents).sum(0),
             self._surrogate(texts, metadata),
             parts,
             self.rewards.black_box if self.config.mixed else (),
         )
-
-    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        negatives = [prompt.negative for prompt in prompts]
-        if isinstance(self.model, Staged):
-            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
-        return self.model.encode([prompt.text for prompt in prompts], negatives)
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.core.chain import Trajectory
 from rlr_ray.core.divergence import chain_divergence, noisy_steps
 from rlr_ray.engine import Engine
-from rlr_ray.rewards.clip import Clip, load_clip
+from rlr_ray.rewards.clip import Clip
 from rlr_ray.rewards.mixture import Mixture
 
 _COMPARED = 32  # chains at least whose divergence is measured, which takes as long as to sample them
@@ -38,17 +39,20 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
-    """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them."""
+def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambda chains: None) -> Evaluation:
+    """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them.
+
+    `report` is told of each chunk how many chains it had.
+    """
     config, size = engine.config.evaluation, engine.config.train.chunk_size
-    judges = Mixture(config.judges, engine.device, engine.built)
-    features_of, distance = image_features(config.clip, engine.device)
+    judges = engine.judges.to(engine.device)
+    features_of, distance = image_features(engine.clip)
     engine.rewards.taken()
     found: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
     images, divergences, features, shown = [], [], [], []
     for first in range(0, config.chains, size):
         indices = range(first, min(first + size, config.chains))
-        trajectory, pictures = sample_images(engine, theta, indices)
+        trajectory, pictures = engine.sample(theta, indices)
         _, prompts = engine.held_out(indices)
         arguments = (pictures, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
         for mixture in (engine.rewards, judges):
@@ -59,6 +63,8 @@ def evaluate(engine: Engine, theta: Tensor) -> Evaluation:
         features.append(features_of(pictures).cpu())
         shown += [prompt.text for prompt in prompts]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
+        report(len(indices))
+    engine.judges.to(torch.device("cpu"))  # training needs the room
     return Evaluation(
         {label: torch.cat(rows) for label, rows in found.items()},
         torch.stack(images),
@@ -77,15 +83,14 @@ def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor
     return chain_divergence(engine.model, theta, base, schedule, trajectory).cpu()
 
 
-def image_features(clip: str | None, device: torch.device) -> tuple[Features, Distance]:
+def image_features(clip: Clip | None) -> tuple[Features, Distance]:
     """What images [B, 3, H, W] are compared by, and how far apart two are.
 
     CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
     their mean squared difference.
     """
     if clip is not None:
-        model = Clip(*load_clip("evaluation.clip", clip, "openai/clip-vit-base-patch32")).to(device)
-        return model.image_features, lambda features: torch.pdist(features).square() / 2
+        return clip.image_features, lambda features: torch.pdist(features).square() / 2
 
     def pixels(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -102,15 +107,6 @@ def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float
         if len(own) > 1:
             distances.append(distance(own))
     return float(torch.cat(distances).mean()) if distances else float("nan")
-
-
-@torch.no_grad()
-def sample_images(engine: Engine, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:  # [B, 3, H, W]
-    """Held-out chains at theta [P] and their images."""
-    chains = engine.held_out_chains(indices)
-    start = (chains.x_start, chains.noise, chains.conditioning)
-    trajectory = sample_chain(engine.model, theta, engine.model.schedule, *start)
-    return trajectory, engine.model.decode(trajectory.latents[-1])
 
 
 def standardise(engine: Engine) -> None:

@@ -39,15 +39,18 @@ class Guards:
         values = evaluation.scores[self.judges[0]] if self.judges else evaluation.of(self.rewards)
         return float(values.mean())
 
-    def note(self, update: int, evaluation: Evaluation, theta: Tensor) -> None:
-        """Take an evaluation after so many updates into account."""
-        if self._value(evaluation) > self.best.value:
+    def note(self, update: int, evaluation: Evaluation, theta: Tensor, *, last: bool = False) -> None:
+        """Take an evaluation after so many updates into account; after the `last` one there is nothing to stop."""
+        divergence = float(evaluation.divergence.mean())
+        too_far = self.config.kl_stop is not None and divergence > self.config.kl_stop
+        if self._value(evaluation) > self.best.value and not too_far:
             self.best = Best(update, self._value(evaluation), theta.cpu().clone())
         found = [self._compare(judge, update, evaluation) for judge in self.judges]
         self.warning = next(filter(None, found), None)
         self.gamed = self.gamed + 1 if self.warning else 0
-        divergence = float(evaluation.divergence.mean())
-        if self.config.kl_stop is not None and divergence > self.config.kl_stop:
+        if last:
+            return
+        if too_far:
             self.stopped = f"after update {update}: KL to the base model {divergence:.3g} above kl_stop"
         elif self.config.patience is not None and self.gamed >= self.config.patience:
             self.stopped = f"after update {update}: {self.warning}"
@@ -77,6 +80,11 @@ class Guards:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """A run that was stopped goes on if it is resumed with other limits."""
-        self.peaks, self.warning, self.best = saved["peaks"], saved["warning"], Best(**saved["best"])
+        self.peaks = {
+            judge: (update, rewards.cpu(), scores.cpu())  # where evaluations are
+            for judge, (update, rewards, scores) in saved["peaks"].items()
+            if judge in self.peaks
+        } | {judge: peak for judge, peak in self.peaks.items() if judge not in saved["peaks"]}
+        self.warning, self.best = saved["warning"], Best(**saved["best"])
         if saved["limits"] == self._limits:
             self.gamed, self.stopped = saved["gamed"], saved["stopped"]

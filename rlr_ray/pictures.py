@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,22 @@ def save_comparison(
     for axis, one, other, title in zip(axes.flat, before, after, titles, strict=False):
         gap = numpy.ones((one.shape[1], max(one.shape[2] // 8, 1), 3))
         axis.imshow(numpy.concatenate([_array(one), gap, _array(other)], axis=1), interpolation="nearest")
-        axis.set_title(title if len(title) <= 26 else title[:25] + "…", fontsize=8)
+        axis.set_title(_cut(title), fontsize=8, parse_math=False)
     figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
+    _finish(figure, path)
+
+
+def save_columns(path: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+    """A column of images [n, 3, H, W] in [0, 1] for each name, a row a chain, its prompt before it."""
+    columns, rows = len(images), len(titles)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), squeeze=False)
+    for column, (name, own) in enumerate(images.items()):
+        axes[0, column].set_title(_cut(name), fontsize=8)
+        for axis, image in zip(axes[:, column], own, strict=True):
+            axis.imshow(_array(image), interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        axis.set_ylabel(_cut(title), rotation=0, ha="right", va="center", fontsize=8)
     _finish(figure, path)
 
 
@@ -63,6 +77,10 @@ def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict
     axis.grid(alpha=0.3)
     axis.legend()
     _finish(figure, path)
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= 26 else title[:25] + "…"
 
 
 def to_pil(image: Tensor) -> Image.Image:

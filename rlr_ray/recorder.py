@@ -21,6 +21,7 @@ class Recorder:
         self.train = folder.config.train
         self.metrics = MetricsLog(folder.path, rows)
         self.behind = False  # something was due and is not on disk
+        self.draft: Callable[[list[dict[str, Any]]], None] | None = None  # of a report, likewise
 
     def add(
         self,
@@ -39,9 +40,10 @@ class Recorder:
             return
         due = self.behind or done % self.train.checkpoint_every == 0
         try:
+            self.draft = draft or self.draft
             self._write(done, state() if due else None)
-            if draft is not None:
-                draft(self.metrics.rows)
+            if self.draft is not None:
+                self.draft(self.metrics.rows)
         except OSError as error:
             if not self.behind:
                 self.say(f"could not save: {error}; the run goes on, and tries again after every update")
@@ -49,7 +51,7 @@ class Recorder:
             return
         if self.behind:
             self.say(f"saved again, at update {done}")
-        self.behind = False
+        self.behind, self.draft = False, None
 
     def _write(self, done: int, state: dict[str, Any] | None) -> None:
         try:

@@ -7,10 +7,13 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ from rlr_ray.report.report import write_report
 from rlr_ray.report.scores import held_out_scores
 from rlr_ray.report.warnings import warnings
 from rlr_ray.run_folder import RunFolder
+from rlr_ray.sampler import chain_rows
 
 _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
@@ -73,7 +77,7 @@ class Results:
         """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
         scores = held_out_scores(self.engine.rewards, self.before, found)
         columns: dict[str, float] = {"diversity": found.diversity}
-        columns |= {"evaluation_invalid": found.invalid} if self.engine.rewards.replaces else {}
+        columns |= {"evaluation_invalid": found.invalid} if found.invalid else {}
         measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
         for name, values in measured.items():
             columns[name], columns[f"{name}_se"] = mean_and_error(values)
@@ -81,7 +85,8 @@ class Results:
 
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
-        self._report(rows, self._so_far(self.latest, rows), self.latest)
+        with _for_people():
+            self._report(rows, self._so_far(self.latest, rows), self.latest)
 
     def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
         """Write the metrics, the adapter, the pictures, the report and, last of all, the summary.
@@ -90,7 +95,7 @@ class Results:
         """
         after, updates = evaluate(self.engine, theta), len(metrics.rows)
         if not self.stopped:
-            self.guards.note(updates, after, theta)
+            self.guards.note(updates, after, theta, last=True)
         best = self.guards.best
         if self.engine.config.guards.keep == "best" and best.update != updates:
             theta, updates = best.theta.to(theta), best.update
@@ -98,9 +103,10 @@ class Results:
         with disk_errors():
             metrics.save()
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
-            self._save_pictures(after, metrics.rows, updates)
             summary = self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept_update": updates}
-            self._report(metrics.rows, summary, after)
+            with _for_people():
+                self._save_pictures(after, metrics.rows, updates)
+                self._report(metrics.rows, summary, after)
             self.folder.save_summary(summary)
 
     def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
@@ -138,6 +144,8 @@ class Results:
             "diversity_after": _known(after.diversity),
             "stopped": self.guards.stopped,
             "gamed": self.guards.warning,
+            "invalid_before": self.before.invalid,
+            "invalid_after": after.invalid,
             "best_update": self.guards.best.update,
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
@@ -159,10 +167,7 @@ class Results:
         save_grid(samples / "after.png", after.images)
         titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
         save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
-        chains = [
-            {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        chains = chain_rows(seeds, prompts)
         replace_file(
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
         )
@@ -171,6 +176,17 @@ class Results:
         first, last = (mean_and_error(run.of(self.engine.rewards)) for run in (before, after))
         points = {0: first, **{step: (held_out[step], errors[step]) for step in held_out}, updates: last}
         save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
+
+
+@contextmanager
+def _for_people() -> Iterator[None]:
+    """What is only to be looked at must not cost a run that went well: what goes wrong is told, but for a full disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        warn(f"pictures and report are not complete:\n{traceback.format_exc()}", stacklevel=3)
 
 
 def versions() -> dict[str, str]:

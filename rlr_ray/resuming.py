@@ -1,4 +1,4 @@
-"""Which run `train` is to go on with: by its name, or by the path of its folder."""
+"""Which run is meant: by its name, or by the path of its folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunC
         folder = find_run(
             run, parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
         )
-        place = {"name": folder.name, "output_dir": str(folder.parent)}
-        config = load_config(str(folder / "config.yaml"), overrides, place)
+        config = run_config(folder, overrides)
         named_by = "--set"
     else:
         config = load_config(recipe, overrides)
@@ -40,7 +39,12 @@ def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunC
     return config
 
 
-def find_run(run: str, output_dir: str) -> Path:
+def run_config(folder: Path, overrides: list[str]) -> RunConfig:
+    """A run's own config.yaml with overrides, its name and output_dir where its folder lies now."""
+    return load_config(str(folder / "config.yaml"), overrides, {"name": folder.name, "output_dir": str(folder.parent)})
+
+
+def find_run(run: str, output_dir: str, asked_by: str = "--resume") -> Path:
     """The folder of a run, by its name under output_dir or by its path. Raises UserError if there is none."""
     root = Path(output_dir).expanduser()
     places = [Path(os.path.abspath(place)) for place in (root / run, Path(run).expanduser())]
@@ -49,6 +53,6 @@ def find_run(run: str, output_dir: str) -> Path:
             return place
     names = sorted(file.parent.name for file in root.glob("[!.]*/config.yaml"))
     raise UserError(
-        f"--resume {run!r}: no run lies in {' or in '.join(map(str, dict.fromkeys(places)))}; allowed: a run of "
+        f"{asked_by} {run!r}: no run lies in {' or in '.join(map(str, dict.fromkeys(places)))}; allowed: a run of "
         f"{root} ({', '.join(names) or 'there is none'}), or the path of a run's folder"
     )

@@ -23,14 +23,23 @@ class RewardActorsConfig(Role):
     runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
 
 
-class RewardConfig(Strict):
+class JudgeConfig(Strict):
+    """A reward that is never trained on; higher is better."""
+
     name: str  # a file of rlr_ray/rewards, or module:name
-    weight: Finite = 1.0  # in the sum
-    normalize: bool | None = None  # by mean and deviation over the base model's held-out chains; None: if several
     invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
     differentiable: bool | None = None  # None: what the reward says of itself
     options: dict[str, Any] = Field(default_factory=dict)
     actors: RewardActorsConfig | None = None  # None: in every process that needs it
+
+    @property
+    def has_gradient(self) -> bool:
+        return is_differentiable(self.name, self.differentiable)
+
+
+class RewardConfig(JudgeConfig):
+    weight: Finite = 1.0  # in the sum
+    normalize: bool | None = None  # by mean and deviation over the base model's held-out chains; None: if several
 
     @field_validator("weight")
     @classmethod
@@ -39,12 +48,10 @@ class RewardConfig(Strict):
             raise ValueError("found 0; to look at a reward without training on it, put it under evaluation.judges")
         return weight
 
-    @property
-    def has_gradient(self) -> bool:
-        return is_differentiable(self.name, self.differentiable)
 
-
-Rewards = dict[Annotated[str, Field(min_length=1)], RewardConfig]  # by label
+Label = Annotated[str, Field(min_length=1)]
+Rewards = dict[Label, RewardConfig]
+Judges = dict[Label, JudgeConfig]
 
 
 def gathered(given: Any, one: str, many: str) -> Any:

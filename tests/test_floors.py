@@ -24,6 +24,7 @@ FLOORS = [
     {"checks", "config"},  # checks names config in its types only
     {"recipes"},
     {"prompts", "models", "surrogate"},
+    {"sampler"},
     {"engine", "pictures", "metrics", "checkpoints", "lock", "page"},
     {"evaluate", "state", "run_folder"},
     {"describe"},
@@ -36,7 +37,7 @@ FLOORS = [
     {"start"},
     {"tune"},
     {"commands", "resuming"},
-    {"dcot"},
+    {"dcot", "evaluation"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,7 +13,7 @@ from rlr_ray.config import GuardsConfig
 from rlr_ray.core.divergence import chain_divergence
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features, sample_images
+from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features
 from rlr_ray.guards import Guards
 from rlr_ray.loop import train
 from rlr_ray.reward_config import RewardConfig
@@ -74,6 +74,12 @@ def test_the_divergence_stops_a_run() -> None:
     assert "KL to the base model 0.6" in str(watching.stopped)
 
 
+def test_what_is_beyond_the_limit_is_not_the_best_and_the_last_evaluation_stops_nothing() -> None:
+    watching = guards(kl_stop=0.5)
+    watching.note(1, at(1.0, 5.0, kl=0.6), torch.zeros(3), last=True)
+    assert watching.best.update == 0 and watching.stopped is None
+
+
 def run(folder: Path, *, resume: bool = False, **changes: Any) -> tuple[dict[str, Any], Engine]:
     config = small_run(folder, **changes)
     engine, run_folder = Engine(config), RunFolder(config)
@@ -128,7 +134,7 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     engine = Engine(short_run(tmp_path, evaluation={"chains": 8, "pictures": 8}))
     theta = engine.model.initial_theta + 0.05
     found = evaluate(engine, theta)
-    halves = [sample_images(engine, theta, range(first, first + 2)) for first in range(0, 8, 2)]
+    halves = [engine.sample(theta, range(first, first + 2)) for first in range(0, 8, 2)]
     arguments = (engine.model, theta, engine.model.initial_theta, engine.model.schedule)
     expected = torch.cat([chain_divergence(*arguments, trajectory) for trajectory, _ in halves])
     torch.testing.assert_close(found.divergence, expected)
@@ -136,7 +142,7 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     threes, eights = images[0::2].flatten(1), images[1::2].flatten(1)
     pairs = [(own[i] - own[j]).square().mean().sqrt() for own in (threes, eights) for i in range(4) for j in range(i)]
     assert found.diversity == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-4)
-    features, distance = image_features(None, torch.device("cpu"))
+    features, distance = image_features(None)
     assert diversity(features(images[:1]), ["one"], distance) != diversity(
         features(images[:1]), ["one"], distance
     )  # nan
@@ -149,7 +155,8 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
         ({"guards": {"keep": "best"}}, "set evaluation.every"),
         ({"guards": {"patience": 2}, "evaluation": {"every": 1, "judge": None}}, "add evaluation.judges"),
         ({"guards": {"kl_penalty": 1.0}, "sampler": {"eta": 0}, "estimator": {"preset": "es"}}, "their KL is infinite"),
-        ({"guards": {"kl_steps": 0}}, "1 to sampler.steps, or all"),
+        ({"guards": {"kl_penalty": 1.0, "kl_steps": 9}}, "kl_steps is 9; allowed: 1 to 5, or all"),
+        ({"guards": {"kl_steps": 3}}, "guards.kl_penalty is 0; set it too"),
     ],
 )
 def test_guards_that_could_not_guard_are_refused(tmp_path: Path, keys: dict[str, Any], words: str) -> None:

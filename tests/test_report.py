@@ -16,6 +16,7 @@ from PIL import Image
 
 from rlr_ray.config import RunConfig
 from rlr_ray.evaluate import Evaluation
+from rlr_ray.pictures import save_comparison
 from rlr_ray.report.figures import cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.report.report import write_report
 from rlr_ray.report.scores import Scores, held_out_scores
@@ -246,7 +247,7 @@ def test_reward_figures_draw_what_was_measured(config: RunConfig) -> None:
         "held_out_my:a.b": [None, 7.0, None],
         "held_out_my:a.b_se": [None, 0.5, None],
     }
-    figures = reward_figures(rows(**columns), scores_of(BEFORE, GOOD))
+    figures = reward_figures(rows(**columns), scores_of(BEFORE, GOOD), 3)
     assert list(figures) == ["Reward", "my:a.b", "digits_judge (judge)"]
     low, high, mean, points = figures["Reward"].data
     assert list(mean.x) == [1, 2, 3] and list(mean.y) == [0.1, 0.4, 0.6]
@@ -287,3 +288,18 @@ def test_kl_diversity_and_cost_are_drawn_where_measured() -> None:
 def test_scores_change_by_pairs() -> None:
     change, error = Scores(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0]), trained=True).change
     assert (change, error) == pytest.approx((2.0, 1.0))
+
+
+def test_a_title_that_looks_like_mathematics_is_drawn(tmp_path: Path) -> None:
+    images = BEFORE.images[:1]
+    save_comparison(tmp_path / "pair.png", images, images, [r"a^b $\frac$"], "before", "after")
+    assert Image.open(tmp_path / "pair.png").size[0] > 100
+
+
+def test_secrets_stay_out(tmp_path: Path) -> None:
+    actors = {"runtime_env": {"env_vars": {"HF_TOKEN": "secret-1"}}, "cpus": 1}
+    reward = {"name": "http", "options": {"url": "https://me:secret-2@judge/score?key=secret-3"}, "actors": actors}
+    config = short_run(tmp_path, reward=reward, estimator={"first_order_steps": 0}, cluster={})
+    write(tmp_path / "report.html", config, summary(), BEFORE, BEFORE, ["a", "b", "c"])
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "judge/score" in text and "secret-" not in text

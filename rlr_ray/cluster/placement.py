@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from rlr_ray.cluster_config import ClusterConfig, Resources
-from rlr_ray.reward_config import Rewards
+from rlr_ray.reward_config import Judges
 
 _USUAL = ("CPU", "GPU", "memory", "object_store_memory")
 
@@ -63,7 +63,7 @@ def _scarcity(resources: Mapping[str, float]) -> tuple[float, float, float]:
     return custom, resources.get("GPU", 0), resources.get("CPU", 0)
 
 
-def bundles_of(cluster: ClusterConfig, actors: int, apart: Rewards) -> list[list[Resources]]:
+def bundles_of(cluster: ClusterConfig, actors: int, apart: Judges) -> list[list[Resources]]:
     """Of the fewest workers, then of so many rollout actors, then of each reward's actors; Ray refuses empty ones."""
     roles = [[cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors]
     roles += [[reward.actors.demand] * reward.actors.replicas for reward in apart.values() if reward.actors]

@@ -18,7 +18,7 @@ from rlr_ray.cluster.placement import bundles_of, listed, missing_of, sum_of
 from rlr_ray.cluster.reservation import Reservation
 from rlr_ray.cluster_config import ClusterConfig, Resources
 from rlr_ray.errors import UserError
-from rlr_ray.reward_config import Rewards
+from rlr_ray.reward_config import Judges
 
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 _HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
@@ -69,7 +69,7 @@ class Room:
 
 @contextmanager
 def room(
-    cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool, apart: Rewards | None = None
+    cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool, apart: Judges | None = None
 ) -> Iterator[Room]:
     """Hold room for the fewest workers, `actors` rollout actors and those of rewards, at once, until the block ends.
 
@@ -143,7 +143,7 @@ def _remove(groups: Sequence[PlacementGroup | None]) -> None:
 
 
 def _message(
-    cluster: ClusterConfig, actors: int, apart: Rewards, why: str, verb: str, resources: Mapping[str, float]
+    cluster: ClusterConfig, actors: int, apart: Judges, why: str, verb: str, resources: Mapping[str, float]
 ) -> str:
     bundles = bundles_of(cluster, actors, apart)
     workers, total = cluster.worker_range.min, sum_of([one for role in bundles for one in role])

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from rlr_ray.cluster.batching import Answer, Asked, Batches
 from rlr_ray.cluster.folder import enter
 from rlr_ray.errors import UserError
-from rlr_ray.reward_config import RewardConfig
+from rlr_ray.reward_config import JudgeConfig
 from rlr_ray.rewards import load_reward, score
 
 _RETURN_S = 0.5  # until a lost actor is asked again
@@ -28,7 +28,7 @@ _RETURN_S = 0.5  # until a lost actor is asked again
 class RewardActor:
     """Holds a reward and nothing that a restart would lose."""
 
-    def __init__(self, label: str, config: RewardConfig, folder: str | None, threads: int):
+    def __init__(self, label: str, config: JudgeConfig, folder: str | None, threads: int):
         assert config.actors is not None
         self.label, self.config, self.folder, self.gpus = label, config, folder, config.actors.gpus
         self.batches = Batches(self._score, config.actors.batch_size, config.actors.batch_wait_s, threads)

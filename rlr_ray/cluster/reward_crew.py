@@ -16,7 +16,7 @@ from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor
 from rlr_ray.cluster.starting import await_ready
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.reward_config import RewardConfig
+from rlr_ray.reward_config import JudgeConfig
 
 _TRIES = 5  # of an actor that dies while it starts
 
@@ -52,7 +52,7 @@ def rewards_apart(config: RunConfig, held: Room, say: Callable[[str], None]) -> 
                 ray.kill(actor)
 
 
-def _start(label: str, reward: RewardConfig, group: PlacementGroup | None, threads: int) -> ActorHandle:
+def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, threads: int) -> ActorHandle:
     actors = reward.actors
     assert actors is not None
     try:

@@ -92,6 +92,11 @@ class PlanShape:
                 f"sub_chain.place 'importance' draws one sub-chain, found count {self.sub_chain_count}; "
                 "set estimator.sub_chain.count: 1 or place: uniform"
             )
+        if self.place == "importance" and self.mixed and self.first_order_steps:
+            raise UserError(
+                "sub_chain.place 'importance' goes by half order's norm at the sub-chain alone, but half order also "
+                "carries what first order leaves of the reward; set estimator.sub_chain.place: uniform"
+            )
         if self.place == "cover" and self.sub_chain_count > 1:
             raise UserError(
                 f"sub_chain.place 'cover' makes as many sub-chains as it needs, found count {self.sub_chain_count}; "

@@ -38,6 +38,8 @@ class Model(Protocol):
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...
 
+    def load_adapter(self, folder: Path) -> Tensor: ...  # theta [P] that was saved in the folder
+
 
 def available_models() -> list[str]:
     """Names of the models in this folder."""

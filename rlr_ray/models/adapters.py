@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlr_ray.errors import UserError
 
@@ -61,3 +62,21 @@ def save_peft(module: peft.PeftModel, folder: Path) -> Path:
     """Save an adapter in PEFT's own format: `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not."""
     module.save_pretrained(folder)
     return folder
+
+
+def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> None:
+    """Set the adapter's parameters. Raises UserError if names or shapes are not those of the module's own adapter."""
+    expected = _shapes(peft.get_peft_model_state_dict(module))
+    found = _shapes(saved)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise UserError(
+            f"{place} does not fit the adapter of the recipe: {len(wrong)} tensors differ, e.g. {wrong[0]}: found "
+            f"{found.get(wrong[0], 'none')}, allowed: {expected.get(wrong[0], 'none')}; give the recipe the adapter "
+            "with which it was saved"
+        )
+    peft.set_peft_model_state_dict(module, dict(saved))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -12,7 +12,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import StableDiffusionPipeline
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,8 +20,10 @@ from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.parameters import ParameterVector
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
-from rlr_ray.models.adapters import add_adapter, save_peft, trainable
+from rlr_ray.models.adapters import add_adapter, save_peft, set_adapter, trainable
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
@@ -177,4 +179,32 @@ class StableDiffusion:
         layers = get_peft_model_state_dict(self.module)
         metadata = self.module.peft_config["default"].to_dict()  # without it, alpha would be read as r
         self.pipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
-        return folder / "lora" / "pytorch_lora_weights.safetensors"
+        return folder / "lora" / _LORA_FILE
+
+    def load_adapter(self, folder: Path) -> Tensor:  # [P]
+        """Theta as `save_adapter` left it in the folder, bit for bit. Raises UserError if it is of another adapter."""
+        lora = self.adapter_type == "LORA"
+        place = folder / "lora" / _LORA_FILE if lora else folder / "adapter"
+        if not place.exists():
+            raise UserError(
+                f"{folder} holds no adapter of type {self.adapter_type} (looked for {place}); a run leaves it when it "
+                "ends: go on with it by `rlr-ray train --resume`, or give the recipe the type with which it was saved"
+            )
+        set_adapter(self.module, self._saved_lora(place) if lora else load_peft_weights(str(place), "cpu"), place)
+        return self.parameters.flatten(trainable(self.module)).float()
+
+    def _saved_lora(self, place: Path) -> dict[str, Tensor]:
+        """The UNet's LoRA in a file of diffusers. Raises UserError if it is scaled otherwise than this model's."""
+        saved, _, metadata = self.pipeline.lora_state_dict(
+            place.parent, weight_name=place.name, return_lora_metadata=True
+        )
+        own = self.module.peft_config["default"]
+        unsaid = {"lora_alpha": own.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
+        found = {name: (metadata or {}).get(f"unet.{name}", value) for name, value in unsaid.items()}
+        expected = {name: getattr(own, name) for name in unsaid}
+        if found != expected:
+            raise UserError(
+                f"{place} was saved with {found}, the recipe's adapter has {expected}; give the recipe the adapter "
+                "with which it was saved"
+            )
+        return {name.removeprefix("unet."): value for name, value in saved.items()}

@@ -55,3 +55,6 @@ class Staged:
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path:
         return self.model.save_adapter(theta, folder)
+
+    def load_adapter(self, folder: Path) -> Tensor:  # [P]
+        return self.model.load_adapter(folder)

@@ -18,9 +18,12 @@ _COLORS = qualitative.D3
 _HELD_OUT = "held_out_"
 
 
-def reward_figures(rows: Rows, scores: Mapping[str, Scores]) -> dict[str, go.Figure]:
-    """By title: the trained reward, then each reward and each judge on a scale of its own."""
-    points = held_out_points(rows, scores)
+def reward_figures(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, go.Figure]:
+    """By title: the trained reward, then each reward and each judge on a scale of its own.
+
+    `kept`: updates done where the scores after were measured.
+    """
+    points = held_out_points(rows, scores, kept)
     own = [name.removeprefix("reward_").removesuffix("_mean") for name in _columns(rows, "reward_", "_mean")]
     figures = {"Reward": _reward("reward_mean", "reward_std", rows, points.get("reward", {}))}
     for label in dict.fromkeys([*own, *points]):
@@ -30,7 +33,7 @@ def reward_figures(rows: Rows, scores: Mapping[str, Scores]) -> dict[str, go.Fig
     return figures
 
 
-def held_out_points(rows: Rows, scores: Mapping[str, Scores]) -> dict[str, dict[int, Point]]:
+def held_out_points(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, dict[int, Point]]:
     """Held-out means and standard errors: by label, then by number of updates."""
     names = _columns(rows, _HELD_OUT)
     means = [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
@@ -41,7 +44,7 @@ def held_out_points(rows: Rows, scores: Mapping[str, Scores]) -> dict[str, dict[
             if row.get(name) is not None:
                 points.setdefault(label, {})[row["step"] + 1] = (row[name], row.get(f"{name}_se") or 0.0)
     for label, score in scores.items():
-        points[label].setdefault(len(rows), _mean(score.after))
+        points[label][kept] = _mean(score.after)
     return points
 
 

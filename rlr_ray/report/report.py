@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from rlr_ray.report.figures import Rows, cost_figures, distance_figures, reward_
 from rlr_ray.report.pairs import pairs
 from rlr_ray.report.scores import Scores
 
+_SECRET = ("headers", "env_vars")
+
 
 def write_report(
     path: Path,
@@ -33,7 +36,7 @@ def write_report(
 ) -> None:
     parts = [
         *_head(config, summary, scores),
-        *_section("Reward", _rewards(rows, scores)),
+        *_section("Reward", _rewards(rows, scores, summary.get("kept_update", len(rows)))),
         "<h2>Before and after, on the same seeds</h2>",
         pairs(before.images, after.images, prompts, scores),
         *_section("Terms of the gradient", _plots(term_figures(rows))),
@@ -92,8 +95,8 @@ def _part(line: str) -> tuple[str, str]:
     return name, text
 
 
-def _rewards(rows: Rows, scores: Mapping[str, Scores]) -> str:
-    (_, trained), *others = reward_figures(rows, scores).items()
+def _rewards(rows: Rows, scores: Mapping[str, Scores], kept: int) -> str:
+    (_, trained), *others = reward_figures(rows, scores, kept).items()
     return drawn(trained, 380) + _plots(dict(others))
 
 
@@ -116,7 +119,9 @@ def _config(config: RunConfig) -> str:
 
 
 def _hidden(value: Any) -> Any:
-    """A config without what `headers` may say to a server: a report is passed on more freely than its run."""
+    """A config without what may be secret: a report is passed on more freely than its run."""
     if isinstance(value, dict):
-        return {key: "hidden" if key == "headers" and own else _hidden(own) for key, own in value.items()}
+        return {key: "hidden" if key in _SECRET and own else _hidden(own) for key, own in value.items()}
+    if isinstance(value, str) and "://" in value:
+        return re.sub(r"//[^/@]*@|\?.*", lambda found: "//hidden@" if found[0][0] == "/" else "?hidden", value)
     return [_hidden(own) for own in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ def warnings(
     found = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
     found += _gaming(scores) or _gamed(summary)
     found += _gain(scores["reward"])
-    found += _variance(summary["noise_shares"]) + _counts(rows)
+    found += _variance(summary["noise_shares"]) + _counts(rows, summary)
     return found + bias_notes(config)
 
 
@@ -75,8 +75,8 @@ def _variance(shares: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Scores and rollouts that were not as they should be, over all updates."""
+def _counts(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[str]:
+    """Scores and rollouts that were not as they should be, over all updates and evaluations."""
     words = {
         "reward_invalid": "images had a score that was not finite, which was replaced; mend the reward",
         "evaluation_invalid": "held-out images had a score that was not finite, which was replaced",
@@ -84,4 +84,5 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "rollouts_rerun": "perturbation pairs ran again, since their actor was lost or late; the result is the same",
     }
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in words}
+    sums["evaluation_invalid"] += summary.get("invalid_before", 0) + summary.get("invalid_after", 0)
     return [f"{count:g} {words[name]}" for name, count in sums.items() if count]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlr_ray.errors import UserError
 from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.weights import Source, linear_head
 
@@ -25,7 +26,12 @@ class Reward(Clip):
         super().__init__(*load_clip("aesthetic", path, _REPOSITORY))
         file = Path(head).expanduser()
         if not file.is_file():
-            file = next(Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]).fetched().glob("*.pth"))
+            folder = Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]).fetched()
+            file, *others = folder.glob("*.pth")
+            if others:
+                raise UserError(
+                    f"reward 'aesthetic': {folder} holds {1 + len(others)} files *.pth; set reward.options.head to one"
+                )
         self.head = linear_head(torch.load(file, map_location="cpu", weights_only=True)).requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward, score
 
 Standard = tuple[float, float]  # what is taken from a score, and what the rest is divided by
@@ -22,7 +23,7 @@ class Mixture:
 
     def __init__(self, configs: Mapping[str, Any], device: torch.device, built: Mapping[str, Callable[..., Tensor]]):
         self.configs = dict(configs)
-        self.rewards = {
+        self.rewards: dict[str, Any] = {
             label: built.get(label) or load_reward(config.name, config.options, device)
             for label, config in self.configs.items()
         }
@@ -30,6 +31,13 @@ class Mixture:
         self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
         self.invalid = 0  # images so far whose score was replaced
         self.seconds = 0.0  # spent so far
+
+    def to(self, device: torch.device) -> Mixture:
+        """Move those that can be moved."""
+        for label, reward in self.rewards.items():
+            if hasattr(reward, "to"):
+                self.rewards[label] = reward.to(device)
+        return self
 
     @property
     def labels(self) -> list[str]:
@@ -47,10 +55,16 @@ class Mixture:
         return [several if config.normalize is None else config.normalize for config in self.configs.values()]
 
     def standardise(self, scores: Tensor) -> None:  # [m, n]
-        """Set mean and deviation from the base model's scores. A reward that does not vary is divided by 1."""
-        deviation, mean = torch.std_mean(scores.double(), 1)
-        found = zip(self.normalized, mean.tolist(), deviation.tolist(), strict=True)
-        self.standards = [(m, d or 1.0) if normalized else (0.0, 1.0) for normalized, m, d in found]
+        """Set mean and deviation from the base model's scores, those apart that were replaced.
+
+        A reward that does not vary is divided by 1.
+        """
+        self.standards = []
+        for row, normalized, config in zip(scores.double(), self.normalized, self.configs.values(), strict=True):
+            real = row if config.invalid == "stop" else row[row != torch.tensor(config.invalid, dtype=row.dtype)]
+            known = normalized and len(real) > 1
+            mean, deviation = (float(real.mean()), float(real.std())) if known else (0.0, 1.0)
+            self.standards.append((mean, deviation or 1.0))
 
     def scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:  # [m, B]
         """What each reward says of images [B, 3, H, W] in [0, 1]. Raises UserError for a score that is not finite,
@@ -61,6 +75,11 @@ class Mixture:
         rows = []
         for label, config in self.configs.items():
             found = self._score(label, images, prompts, metadata)
+            if config.has_gradient and images.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+                raise UserError(
+                    f"reward {label!r} says that it is differentiable, but carries no gradient; compute it with torch "
+                    "operations outside torch.no_grad(), or set its differentiable: false"
+                )
             rows.append(found if config.has_gradient else found.detach())
         self.seconds += time.monotonic() - started
         return torch.stack(rows)

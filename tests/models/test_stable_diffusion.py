@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -155,6 +155,46 @@ def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Pat
     expected = plain_images(pipeline)
     torch.testing.assert_close(our_images(model, theta), expected, atol=1e-5, rtol=0)
     assert (expected - plain_images(plain_pipeline())).abs().max() > 0.01  # the adapter does something
+
+
+@pytest.mark.parametrize("adapter", [LORA, LORA | {"lora_alpha": 8}, IA3, SHARED], ids=str)
+def test_a_saved_adapter_loads_to_the_same_bits(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    model, other = load(adapter=adapter), load(adapter=adapter | {"seed": 7})
+    theta = some_theta(model)
+    model.save_adapter(theta, tmp_path)
+    initial = other.initial_theta.clone()
+    assert torch.equal(other.load_adapter(tmp_path), theta)
+    assert torch.equal(other.initial_theta, initial)
+
+
+def plain_lora(folder: Path, **options: Any) -> None:
+    """A LoRA as diffusers' and PEFT's users save one."""
+    pipeline = plain_pipeline()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_out.0"], **options))
+    pipeline.save_lora_weights(folder / "lora", unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        (LORA | {"r": 4, "lora_alpha": 4}, r"14 tensors differ.*lora_A.weight: found \[2, 32\], allowed: \[4, 32\]"),
+        (LORA | {"target_modules": ["attn1.to_out.0"]}, r"28 tensors differ.*found none, allowed: \[2, 32\]"),
+        (LORA | {"lora_alpha": 4}, r"saved with \{'lora_alpha': 2.*recipe's adapter has \{'lora_alpha': 4"),
+        (IA3, r"holds no adapter of type IA3.*adapter\); .*--resume"),
+    ],
+)
+def test_an_adapter_of_another_recipe_is_refused(tmp_path: Path, adapter: dict[str, Any], words: str) -> None:
+    plain_lora(tmp_path)
+    with pytest.raises(UserError, match=words):
+        load(adapter=adapter).load_adapter(tmp_path)
+
+
+def test_a_lora_of_plain_diffusers_loads(tmp_path: Path) -> None:
+    plain_lora(tmp_path, init_lora_weights="gaussian")
+    saved = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    model = load()
+    for name, value in model.parameters.unflatten(model.load_adapter(tmp_path)).items():
+        assert torch.equal(value, saved["unet." + name.replace(".default", "")])
 
 
 def test_a_bfloat16_model_saves_its_adapter_in_float32(tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def test_gradients_pass_through_the_differentiable_rewards_alone() -> None:
     torch.testing.assert_close(gradient, torch.full_like(images, 1 / 48))
 
 
+def test_what_was_replaced_is_no_part_of_the_standards() -> None:
+    rewards = mixture(bright={"invalid": -1e6}, red={})
+    rewards.standardise(torch.tensor([[1.0, -1e6, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]]))
+    assert rewards.standards[0] == (2.0, 1.0)
+
+
+def test_a_reward_that_is_cut_from_its_gradient_is_refused_beside_one_that_is_not() -> None:
+    rewards = mixture(bright={}, red={"differentiable": True})
+    rewards.rewards["red"] = lambda images, *asked: images.detach().mean((1, 2, 3))
+    with pytest.raises(UserError, match=r"'red' says that it is differentiable, but carries no gradient"):
+        rewards.scores(IMAGES.clone().requires_grad_(), *ASKED)
+    assert len(rewards.scores(IMAGES, *ASKED)) == 2  # nobody asked for one
+
+
 def test_a_score_that_is_not_finite_stops_the_run_or_is_replaced_and_counted() -> None:
     with pytest.raises(UserError, match=r"'root' returned nan for image 2 .*`invalid`"):
         mixture(root={}).scores(IMAGES, *ASKED)
@@ -108,6 +122,9 @@ def test_short_forms_of_a_recipe() -> None:
         ({"reward": {"name": "digits", "weight": 0}}, "evaluation.judges"),
         ({"reward": {"name": "digits_judge"}, "estimator": {"first_order_steps": 0}}, "both a reward and a judge"),
         ({"reward": {"name": "digits", "wight": 1}}, r"rewards\.digits\.wight: no such key; allowed here: .*weight"),
+        ({"reward": {"name": "digits"}, "evaluation": {"judges": {"digits_judge": -1}}}, "weight: no such key"),
+        ({"reward": None, "rewards": {"reward": {"name": "digits"}}}, "label 'reward' is the name of another column"),
+        ({"reward": None, "rewards": {"a": {"name": "digits"}, "a_se": {"name": "digits"}}}, "label 'a_se'"),
         ({"reward": {"nam": "digits"}}, "reward: found .*give its name"),
         (
             {"reward": None, "rewards": {"name": "aesthetic", "options": {"path": "x"}}},

@@ -1,0 +1,1 @@
+"""Finished runs against the base model on the same chains (`rlr-ray evaluate`); their pictures (`rlr-ray sample`)."""

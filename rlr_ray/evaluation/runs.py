@@ -1,0 +1,109 @@
+"""Which runs are evaluated, and by which recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlr_ray.config import RunConfig
+from rlr_ray.core.seeds import seed_of
+from rlr_ray.errors import UserError
+from rlr_ray.lab.plans import NEUTRAL
+from rlr_ray.recipes import load_config, parse_config, parse_overrides
+from rlr_ray.resuming import find_run, run_config
+from rlr_ray.run_folder import RunFolder
+
+_ALIKE = ("model", "sampler", "dcot")  # keys without which the same seed does not mean the same picture
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    folder: Path
+    config: RunConfig  # its own
+
+
+def finished_run(given: str, overrides: list[str]) -> Run:
+    """The run of this name or path. Raises UserError if there is none, or if it has not ended."""
+    output_dir = parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
+    folder = find_run(given, output_dir, "run")
+    config = run_config(folder, [])
+    if not RunFolder(config).holds_results:
+        raise UserError(
+            f"run {given!r} in {folder} has not ended, and leaves its adapter when it does; go on with it by "
+            f"`rlr-ray train --resume {given}`"
+        )
+    return Run(folder.name, folder, config)
+
+
+def finished_runs(given: Sequence[str], overrides: list[str]) -> list[Run]:
+    """Runs with names of their own. Raises UserError if one is named twice."""
+    runs: list[Run] = []
+    for text in given:
+        run = finished_run(text, overrides)
+        if any(other.folder.samefile(run.folder) for other in runs):
+            raise UserError(f"run {text!r} is the one in {run.folder}, which was named before; name it once")
+        alike = sum(other.folder.name == run.name for other in runs)
+        runs.append(Run(f"{run.name}-{alike + 1}" if alike else run.name, run.folder, run.config))
+    return runs
+
+
+def recipe_of(options: argparse.Namespace, runs: Sequence[Run]) -> RunConfig:
+    """What the runs are evaluated by: the recipe of --config or of the first run, with what the options say on top."""
+    recipe = load_config(options.config, []) if options.config else runs[0].config
+    for run in runs:
+        _check_alike(recipe, f"--config {options.config}" if options.config else f"run {runs[0].name}", run)
+    fresh = seed_of(recipe.seed, "evaluate")  # neither training nor its evaluations draw from it
+    overrides = [f"evaluation.seed={fresh}", *options.set, *overrides_of(options)]
+    config = load_config(options.config, overrides) if options.config else run_config(runs[0].folder, overrides)
+    return _looked_at(config, options.reward)
+
+
+def _check_alike(recipe: RunConfig, whose: str, run: Run) -> None:
+    """Raise UserError if the run's pictures of a seed cannot be compared with the recipe's."""
+    for key in _ALIKE:
+        ours, theirs = getattr(recipe, key), getattr(run.config, key)
+        if ours != theirs:
+            raise UserError(
+                f"run {run.name} has {key} {_short(theirs)}, {whose} has {_short(ours)}; what is compared must have "
+                f"the same {key}; evaluate it apart: rlr-ray evaluate {run.folder}"
+            )
+
+
+def _short(part: Any) -> str:
+    return "none" if part is None else str(part.model_dump(exclude_defaults=True))
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """What --prompts, --seed and --chains set in the recipe; what only training reads then refuses nothing."""
+    given: dict[str, Any] = {"estimator": NEUTRAL, "guards": {}}
+    given |= {"prompts": options.prompts, "evaluation.seed": options.seed}
+    given |= {"evaluation.chains": getattr(options, "chains", None)}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+
+def _looked_at(config: RunConfig, rewards: Sequence[str]) -> RunConfig:
+    """The config with more judges, as the --reward options say. Raises UserError for those that do not work."""
+    judges: dict[str, Any] = {}
+    for text in rewards:
+        label, _, keys = text.partition("=")
+        try:
+            spelled = yaml.safe_load(keys) if keys else {}
+        except yaml.YAMLError as error:
+            raise UserError(f"--reward {text!r}: {keys!r} is not YAML: {error}") from error
+        if label in config.rewards or label in config.evaluation.judges or label in judges:
+            raise UserError(f"--reward {label!r} is there already; give it another label: 'LABEL={{name: {label}}}'")
+        judges[label] = spelled
+    if not judges:
+        return config
+    values = config.model_dump(mode="json")
+    values["evaluation"]["judges"] |= judges
+    return parse_config(values)
