@@ -15,9 +15,14 @@ from rlr_ray.disk import Unreadable, load_sealed, save_sealed
 from rlr_ray.errors import UserError
 
 # What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
-# updates do not repeat anyway.
+# updates do not repeat anyway, and for options by which a reward says something else. A * is any label.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {
+    "evaluation.judges",
+    "evaluation.clip",
+    "rewards.*.actors",
+    "rewards.*.invalid",
+    "rewards.*.options",
     "guards.kl_stop",
     "guards.patience",
     "guards.keep",
@@ -115,13 +120,23 @@ class Checkpoints:
 def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """The keys by which a config's updates differ from those of the saved one, with both values."""
     was, now = _flat(saved), _flat(config.model_dump(mode="json"))
-    free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
-    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key) and not free(key)]
-    return [f"{key}: was {was.get(key)!r}, now {now.get(key)!r}" for key in changed]
+    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path) and not _free(path)]
+    return [f"{'.'.join(path)}: was {was.get(path)!r}, now {now.get(path)!r}" for path in changed]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _free(path: tuple[str, ...]) -> bool:
+    """Whether a key is one of FREE_KEYS, or lies in one."""
+    names = [name.split(".") for name in FREE_KEYS]
+    return any(
+        len(path) >= len(name) and all(one in ("*", part) for one, part in zip(name, path, strict=False))
+        for name in names
+    )
+
+
+def _flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Values by the keys that lead to them, since a label may hold dots itself."""
+    flat: dict[tuple[str, ...], Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        path = (*above, str(key))
+        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
     return flat

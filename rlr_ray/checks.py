@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    auto, of_plan = config.estimator.preset == "auto", (_plan_owns_something, _surrogate, _half_order, _zeroth_order)
+    auto = config.estimator.preset == "auto"
+    of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
     for check in (_dcot, _labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
         check(config)
 
@@ -66,6 +67,20 @@ def _reward_actors(config: RunConfig) -> None:
             f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "
             "Ray on this machine; or leave actors out, and the reward is in this process"
         )
+
+
+def _reward_patience(config: RunConfig) -> None:
+    """A reward that hangs must be told of before the rollouts that wait for it are taken to hang."""
+    if config.cluster == "none" or not config.plan_shape.has_zeroth_order:
+        return
+    limit = config.cluster.rollouts.timeout_s
+    for label, reward in config.rewards.items():
+        if reward.actors and reward.actors.timeout_s >= limit:
+            raise UserError(
+                f"rewards.{label}.actors.timeout_s is {reward.actors.timeout_s:g}, but rollouts that ask the reward "
+                f"are ended after cluster.rollouts.timeout_s, {limit:g}; allowed: below that; lower the one or "
+                "raise the other"
+            )
 
 
 def _dcot(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ import platform
 import statistics
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,32 @@ class Results:
         return {"guards": self.guards.state_dict()}
 
     def _before(self, theta: Tensor) -> Evaluation:
-        """The evaluation at the start, measured once and kept for a resumed run; measured again if it is damaged."""
-        file = self.folder.samples / "before.pt"
-        try:
-            return Evaluation(**load_sealed(file, torch.device("cpu")))
-        except Unreadable:
-            before = evaluate(self.engine, theta)
+        """The evaluation at the start, measured once and kept for a resumed run.
+
+        Measured again if it is damaged, or if others are asked now.
+        """
+        file, asked = self.folder.samples / "before.pt", self._asked
+        with suppress(Unreadable):
+            kept = load_sealed(file, torch.device("cpu"))
+            if kept.pop("asked", None) == asked:
+                return Evaluation(**kept)
+        before = evaluate(self.engine, theta)
         with disk_errors():
             save_grid(self.folder.samples / "before.png", before.images)
-            save_sealed(file, vars(before))
+            save_sealed(file, vars(before) | {"asked": asked})
         return before
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What scores and diversity depend on that a resumed run may change, but for the rewards' own options."""
+        rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
+        return {
+            "invalid": {label: reward.invalid for label, reward in rewards.items()},
+            "judges": {
+                label: one.model_dump(mode="json", exclude={"actors"}) for label, one in evaluation.judges.items()
+            },
+            "clip": evaluation.clip,
+        }
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:
         """What held-out chains at theta are like after so many updates, as columns of an update's row."""

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlr_ray.checkpoints import changed_keys
 from rlr_ray.cli import main
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import Unreadable, load_sealed, save_sealed
@@ -127,6 +128,22 @@ def test_a_checkpoint_of_another_format_or_config_is_passed_over(copied: Path) -
     loaded = RunFolder(small_run(copied.parent)).checkpoints.load(CPU, said.append)
     assert loaded is not None and loaded["step"] == 4
     assert ["has format 0" in said[0], "another config (seed: was 7, now 0)" in said[1], len(said)] == [True, True, 2]
+
+
+def test_where_a_reward_lies_and_how_it_is_asked_may_change_but_not_what_counts(tmp_path: Path) -> None:
+    own = {"name": "digits", "normalize": False}
+    saved = small_run(tmp_path, reward=None, rewards={"pkg.a:b": own, "digits": {}}).model_dump(mode="json")
+
+    def changed(**keys: Any) -> list[str]:
+        rewards = {"pkg.a:b": own | keys.pop("reward", {}), "digits": {}}
+        return changed_keys(saved, small_run(tmp_path, reward=None, rewards=rewards, **keys))
+
+    free = {"invalid": -1, "options": {"url": "http://elsewhere"}, "actors": {"cpus": 2}}
+    judges = {"digits_judge": {"invalid": 0}}
+    assert changed(reward=free, cluster={}, evaluation={"judge": None, "judges": judges, "clip": "/models/clip"}) == []
+    assert changed(reward={"weight": 2.0}) == ["rewards.pkg.a:b.weight: was 1.0, now 2.0"]
+    assert changed(evaluation={"chains": 4}) == ["evaluation.chains: was 2, now 4"]
+    assert changed_keys(saved, small_run(tmp_path))[0].startswith("rewards.pkg.a:b.")  # though its options are free
 
 
 @contextlib.contextmanager

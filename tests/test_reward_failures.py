@@ -103,6 +103,38 @@ def test_or_is_replaced_and_told(tmp_path: Path) -> None:
     assert rows[0]["reward_mean"] < 0.3 < rows[1]["reward_mean"]  # one of four scored -1: seen, not averaged away
 
 
+class First:
+    """The brightness of the pictures that it saw first, and of no other."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, asked: dict[str, Any]) -> dict[str, Any]:
+        scores = [float(picture.mean()) for picture in pixels(asked)]
+        self.seen = self.seen or scores
+        return {"scores": [score if score in self.seen else None for score in scores]}
+
+
+@pytest.mark.parametrize("judges", [{"first": {"invalid": -1.0}}, {}, {"digits_judge": {}}], ids=str)
+def test_a_trained_run_whose_judge_fails_at_its_end_is_finished_with_another(
+    tmp_path: Path, judges: dict[str, Any]
+) -> None:
+    with server(First()) as (url, _):
+
+        def judged(asked: dict[str, Any], **more: Any) -> Any:
+            own = {"first": {"name": "http", "options": {"url": url}}}
+            keys = {"reward": {"name": "digits", "options": {}}, "prompts": ["a handwritten three"]}
+            judges = {label: own.get(label, {}) | one for label, one in asked.items()}
+            return run(tmp_path, url, **keys, evaluation={"judge": None, "judges": judges}, **more)
+
+        with pytest.raises(UserError, match=r"'first' returned nan for image 0 .*`invalid`"):
+            judged({"first": {}})
+        summary, rows = judged(judges, resume=True)
+    assert rows == [] and summary["judges"] == list(judges) and summary["steps"] == 3
+    assert summary["invalid_after"] == (2 if "first" in judges else 0)
+    assert summary["scores"].keys() == judges.keys()
+
+
 def test_a_slow_server_is_waited_for(tmp_path: Path) -> None:
     quick, slow = ServerApart(of_size=0.1), ServerApart(of_size=0.1, delay_s=0.3)
     expected, rows = run(tmp_path, quick.url, name="quick")

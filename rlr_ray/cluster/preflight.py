@@ -153,9 +153,12 @@ def _message(
         if reward.actors
     )
     there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
+    lower = ["cluster.rollouts.min_actors", "cluster.rollouts.cpus", "cluster.workers"]
+    lower += [f"actors.replicas, .cpus or .gpus of reward {label}" for label in apart]
+    alone = "" if apart else ", or set cluster: none to run in this process"  # where actors are refused
     return (
         f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
         f"{actors} rollout actors of {listed(cluster.rollouts.demand)}{rewards}), but the cluster {verb} {there}: "
-        f"{why}; lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add nodes, raise "
-        "cluster.wait_s if they come by themselves, or set cluster: none to run in this process"
+        f"{why}; lower {', '.join(lower[:-1])} or {lower[-1]}, add nodes, raise cluster.wait_s if they come by "
+        f"themselves{alone}"
     )

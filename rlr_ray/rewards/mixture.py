@@ -24,8 +24,7 @@ class Mixture:
     def __init__(self, configs: Mapping[str, Any], device: torch.device, built: Mapping[str, Callable[..., Tensor]]):
         self.configs = dict(configs)
         self.rewards: dict[str, Any] = {
-            label: built.get(label) or load_reward(config.name, config.options, device)
-            for label, config in self.configs.items()
+            label: built.get(label) or _loaded(label, config, device) for label, config in self.configs.items()
         }
         self.black_box = tuple(i for i, config in enumerate(self.configs.values()) if not config.has_gradient)
         self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
@@ -116,3 +115,17 @@ class Mixture:
         found = self.invalid, self.seconds
         self.invalid, self.seconds = 0, 0.0
         return found
+
+
+def _loaded(label: str, config: Any, device: torch.device) -> Callable[..., Tensor]:
+    """A reward in this process. Raises UserError if it cannot be built here, though its actors might."""
+    try:
+        return load_reward(config.name, config.options, device)
+    except UserError as error:
+        if config.actors is None:
+            raise
+        raise UserError(
+            f"reward {label!r} has actors of its own, but this command scores in this process, as all but train, plan "
+            f"and tune do, and it cannot be built here: {error}; what only the runtime_env of its actors has must be "
+            "installed here too"
+        ) from error

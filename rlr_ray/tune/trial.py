@@ -112,7 +112,8 @@ class _Reporter:
         facts = {name: summary[name] for name in ("gain", "gain_se", "theta_sha256")}
         facts["judge_after"] = next((summary["scores"][judge]["after"] for judge in summary["judges"]), None)
         after = summary["reward_after"], summary["reward_after_se"]
-        self._report(self.evaluations, self.updates, *after, facts | {"done": True})
+        updates = summary["steps"]  # fewer than were planned if a guard ended the run
+        self._report(self.evaluations, updates, *after, facts | {"done": True})
 
     def _report(
         self, evaluation: int, updates: int, reward: float, error: float, facts: dict[str, Any] | None = None

@@ -11,10 +11,11 @@ import pytest
 
 from rlr_ray.cluster.doctor import examine_cluster
 from rlr_ray.cluster.placement import missing_of, place
-from rlr_ray.cluster.preflight import check_reachable, room
+from rlr_ray.cluster.preflight import _message, check_reachable, room
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.doctor import Verdict, left_token
 from rlr_ray.errors import UserError
+from rlr_ray.reward_config import JudgeConfig, RewardActorsConfig
 from tests.runs import short_run
 
 
@@ -105,6 +106,18 @@ def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
     missing, waited = placement(spot), placement(spot | {"wait_s": 900})
     assert not missing.ok and "rollout actor (0.5 CPU, 1 spot) -> a node that has to come" in missing.found
     assert waited.ok and waited.found == missing.found
+
+
+def test_what_there_is_no_room_for_is_told_with_the_keys_that_take_it() -> None:
+    cluster, apart = ClusterConfig(), {"ocr": JudgeConfig(name="digits", actors=RewardActorsConfig(gpus=1))}
+    words = _message(cluster, 1, apart, "too little GPU", "has only", {"CPU": 4})
+    assert (
+        "needs 2.5 CPU, 1 GPU" in words and "cluster.workers or actors.replicas, .cpus or .gpus of reward ocr" in words
+    )
+    assert "cluster: none" not in words  # which refuses actors
+    without = _message(cluster, 1, {}, "too little CPU", "has only", {"CPU": 1})
+    assert "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add" in without
+    assert without.endswith("or set cluster: none to run in this process")
 
 
 def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.recipes import parse_config
-from rlr_ray.reward_config import RewardConfig
+from rlr_ray.reward_config import RewardActorsConfig, RewardConfig
 from rlr_ray.rewards.mixture import Mixture
 from tests.runs import RECIPE
 
@@ -103,6 +103,13 @@ def test_a_score_that_is_not_finite_stops_the_run_or_is_replaced_and_counted() -
     assert not gradient[2].any() and bool(gradient[finite].isfinite().all()) and bool(gradient[finite].any())
 
 
+def test_a_reward_of_actors_that_this_process_cannot_build_is_told_as_such() -> None:
+    config = RewardConfig(name="nowhere_but_there:reward", differentiable=True, actors=RewardActorsConfig())
+    with pytest.raises(UserError, match=r"'ocr' has actors .*no module 'nowhere_but_there'.*runtime_env"):
+        Mixture({"ocr": config}, CPU, {})
+    assert Mixture({"ocr": config}, CPU, {"ocr": bright}).labels == ["ocr"]
+
+
 def test_short_forms_of_a_recipe() -> None:
     plain = {key: value for key, value in RECIPE.items() if key != "reward"}
     config = parse_config(plain | {"rewards": {"digits": 2, "own": {"name": "digits_judge", "invalid": -1}}})
@@ -125,6 +132,10 @@ def test_short_forms_of_a_recipe() -> None:
         ({"reward": {"name": "digits"}, "evaluation": {"judges": {"digits_judge": -1}}}, "weight: no such key"),
         ({"reward": None, "rewards": {"reward": {"name": "digits"}}}, "label 'reward' is the name of another column"),
         ({"reward": None, "rewards": {"a": {"name": "digits"}, "a_se": {"name": "digits"}}}, "label 'a_se'"),
+        (
+            {"cluster": {}, "reward": {"name": "digits", "actors": {"timeout_s": 600}}},
+            r"rewards\.digits\.actors\.timeout_s is 600, but .*cluster\.rollouts\.timeout_s, 600; allowed: below",
+        ),
         ({"reward": {"nam": "digits"}}, "reward: found .*give its name"),
         (
             {"reward": None, "rewards": {"name": "aesthetic", "options": {"path": "x"}}},

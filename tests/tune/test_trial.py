@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlr_ray.checkpoints import Checkpoints
 from rlr_ray.tune.apart import run_here
-from rlr_ray.tune.trial import Trial
+from rlr_ray.tune.estimates import cost_of_update
+from rlr_ray.tune.trial import Trial, run_trial
 from tests.runs import small_run
 
 CPU = torch.device("cpu")
@@ -33,6 +35,14 @@ def test_another_trials_state_replaces_its_own(tmp_path: Path) -> None:
         _plain({**found, "config": None}) == _plain({**expected, "config": None}) != _plain({**before, "config": None})
     )
     assert found["config"]["train"]["learning_rate"] == 5.0
+
+
+def test_a_trial_that_a_guard_ends_has_cost_what_it_ran(tmp_path: Path) -> None:
+    config = small_run(tmp_path, evaluation={"every": 1}, guards={"kl_stop": 1e-9})
+    told: list[dict[str, Any]] = []
+    run_trial(config, 4, told.append)
+    assert [result["updates"] for result in told] == [1, 1] and config.train.iterations == 4
+    assert told[-1]["done"] and told[-1]["cost"] == cost_of_update(config)
 
 
 def _plain(value: object) -> object:
