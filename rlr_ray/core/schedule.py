@@ -88,7 +88,7 @@ def flow_schedule(
     At a = 0 that is Euler's step. Its signal is that of the marginal at s', (1 - s') E[x0 | x]; its noise has the
     variance s'^2 + h (s - s') + h^2 / 4, so marginals are kept up to O(h^2) a step, and pictures of few steps at a high
     a are noisy. At s = 1 g is infinite: the first step takes s' for s in 1 - s, as the authors' code does, so h = a^2
-    there. The last step keeps its sigma, small if its s is.
+    there, and later steps forget its excess. The last step keeps its sigma, which is small if its s is.
     """
     steps = []
     for k, (s, after) in enumerate(itertools.pairwise(sigmas)):

@@ -43,16 +43,15 @@ class Flux(PipelineModel):
                 f"sampler.embedded_guidance_scale is {sampler.embedded_guidance_scale:g}, but this model takes none "
                 "(its transformer has no guidance_embeds, as FLUX.1 schnell); leave the key out"
             )
-        self.tokens = 512 if embeds else 256  # of T5; schnell takes no more
+        self.tokens = min(512 if embeds else 256, pipeline.tokenizer_2.model_max_length)  # schnell takes 256
         _, height, width = self.latent_shape
         self._places = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, self.dtype)
 
     def _embedded_guidance(self, sampler: Any) -> float:
         if self.guidance_scale > 1:
             warnings.warn(
-                f"sampler.guidance_scale {self.guidance_scale:g} adds classifier-free guidance, at twice the cost, to a "
-                "model with guidance of its own; sampler.guidance_scale: 1 leaves it to embedded_guidance_scale, as the "
-                "pipeline does unless it is given negative prompts",
+                f"sampler.guidance_scale {self.guidance_scale:g} adds classifier-free guidance, at twice the cost, to "
+                "a model with guidance of its own; set it to 1 unless prompts have negative ones",
                 stacklevel=2,
             )
         return _EMBEDDED if sampler.embedded_guidance_scale is None else float(sampler.embedded_guidance_scale)

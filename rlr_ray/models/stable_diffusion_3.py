@@ -13,7 +13,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.models.pipelines import PipelineModel, load_pipeline
 from rlr_ray.models.schedulers import flow_schedule_of
 
-_TOKENS = 256  # of T5, as the pipeline has it
+_TOKENS = 256  # that T5 is given, as in the pipeline
 
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion3:
@@ -29,6 +29,11 @@ class StableDiffusion3(PipelineModel):
     """
 
     trained = "transformer"
+
+    @property
+    def tokens(self) -> int:
+        tokenizer = self.pipeline.tokenizer_3
+        return _TOKENS if tokenizer is None else min(_TOKENS, tokenizer.model_max_length)
 
     @property
     def patch(self) -> int:  # type: ignore[override]
@@ -73,7 +78,7 @@ class StableDiffusion3(PipelineModel):
             device=self.device,
             do_classifier_free_guidance=self.guidance_scale > 1,
             negative_prompt=negative,
-            max_sequence_length=_TOKENS,
+            max_sequence_length=self.tokens,
         )
         names = ("prompt", "negative", "pooled", "negative_pooled")
         return {name: value for name, value in zip(names, found, strict=True) if value is not None}
@@ -82,4 +87,4 @@ class StableDiffusion3(PipelineModel):
         """T5 reads what CLIP's tokenizers cut off, if the pipeline has it."""
         if self.pipeline.text_encoder_3 is None:
             return super()._tokenizers()
-        return [(self.pipeline.tokenizer_3, _TOKENS)]
+        return [(self.pipeline.tokenizer_3, self.tokens)]
