@@ -56,7 +56,8 @@ def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
     transformers.utils.logging.disable_progress_bar()
     source = folder if folder.exists() else path
     try:
-        found = family.load_config(source)["_class_name"]
+        index = family.load_config(source)
+        found = index["_class_name"]
         if found != family.__name__:
             other = FAMILIES.get(found)
             remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
@@ -64,7 +65,8 @@ def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
                 f"model.path {path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
                 f"{remedy}"
             )
-        return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
+        left_out = {name: None for name, part in index.items() if part == [None, None]}  # as SD3's T5 may be
+        return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **left_out | options)
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:

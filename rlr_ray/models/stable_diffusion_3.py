@@ -25,7 +25,7 @@ def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Stabl
 class StableDiffusion3(PipelineModel):
     """A StableDiffusion3Pipeline as a function of its adapter's numbers (Esser et al. 2024, arXiv:2403.03206).
 
-    The pipeline may lack its third text encoder, T5, as it may in diffusers.
+    The pipeline may lack its third text encoder, T5: saved with `text_encoder_3=None, tokenizer_3=None`.
     """
 
     trained = "transformer"

@@ -73,15 +73,14 @@ def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) 
 def plain_images(name: str, pipeline: Any, **options: Any) -> Tensor:  # [3, 3, H, W]
     pipeline.set_progress_bar_config(disable=True)
     scale = "true_cfg_scale" if name == "flux" else "guidance_scale"
-    arguments = {"negative_prompt": NEGATIVES, "height": HEIGHT, "width": WIDTH, scale: 3.0} | options
+    arguments = {"negative_prompt": NEGATIVES, "height": HEIGHT, "width": WIDTH, scale: 3.0}
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     images: Tensor = pipeline(
         PROMPTS,
         generator=generators,
         num_inference_steps=3,
-        max_sequence_length=TOKENS,
         output_type="pt",
-        **arguments,
+        **arguments | {"max_sequence_length": TOKENS} | options,
     ).images
     return images
 
@@ -267,7 +266,7 @@ def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
         ({"height": 10}, "model.height is 10; allowed: multiples of 4"),  # 2 of the VAE, 2 of a token
         ({"width": 18}, "model.width is 18; allowed: multiples of 4"),
         ({"sampler": {"timestep_spacing": "linspace"}}, "'linspace', but a flow model's times are its scheduler's"),
-        ({"path": DIGITS / "pipeline"}, "holds a StableDiffusionPipeline; .*; set model.name: stable_diffusion"),
+        ({"folder": DIGITS / "pipeline"}, "holds a StableDiffusionPipeline; .*; set model.name: stable_diffusion"),
     ],
     ids=["target", "height", "width", "spacing", "class"],
 )
@@ -275,18 +274,18 @@ def test_what_does_not_work_is_refused(
     name: str, changes: dict[str, Any], words: str, folders: dict[str, Path]
 ) -> None:
     with pytest.raises(UserError, match=words):
-        load(name, changes.pop("path", folders[name]), **changes)
+        load(name, **{"folder": folders[name]} | changes)
 
 
 def test_sides_beyond_the_position_embedding_are_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="model.height is 36; allowed: up to 32 for this model"):
+    with pytest.raises(UserError, match=r"model\.height is 36; allowed: up to 32 for this model"):
         load("stable_diffusion_3", folders["stable_diffusion_3"], height=36)
 
 
 def test_a_class_of_no_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
     with pytest.raises(
-        UserError, match="holds a PixArtAlphaPipeline; .* pipelines that work are Stable.*, FluxPipeline"
+        UserError, match=r"holds a PixArtAlphaPipeline; .* pipelines that work are Stable.*, FluxPipeline"
     ):
         load("flux", tmp_path)
 
