@@ -73,7 +73,7 @@ def flow_schedule(
     *,
     noise_level: float,
 ) -> Schedule:
-    """The SDE sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470, section 4.2) for flow matching.
+    """The SDE sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470, equation 9) for flow matching.
 
     The latent at time s is x = (1 - s) x0 + s e, e ~ N(0, I), and the model's output v = E[e - x0 | x], so the score is
     -(x + (1 - s) v) / s. The ODE dx = v ds has the same marginals as, from s = 1 down, the SDE
