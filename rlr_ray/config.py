@@ -42,8 +42,10 @@ class AdapterConfig(BaseModel):
 
 class SamplerConfig(Strict):
     steps: int = Field(50, ge=1, le=1000)  # T
-    eta: float = Field(1.0, ge=0, le=1)  # 1: ancestral sampling, 0: no noise
-    guidance_scale: float = Field(5.0, ge=1)  # 1: no guidance
+    # 0: no noise. Of DDIM (Stable Diffusion to XL), 1: ancestral sampling. Of flow models: Flow-GRPO's noise level a
+    eta: float = Field(1.0, ge=0, le=1)
+    guidance_scale: float = Field(5.0, ge=1)  # classifier-free; 1: none
+    embedded_guidance_scale: float | None = Field(None, ge=0)  # FLUX.1 dev: told to the model as an input; None: 3.5
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
 
 

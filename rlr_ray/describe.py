@@ -124,6 +124,6 @@ def describe_results(folder: RunFolder) -> str:
     if not summary["adapter"].startswith("lora/"):
         lines.append(
             "          (in PEFT's own format, which diffusers' load_lora_weights does not read; "
-            "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder))"
+            "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder), or pipeline.transformer)"
         )
     return "\n".join(lines)

@@ -23,7 +23,7 @@ class Denoiser(Protocol):
     Nothing is stored in between: perturbing parameters means passing others, so there is nothing to restore.
     """
 
-    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor: ...
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
 
 
 @dataclass(frozen=True)

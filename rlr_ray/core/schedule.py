@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Schedule:
     Python floats, computed in double precision: they enter a chain of any dtype, on any device, without a host copy.
     """
 
-    timesteps: tuple[int, ...]  # [T] what the denoiser is told
+    timesteps: tuple[float, ...]  # [T] what the denoiser is told
     latent_coefficient: tuple[float, ...]  # [T]
     output_coefficient: tuple[float, ...]  # [T]
     sigma: tuple[float, ...]  # [T] standard deviation of a step's noise
@@ -44,14 +45,17 @@ class Schedule:
 
 
 def ddim_schedule(
-    timesteps: Sequence[int],  # [T]
+    timesteps: Sequence[float],  # [T]
     alphas_in: Sequence[float],  # [T] cumulative alpha at each step's input
     alphas_out: Sequence[float],  # [T] cumulative alpha at each step's output
     *,
     eta: float,
     prediction_type: str = "epsilon",
 ) -> Schedule:
-    """DDIM (Song et al. 2021, equations 12 and 16); `eta = 1` is the ancestral DDPM sampler, `eta = 0` has no noise.
+    """DDIM (Song et al. 2021, equations 12 and 16); `eta = 0` has no noise.
+
+    `eta = 1` is the ancestral DDPM sampler with the smaller of its two variances, and on alphas 1 / (1 + s^2) it is
+    Euler ancestral on noise levels s, whose latent is this one times sqrt(1 + s^2).
 
     With a, a' the cumulative alphas at a step's input and output and e the noise that the output stands for:
     `sigma^2 = eta^2 (1 - a') / (1 - a) * (1 - a / a')` and
@@ -61,6 +65,37 @@ def ddim_schedule(
     latent, output, sigma = zip(*steps, strict=True)
     clean = tuple(_clean_and_noise(a, prediction_type)[:2] for a in alphas_in)
     return Schedule(tuple(timesteps), latent, output, sigma, clean)
+
+
+def flow_schedule(
+    timesteps: Sequence[float],  # [T]
+    sigmas: Sequence[float],  # [T + 1] noise's share s of each step's input, and of the last one's output
+    *,
+    noise_level: float,
+) -> Schedule:
+    """The SDE sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470, equation 9) for flow matching.
+
+    The latent at time s is x = (1 - s) x0 + s e, e ~ N(0, I), and the model's output v = E[e - x0 | x], so the score is
+    -(x + (1 - s) v) / s. The ODE dx = v ds has the same marginals as, from s = 1 down, the SDE
+
+        dx = (v + g^2 / (2 s) (x + (1 - s) v)) ds + g dw,  for any g (Song et al. 2021, arXiv:2011.13456, section 4.3).
+
+    With the paper's g = a sqrt(s / (1 - s)), a the noise level, a step of Euler-Maruyama from s to s' < s has, where
+    h = a^2 (s - s') / (1 - s),
+
+        mean = x - (s - s') v - h / 2 (x + (1 - s) v),  sigma^2 = s h.
+
+    At a = 0 that is Euler's step. Its signal is that of the marginal at s', (1 - s') E[x0 | x]; its noise has the
+    variance s'^2 + h (s - s') + h^2 / 4, so marginals are kept up to O(h^2) a step, and pictures of few steps at a high
+    a are noisy. At s = 1 g is infinite: the first step takes s' for s in 1 - s, as the authors' code does, so h = a^2
+    there, and later steps forget its excess. The last step keeps its sigma, which is small if its s is.
+    """
+    steps = []
+    for k, (s, after) in enumerate(itertools.pairwise(sigmas)):
+        h = noise_level**2 * (s - after) / (1 - (s if k else after))
+        steps.append((1 - h / 2, after - s - h / 2 * (1 - s), math.sqrt(s * h)))
+    latent, output, sigma = zip(*steps, strict=True)
+    return Schedule(tuple(timesteps), latent, output, sigma, tuple((1.0, -s) for s in sigmas[:-1]))
 
 
 def _ddim_step(a: float, b: float, eta: float, prediction_type: str) -> tuple[float, float, float]:

@@ -26,14 +26,14 @@ SCHEDULER = DDIMScheduler(  # Stable Diffusion's noise levels; the last step's s
 )
 
 
-def toy_denoiser(theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
+def toy_denoiser(theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
     """A small network beside the right answer for standard normal data; theta [P], or [B, P] for each chain's own."""
     weights = theta.expand(len(latent), PARAMETERS).unflatten(1, (6, HIDDEN))  # [B, 6, hidden]
     x = latent.flatten(1)  # [B, 2]
     hidden = torch.tanh(
         x[:, :1] * weights[:, 0] + x[:, 1:] * weights[:, 1] + weights[:, 2] + timestep / 1000 * weights[:, 3]
     )
-    noise_share = (1 - SCHEDULER.alphas_cumprod[timestep].double()).sqrt()
+    noise_share = (1 - SCHEDULER.alphas_cumprod[int(timestep)].double()).sqrt()
     return (hidden[:, None] * weights[:, 4:]).sum(-1).view_as(latent) + noise_share * latent
 
 

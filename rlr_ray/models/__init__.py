@@ -26,7 +26,7 @@ class Model(Protocol):
     latent_shape: tuple[int, ...]  # C, H, W
     initial_theta: Tensor  # [P]
 
-    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor: ...
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
 
     def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning: ...  # (): all empty
 

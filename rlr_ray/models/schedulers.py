@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from rlr_ray.core.schedule import Schedule, ddim_schedule
+from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
+from rlr_ray.errors import UserError
 
 
 def ddim_scheduler(config: Any, timestep_spacing: str) -> DDIMScheduler:
@@ -37,3 +40,27 @@ def schedule_of(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
         eta=eta,
         prediction_type=scheduler.config.prediction_type,
     )
+
+
+def flow_schedule_of(
+    config: Any,  # a scheduler's
+    sampler: Any,
+    tokens: int,  # of the picture, by which dynamic shifting goes
+    sigmas: Sequence[float] | None = None,  # [T] before shifting; None: the scheduler's own
+) -> Schedule:
+    """The steps that FlowMatchEulerDiscreteScheduler of that config takes, with the noise of `sampler.eta`.
+
+    Raises UserError for timestep spacings, which flow models do not have, and for flows that run from 0 to 1.
+    """
+    if sampler.timestep_spacing != "trailing":
+        raise UserError(
+            f"sampler.timestep_spacing is {sampler.timestep_spacing!r}, but a flow model's times are its scheduler's; "
+            "leave the key out"
+        )
+    if config.get("invert_sigmas"):
+        raise UserError("this pipeline's scheduler has invert_sigmas; allowed: flows whose noise is at time 1")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    scheduler.set_timesteps(sampler.steps, sigmas=sigmas, mu=shift if scheduler.config.use_dynamic_shifting else None)
+    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)

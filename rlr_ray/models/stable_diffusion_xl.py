@@ -8,7 +8,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from rlr_ray.models.stable_diffusion import StableDiffusion, load_pipeline
+from rlr_ray.models.pipelines import load_pipeline
+from rlr_ray.models.stable_diffusion import StableDiffusion
 
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusionXL:
@@ -30,10 +31,10 @@ class StableDiffusionXL(StableDiffusion):
         height, width = (pipeline.vae_scale_factor * side for side in self.latent_shape[1:])
         self._sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=self.device)
 
-    def _inputs(self, conditioning: dict[str, Tensor]) -> dict[str, Any]:
+    def _inputs(self, latents: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Any]:
         pooled = self._both(conditioning, "negative_pooled", "pooled")
         added = {"text_embeds": pooled, "time_ids": self._sizes.expand(len(pooled), -1)}
-        return super()._inputs(conditioning) | {"added_cond_kwargs": added}
+        return super()._inputs(latents, time, conditioning) | {"added_cond_kwargs": added}
 
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:

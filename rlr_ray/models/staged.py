@@ -27,7 +27,7 @@ class Staged:
         self.stage_of = dict(zip(model.schedule.timesteps, stage_of_step, strict=True))
         assert len(self.stage_of) == len(stage_of_step), "two steps with one timestep"
 
-    def __call__(self, theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
         """Prediction [B, C, H, W] under the prompts of the step's stage."""
         stage = self.stage_of[timestep]
         return self.model(theta, latent, timestep, {name: value[:, stage] for name, value in conditioning.items()})

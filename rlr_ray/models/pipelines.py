@@ -1,0 +1,230 @@
+"""What the families of pipelines share: loading one, and calling it as a function of its adapter's numbers."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from peft import get_peft_model_state_dict, load_peft_weights
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlr_ray.core.chain import Conditioning
+from rlr_ray.core.parameters import ParameterVector
+from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
+from rlr_ray.models import module_bytes
+from rlr_ray.models.adapters import add_adapter, save_peft, set_adapter, trainable
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
+
+FAMILIES = {  # model.name by the class of a pipeline
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "FluxPipeline": "flux",
+}
+
+
+def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
+    """On the CPU, torch's fused attention has no batching rule and would run chain by chain; the plain one has."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def _too_long(tokenizer: Any, limit: int, texts: Sequence[str]) -> set[str]:
+    """Those with more tokens than `limit`, the marks of start and end among them."""
+    rows = tokenizer(list(texts), verbose=False).input_ids if texts else []
+    return {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
+
+
+def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
+    """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
+    if not config.path:
+        raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
+    path, folder = config.path, Path(config.path).expanduser()
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
+            "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
+        )
+    diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
+    transformers.utils.logging.disable_progress_bar()
+    source = folder if folder.exists() else path
+    try:
+        index = family.load_config(source)
+        found = index["_class_name"]
+        if found != family.__name__:
+            other = FAMILIES.get(found)
+            remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
+            raise UserError(
+                f"model.path {path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
+                f"{remedy}"
+            )
+        left_out = {name: None for name, part in index.items() if part == [None, None]}  # as SD3's T5 may be
+        return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **left_out | options)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"model.path {path!r} could not be loaded as a {words} pipeline: {error}") from error
+
+
+class PipelineModel(ABC):
+    """A diffusers pipeline as a function of its adapter's numbers: what a family adds is below, abstract.
+
+    The latent chain and theta are float32 whatever the weights' dtype; `guidance_scale` above 1 adds classifier-free
+    guidance (Ho and Salimans 2021), computed inside one prediction.
+    """
+
+    trained: str  # the pipeline's part that the adapter sits in
+    patch = 1  # latent pixels a side that the part takes as one; a picture's sides are multiples of it
+
+    def __init__(self, pipeline: Any, config: Any, adapter: Any, sampler: Any, device: torch.device):
+        self.pipeline = pipeline.to(device)
+        self.device, self.dtype = device, getattr(pipeline, self.trained).dtype
+        self.guidance_scale = sampler.guidance_scale
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        self.latent_shape = self._latent_shape(config.height, config.width)
+        self.schedule = self._schedule(sampler)
+        self.adapter_type = adapter.type
+        self.module: Any = add_adapter(getattr(pipeline, self.trained), adapter.type, adapter.options, adapter.seed)
+        self.parameters = ParameterVector(trainable(self.module))
+        self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
+        self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_uncached)
+
+    @property
+    @abstractmethod
+    def channels(self) -> int: ...  # C
+
+    @property
+    @abstractmethod
+    def default_side(self) -> int: ...  # of the latent
+
+    @abstractmethod
+    def _schedule(self, sampler: Any) -> Schedule: ...
+
+    @abstractmethod
+    def _inputs(self, latents: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Any]:
+        """What the trained part is called with; with guidance for the negative prompts first, then for the prompts."""
+
+    @abstractmethod
+    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]: ...  # each [1, ...]
+
+    def _output(self, output: Tensor) -> Tensor:
+        """The trained part's output as [B, C, H, W]."""
+        return output
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        """The tokenizers that must not cut a text, and how many tokens each takes."""
+        parts = (getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+        return [(part, part.model_max_length) for part in parts if part is not None]
+
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        scale, default = self.pipeline.vae_scale_factor, self.default_side
+        for name, size in (("height", height), ("width", width)):
+            if size is not None and size % (scale * self.patch):
+                raise UserError(f"model.{name} is {size}; allowed: multiples of {scale * self.patch} for this model")
+        return self.channels, height // scale if height else default, width // scale if width else default
+
+    def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        """Prediction [B, C, H, W] after guidance, at theta [P], or at a theta for each chain [B, P]."""
+        time = torch.full((), timestep, device=self.device)  # filled there: nothing is copied, nothing waits
+        predict = functools.partial(self._predict, time=time)
+        if theta.dim() == 1:
+            return predict(theta, latent, dict(conditioning))
+
+        def predict_one(theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+            single = {name: value[None] for name, value in conditioning.items()}
+            return predict(theta, latent[None], single)[0]
+
+        with _batched_attention(self.device):
+            return torch.func.vmap(predict_one)(theta, latent, dict(conditioning))
+
+    def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
+        guided = "negative" in conditioning
+        latents = torch.cat([latent, latent]) if guided else latent
+        (output,) = torch.func.functional_call(
+            self.module,
+            self.parameters.unflatten(theta),
+            (),
+            {**self._inputs(latents.to(self.dtype), time, conditioning), "return_dict": False},
+            tie_weights=False,  # where PEFT shares parameters, it shares what holds them; looking for ties takes long
+        )
+        output = self._output(output).to(latent.dtype)
+        if not guided:
+            return output
+        negative, positive = output.chunk(2)
+        return negative + self.guidance_scale * (positive - negative)
+
+    def _both(self, conditioning: dict[str, Tensor], negative: str, positive: str) -> Tensor:
+        parts = [conditioning[name] for name in (negative, positive) if name in conditioning]
+        return torch.cat(parts).to(self.dtype)
+
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Text embeddings by name, each [B, L, D]; a pair's embedding is computed once. Negatives (): all empty."""
+        pairs = zip(prompts, negatives or [""] * len(prompts), strict=True)
+        rows = [self._encode_one(prompt, negative) for prompt, negative in pairs]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def truncated(self, texts: Sequence[str]) -> list[str]:
+        """The texts that are longer than one of the pipeline's tokenizers takes; their ends are cut off."""
+        cut = set().union(*(_too_long(tokenizer, limit, texts) for tokenizer, limit in self._tokenizers()))
+        return [text for text in texts if text in cut]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, h, w] in [0, 1] of latents [B, C, H, W]; differentiable."""
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        images = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def weights(self) -> int:
+        """Bytes of the pipeline's parameters and buffers."""
+        return sum(module_bytes(part) for part in self.pipeline.components.values())
+
+    def save_adapter(self, theta: Tensor, folder: Path) -> Path:
+        """Save theta: LoRA as lora/ for diffusers' `load_lora_weights`, others as adapter/ in PEFT's format."""
+        for name, value in self.parameters.unflatten(theta).items():
+            self.module.get_parameter(name).data.copy_(value)
+        if self.adapter_type != "LORA":
+            return save_peft(self.module, folder / "adapter")
+        layers = get_peft_model_state_dict(self.module)
+        metadata = self.module.peft_config["default"].to_dict()  # without it, alpha would be read as r
+        arguments = {f"{self.trained}_lora_layers": layers, f"{self.trained}_lora_adapter_metadata": metadata}
+        self.pipeline.save_lora_weights(folder / "lora", **arguments)
+        return folder / "lora" / _LORA_FILE
+
+    def load_adapter(self, folder: Path) -> Tensor:  # [P]
+        """Theta as `save_adapter` left it in the folder, bit for bit. Raises UserError if it is of another adapter."""
+        lora = self.adapter_type == "LORA"
+        place = folder / "lora" / _LORA_FILE if lora else folder / "adapter"
+        if not place.exists():
+            raise UserError(
+                f"{folder} holds no adapter of type {self.adapter_type} (looked for {place}); a run leaves it when it "
+                "ends: go on with it by `rlr-ray train --resume`, or give the recipe the type with which it was saved"
+            )
+        set_adapter(self.module, self._saved_lora(place) if lora else load_peft_weights(str(place), "cpu"), place)
+        return self.parameters.flatten(trainable(self.module)).float()
+
+    def _saved_lora(self, place: Path) -> dict[str, Tensor]:
+        """The LoRA in a file of diffusers. Raises UserError if it is scaled otherwise than this model's."""
+        found = self.pipeline.lora_state_dict(place.parent, weight_name=place.name, return_lora_metadata=True)
+        saved, metadata = found[0], found[-1]  # between them, of some pipelines, alphas of other programs' files
+        own, prefix = self.module.peft_config["default"], f"{self.trained}."
+        unsaid = {"lora_alpha": own.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
+        told = {name: (metadata or {}).get(prefix + name, value) for name, value in unsaid.items()}
+        expected = {name: getattr(own, name) for name in unsaid}
+        if told != expected:
+            raise UserError(
+                f"{place} was saved with {told}, the recipe's adapter has {expected}; give the recipe the adapter "
+                "with which it was saved"
+            )
+        return {name.removeprefix(prefix): value for name, value in saved.items()}

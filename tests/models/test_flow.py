@@ -1,0 +1,298 @@
+"""Stable Diffusion 3 and FLUX against plain diffusers pipelines of their class, tiny and with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlr_ray.assets import DIGITS
+from rlr_ray.config import AdapterConfig, ModelConfig, RunConfig, SamplerConfig
+from rlr_ray.core.chain import sample_chain
+from rlr_ray.core.seeds import chain_noise
+from rlr_ray.engine import Engine
+from rlr_ray.errors import UserError
+from rlr_ray.loop import train
+from rlr_ray.models import load_model
+from rlr_ray.recipes import parse_config
+from rlr_ray.run_folder import RunFolder
+from tests.models.tiny_flow import TOKENS, save_flux, save_stable_diffusion_3
+
+PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
+NEGATIVES = ["a handwritten one", "", "eight"]
+SEEDS = [11, 12, 13]
+HEIGHT, WIDTH = 16, 12
+LORA = {"type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["to_q", "to_out.0"]}
+IA3 = {"type": "IA3", "target_modules": ["to_v"], "feedforward_modules": []}
+CLASSES = {"stable_diffusion_3": StableDiffusion3Pipeline, "flux": FluxPipeline}
+FAMILIES = pytest.mark.parametrize("name", CLASSES)
+
+pytestmark = pytest.mark.filterwarnings("ignore:sampler.guidance_scale 3 adds classifier-free guidance")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pipelines")
+    save_stable_diffusion_3(folder / "stable_diffusion_3")
+    save_flux(folder / "flux")
+    return {name: folder / name for name in CLASSES}
+
+
+def load(name: str, folder: Path, adapter: dict[str, Any] = LORA, sampler: Any = (), **model: Any) -> Any:
+    size = {"height": HEIGHT, "width": WIDTH}
+    return load_model(
+        ModelConfig(name=name, path=str(folder), **{**size, **model}),
+        AdapterConfig(**adapter),
+        SamplerConfig(**{"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}),
+        torch.device("cpu"),
+    )
+
+
+def some_theta(model: Any) -> Tensor:  # [P]
+    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
+    return model.initial_theta + 0.3 * noise
+
+
+@torch.no_grad()
+def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) -> Tensor:  # [3, 3, H, W]
+    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
+    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
+    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS, negatives)).latents
+    images: Tensor = model.decode(latents[-1])
+    return images
+
+
+def plain_images(name: str, pipeline: Any, **options: Any) -> Tensor:  # [3, 3, H, W]
+    pipeline.set_progress_bar_config(disable=True)
+    scale = "true_cfg_scale" if name == "flux" else "guidance_scale"
+    arguments = {"negative_prompt": NEGATIVES, "height": HEIGHT, "width": WIDTH, scale: 3.0}
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    images: Tensor = pipeline(
+        PROMPTS,
+        generator=generators,
+        num_inference_steps=3,
+        output_type="pt",
+        **arguments | {"max_sequence_length": TOKENS} | options,
+    ).images
+    return images
+
+
+def plain(name: str, folder: Path, **parts: Any) -> Any:
+    return CLASSES[name].from_pretrained(folder, dtype=torch.float32, **parts)
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@FAMILIES
+def test_without_noise_the_chain_draws_the_pictures_of_a_plain_pipeline(name: str, folders: dict[str, Path]) -> None:
+    """Guided, with negative prompts, and not square; then without guidance."""
+    found = our_images(load(name, folders[name]), load(name, folders[name]).initial_theta)
+    assert_same(found, plain_images(name, plain(name, folders[name])))
+    assert found.shape == (3, 3, HEIGHT, WIDTH)
+    free = load(name, folders[name], sampler={"guidance_scale": 1.0, "embedded_guidance_scale": None})
+    without = our_images(free, free.initial_theta)
+    scale = {"true_cfg_scale": 1.0} if name == "flux" else {"guidance_scale": 1.0}
+    assert_same(without, plain_images(name, plain(name, folders[name]), **scale))
+    assert (found - without).abs().max() > 1e-3
+
+
+def test_flux_is_told_its_embedded_guidance(folders: dict[str, Path]) -> None:
+    sampler = {"guidance_scale": 1.0}
+    low, default = (
+        load("flux", folders["flux"], sampler=sampler | more) for more in ({"embedded_guidance_scale": 1.0}, {})
+    )
+    pipeline = plain("flux", folders["flux"])
+    expected = plain_images("flux", pipeline, guidance_scale=1.0, true_cfg_scale=1.0)
+    found = our_images(low, low.initial_theta)
+    assert_same(found, expected)
+    assert (found - our_images(default, default.initial_theta)).abs().max() > 1e-5
+    with pytest.warns(UserWarning, match=r"guidance_scale 3 adds classifier-free guidance, at twice the cost"):
+        load("flux", folders["flux"])
+
+
+def test_flux_without_embedded_guidance(tmp_path: Path) -> None:
+    save_flux(tmp_path, guidance_embeds=False)
+    model = load("flux", tmp_path)
+    assert_same(our_images(model, model.initial_theta), plain_images("flux", plain("flux", tmp_path)))
+    with pytest.raises(UserError, match=r"embedded_guidance_scale is 2, but this model takes none.*leave the key out"):
+        load("flux", tmp_path, sampler={"embedded_guidance_scale": 2.0})
+
+
+def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
+    save_stable_diffusion_3(tmp_path, t5=False)
+    model = load("stable_diffusion_3", tmp_path)
+    found = our_images(model, model.initial_theta)
+    pipeline = plain("stable_diffusion_3", tmp_path, text_encoder_3=None, tokenizer_3=None)
+    assert_same(found, plain_images("stable_diffusion_3", pipeline, max_sequence_length=256))
+    assert model.truncated(["a " * 15, "a " * 14]) == ["a " * 15]  # CLIP's 16 tokens, with start and end
+
+
+@FAMILIES
+def test_what_t5_cuts_is_truncated(name: str, folders: dict[str, Path]) -> None:
+    texts = ["a " * TOKENS, "a " * (TOKENS - 1)]  # the end is a token too
+    assert load(name, folders[name]).truncated(texts) == texts[:1]
+
+
+@FAMILIES
+@pytest.mark.parametrize("adapter", [LORA, IA3], ids=["lora", "ia3"])
+def test_a_theta_for_each_chain_is_a_loop_over_chains(
+    name: str, adapter: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    model = load(name, folders[name], adapter)
+    thetas = torch.stack([some_theta(model) * factor for factor in (0.5, 1.0, 2.0)])  # [3, P]
+    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    conditioning = model.encode(PROMPTS, NEGATIVES)
+    together = model(thetas, latent, 500.0, conditioning)
+    assert (together - model(thetas[0], latent, 500.0, conditioning))[1:].abs().amax((1, 2, 3)).gt(1e-3).all()
+    for i in range(3):
+        own = {key: value[i : i + 1] for key, value in conditioning.items()}
+        alone = model(thetas[i], latent[i : i + 1], 500.0, own)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@FAMILIES
+def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load(name, folders[name])
+    theta = some_theta(model)
+    model.save_adapter(theta, tmp_path)
+    pipeline = plain(name, folders[name])
+    before = plain_images(name, pipeline)
+    pipeline.load_lora_weights(tmp_path / "lora")
+    expected = plain_images(name, pipeline)
+    assert_same(our_images(model, theta), expected)
+    assert (expected - before).abs().max() > 1e-3
+    assert torch.equal(load(name, folders[name]).load_adapter(tmp_path), theta)
+
+
+@FAMILIES
+def test_other_adapters_load_with_peft(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    model = load(name, folders[name], IA3)
+    theta = some_theta(model)
+    folder = model.save_adapter(theta, tmp_path)
+    pipeline = plain(name, folders[name])
+    pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder).base_model.model
+    assert_same(our_images(model, theta), plain_images(name, pipeline))
+    assert torch.equal(load(name, folders[name], IA3).load_adapter(tmp_path), theta)
+
+
+@FAMILIES
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_small_weights_keep_a_float32_adapter_and_chain(
+    name: str, dtype: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model, reference = load(name, folders[name], dtype=dtype), load(name, folders[name])
+    assert model.initial_theta.dtype == torch.float32 and model.dtype == getattr(torch, dtype)
+    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    theta = some_theta(reference)
+    ours = model(theta, latent, 500.0, model.encode(PROMPTS))
+    expected = reference(theta, latent, 500.0, reference.encode(PROMPTS))
+    assert ours.dtype == torch.float32
+    assert (ours - expected).norm() < 0.05 * expected.norm()
+    assert {tensor.dtype for tensor in load_file(model.save_adapter(theta, tmp_path)).values()} == {torch.float32}
+
+
+def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
+    return parse_config(
+        {
+            "name": "run",
+            "output_dir": str(output),
+            "model": {"name": name, "path": str(folder), "height": 8, "width": 8},
+            "adapter": LORA,
+            "sampler": {"steps": 3, "eta": 0.7, "guidance_scale": 1.0},
+            "reward": {"name": "tests.models.tiny_flow:brightness"},
+            "prompts": PROMPTS[:2],
+            "estimator": {
+                "first_order_steps": 1,
+                "sub_chain": {"length": 1},
+                "zeroth_order": {"count": 4, "chunk_size": 4},
+            },
+            "train": {
+                "iterations": 20,
+                "chains": 8,
+                "chains_per_prompt": 4,
+                "chunk_size": 4,
+                "learning_rate": 0.05,
+                "checkpoint_every": 1,
+            },
+            "evaluation": {"chains": 32, "pictures": 2},
+            "cluster": "none",
+            **changes,
+        }
+    )
+
+
+def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    folder, engine = RunFolder(config), Engine(config)
+    folder.begin(resume=resume)
+    train(engine, engine.local_rollouts, report)
+    return folder.load_summary()
+
+
+@FAMILIES
+def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = recipe(name, folders[name], tmp_path / "whole")
+    summary = run(whole)
+    assert summary["gain"] > 5 * summary["gain_se"]
+    broken = recipe(name, folders[name], tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop_after=12)
+    assert run(broken, resume=True)["gain"] == summary["gain"]
+    first, second = (load_file(config.folder / summary["adapter"]) for config in (whole, broken))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert json.loads((whole.folder / "summary.json").read_text())["adapter"].startswith("lora/")
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"adapter": LORA | {"target_modules": ["to_nothing"]}}, r"PEFT refuses.*to_nothing.*target_modules"),
+        ({"height": 10}, "model.height is 10; allowed: multiples of 4"),  # 2 of the VAE, 2 of a token
+        ({"width": 18}, "model.width is 18; allowed: multiples of 4"),
+        ({"sampler": {"timestep_spacing": "linspace"}}, "'linspace', but a flow model's times are its scheduler's"),
+        ({"folder": DIGITS / "pipeline"}, "holds a StableDiffusionPipeline; .*; set model.name: stable_diffusion"),
+    ],
+    ids=["target", "height", "width", "spacing", "class"],
+)
+def test_what_does_not_work_is_refused(
+    name: str, changes: dict[str, Any], words: str, folders: dict[str, Path]
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load(name, **{"folder": folders[name]} | changes)
+
+
+def test_sides_beyond_the_position_embedding_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"model\.height is 36; allowed: up to 32 for this model"):
+        load("stable_diffusion_3", folders["stable_diffusion_3"], height=36)
+
+
+def test_a_class_of_no_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
+    with pytest.raises(
+        UserError, match=r"holds a PixArtAlphaPipeline; .* pipelines that work are Stable.*, FluxPipeline"
+    ):
+        load("flux", tmp_path)
+
+
+@FAMILIES
+def test_half_order_without_noise_is_refused(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sampler\.eta is 0, so the chain has no noise for half order"):
+        recipe(name, folders[name], tmp_path, sampler={"steps": 3, "eta": 0.0, "guidance_scale": 1.0})
