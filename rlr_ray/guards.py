@@ -83,8 +83,7 @@ class Guards:
         self.peaks = {
             judge: (update, rewards.cpu(), scores.cpu())  # where evaluations are
             for judge, (update, rewards, scores) in saved["peaks"].items()
-            if judge in self.peaks
-        } | {judge: peak for judge, peak in self.peaks.items() if judge not in saved["peaks"]}
+        }
         self.warning, self.best = saved["warning"], Best(**saved["best"])
         if saved["limits"] == self._limits:
             self.gamed, self.stopped = saved["gamed"], saved["stopped"]

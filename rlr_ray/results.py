@@ -43,7 +43,7 @@ class Results:
         rewards, config = engine.rewards, engine.config
         rewards.standardise(torch.stack([self.before.scores[label] for label in rewards.labels]))
         self.guards = Guards(config.guards, rewards, list(config.evaluation.judges), self.before, initial_theta)
-        if saved:
+        if saved and saved["asked"] == self._asked:  # else what was best is best no more
             self.guards.load_state_dict(saved["guards"])
         self.latest = self.before  # evaluation
 
@@ -53,7 +53,7 @@ class Results:
         return self.guards.stopped is not None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"guards": self.guards.state_dict()}
+        return {"guards": self.guards.state_dict(), "asked": self._asked}
 
     def _before(self, theta: Tensor) -> Evaluation:
         """The evaluation at the start, measured once and kept for a resumed run.

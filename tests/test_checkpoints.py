@@ -263,7 +263,7 @@ def test_killed_at_any_moment_and_resumed_ends_the_same(tmp_path: Path, whole: P
     draw, runs, lives = random.Random(2), tmp_path / "runs", 1
     arguments = ["train", "--config", str(small_recipe(tmp_path)), "--resume-or-start"]
     while True:
-        process = processes.Process(target=killed, args=(draw.randrange(1, 60), runs, main, arguments))
+        process = processes.Process(target=killed, args=(draw.randrange(1, 100), runs, main, arguments))
         process.start()
         if ended(process):
             break
