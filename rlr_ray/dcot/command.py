@@ -7,14 +7,17 @@ import functools
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from rlr_ray.commands import standing
+from rlr_ray.config import RunConfig, SubChainConfig
+from rlr_ray.core.schedule import Schedule
 from rlr_ray.dcot.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.errors import UserError
-from rlr_ray.lab.locate import bounds, forecasts, locate, step_rows
+from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, step_rows
 from rlr_ray.lab.report import steps_table, write_json
 from rlr_ray.lab.run import Laboratory
 from rlr_ray.memory import memory_errors
@@ -97,7 +100,7 @@ def locate_command(options: argparse.Namespace) -> None:
         raise UserError(f"--batches is {options.batches}; allowed: 1 or more")
     config = load_config(options.config, options.set)
     steps = config.sampler.steps
-    length = options.length or max(steps // _SHARE, config.estimator.sub_chain.length, 1)
+    length = max(steps // _SHARE, config.estimator.sub_chain.length, 1) if options.length is None else options.length
     if steps < 3 or not 0 < length <= steps:
         raise UserError(f"--length is {length} of {steps} steps; allowed: 1 to sampler.steps, which must be 3 or more")
     laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
@@ -109,13 +112,39 @@ def locate_command(options: argparse.Namespace) -> None:
     if found is None:
         console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
     else:
-        place, keys = [found.first, found.last], bounds(found, steps)
-        proposal = {"estimator": {"sub_chain": {"place": place}}, "dcot": keys}
+        proposal, why = _proposal(options, config, found, subject.schedule)
         end = "" if found.recovers else f"; its end was not seen, so it has --length {length}"
         console.print(f"steps {found.first}-{found.last} lose {found.loss:.3g} of the reward{end}", markup=False)
-        console.print(f"estimator: {{sub_chain: {{place: {place}}}}}", markup=False)
-        console.print(f"dcot: {{mid: {keys['mid']}, fine: {keys['fine']}}}", markup=False)
+        if why:
+            console.print(f"no sub-chain to place there: {why}", markup=False, soft_wrap=True)
+        for key, value in proposal.items():
+            console.print(f"{key}: {value}".replace("'", ""), markup=False, soft_wrap=True)
     options.out.mkdir(parents=True, exist_ok=True)
     told = {"chains": rewards.shape[1], "end": float(rewards[-1].mean()), "steps": rows, "proposal": proposal}
     write_json(options.out / "locate.json", told | {"location": asdict(found) if found else None})
     console.print(f"locate.json is in {options.out}", markup=False)
+
+
+def _proposal(
+    options: argparse.Namespace, config: RunConfig, found: Location, schedule: Schedule
+) -> tuple[dict[str, Any], str]:
+    """Keys with which the recipe loads, and why there is no sub-chain among them if there is none."""
+    dcot, given = {"dcot": bounds(found, config.sampler.steps)}, config.estimator.sub_chain
+    free, steps = free_steps(found, config.plan_shape, schedule), f"{found.first}-{found.last}"
+    if config.estimator.preset == "auto":
+        return dcot, "preset 'auto' chooses the plan"
+    if config.plan_shape.free_stop <= found.first:
+        return dcot, f"first order carries steps {steps} already"
+    if not free:
+        return dcot, f"the sampler adds no noise at those of steps {steps} that first order leaves"
+    count = min(given.count, len(free))
+    length = min(given.length or SubChainConfig().length, len(free) // count)
+    sub_chain: dict[str, Any] = {"place": [free[0], free[-1]], "length": length}
+    sub_chain |= {"count": count} if count != given.count else {}
+    try:
+        keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
+        keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]
+        load_config(options.config, [*options.set, *keys]).plan_shape.check_noise(schedule)
+    except UserError as error:
+        return dcot, str(error)
+    return {"estimator": {"sub_chain": sub_chain}} | dcot, ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import Subject
@@ -96,6 +97,14 @@ def bounds(location: Location, steps: int) -> dict[str, int]:
         mid, fine = first, stop
     mid = min(max(mid, 1), steps - 2)
     return {"mid": mid, "fine": min(max(fine, mid + 1), steps - 1)}
+
+
+def free_steps(location: Location, shape: PlanShape, schedule: Schedule) -> range:
+    """The steps of the range that a sub-chain may own: none of first order's, and the last one has noise."""
+    stop = max(min(location.last + 1, shape.free_stop), location.first)
+    while stop > location.first and not schedule.sigma[stop - 1]:
+        stop -= 1
+    return range(location.first, stop)
 
 
 def step_rows(rewards: Tensor, schedule: Schedule) -> list[dict[str, float]]:  # [T + 1, n]

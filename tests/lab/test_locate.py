@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rlr_ray.cli import main
 from rlr_ray.core.chain import Conditioning, Denoiser, sample_chain
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.engine import Engine
-from rlr_ray.lab.locate import Location, bounds, forecasts, locate
+from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate
 from rlr_ray.lab.subject import subject_of
 from rlr_ray.recipes import load_config
 
@@ -104,6 +107,88 @@ def test_the_command_prints_keys_of_a_recipe(tmp_path: Path, capsys: pytest.Capt
     assert main(["dcot", "locate", "--config", RECIPE, *words]) == 0
     said, told = capsys.readouterr().out, json.loads((tmp_path / "locate.json").read_text())
     assert len(told["steps"]) == 10 and told["chains"] == 120
-    assert "estimator: {sub_chain: {place: [" in said and "dcot: {mid: " in said
+    assert "estimator: {sub_chain: {place: [" in said and ", length: " in said and "dcot: {mid: " in said
     place = told["proposal"]["estimator"]["sub_chain"]["place"]
     assert place == [told["location"]["first"], told["location"]["last"]]
+
+
+def located(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: Location, *sets: str
+) -> tuple[str, dict[str, Any]]:
+    """What the command says of such a range, and the keys that it proposes, which the recipe must take as said."""
+    monkeypatch.setattr("rlr_ray.dcot.command.forecasts", lambda *_: torch.zeros(11, 2))
+    monkeypatch.setattr("rlr_ray.dcot.command.locate", lambda *_: found)
+    words = [word for key in ("cluster=none", *sets) for word in ("--set", key)]
+    assert main(["dcot", "locate", "--config", RECIPE, *words, "--out", str(folder)]) == 0
+    said, told = capsys.readouterr().out, json.loads((folder / "locate.json").read_text())["proposal"]
+    keys = [line for line in said.splitlines() if line.startswith(("estimator:", "dcot:"))]
+    assert yaml.safe_load("\n".join(keys)) == told
+    sub_chain = told.get("estimator", {}).get("sub_chain", {})
+    place = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
+    if place:
+        Engine(load_config(RECIPE, ["cluster=none", *sets, *place]))
+    load_config(RECIPE, ["cluster=none", *sets, *place, f"dcot={told['dcot']}"])  # its prompts have no stages
+    return said, told
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "sets", "sub_chain"),
+    [
+        (2, 5, ["estimator.sub_chain.length=3"], {"place": [2, 5], "length": 3}),
+        (4, 4, ["estimator.sub_chain.length=3"], {"place": [4, 4], "length": 1}),
+        (5, 9, ["estimator.sub_chain.length=3"], {"place": [5, 6], "length": 2}),  # 7-9 are first order's
+        (5, 9, ["estimator.first_order_steps=0"], {"place": [5, 9], "length": 3}),
+        (4, 6, ["estimator.sub_chain.count=2"], {"place": [4, 6], "length": 1}),
+        (4, 4, ["estimator.sub_chain.count=2"], {"place": [4, 4], "length": 1, "count": 1}),
+        (2, 5, ["estimator.sub_chain.length=0"], {"place": [2, 5], "length": 3}),
+        (2, 5, ["estimator.sub_chain.place=cover"], {"place": [2, 5], "length": 3}),
+    ],
+)
+def test_a_proposed_sub_chain_loads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: int,
+    last: int,
+    sets: list[str],
+    sub_chain: dict[str, Any],
+) -> None:
+    _, told = located(tmp_path, monkeypatch, capsys, Location(first, last, 1.0, True), *sets)
+    assert told["estimator"]["sub_chain"] == sub_chain
+
+
+@pytest.mark.parametrize(
+    ("first", "sets", "words"),
+    [
+        (8, [], "first order carries steps 8-9 already"),
+        (2, ["estimator={preset: full_bp}"], "first order carries steps 2-9 already"),
+        (2, ["sampler.eta=0", "estimator.sub_chain.length=0"], "no noise at those of steps 2-9"),
+        (2, ["estimator={preset: auto}"], "preset 'auto' chooses the plan"),
+    ],
+)
+def test_where_there_is_no_sub_chain_to_place_it_says_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: int,
+    sets: list[str],
+    words: str,
+) -> None:
+    said, told = located(tmp_path, monkeypatch, capsys, Location(first, 9, 1.0, True), *sets)
+    assert "no sub-chain to place there: " in said and words in said
+    assert told.keys() == {"dcot"}
+
+
+def test_a_sub_chain_ends_before_first_order_and_where_there_is_noise(engine: Engine) -> None:
+    location = Location(4, 9, 1.0, True)
+    silent = dataclasses.replace(engine.model.schedule, sigma=(*engine.model.schedule.sigma[:9], 0.0))
+    assert free_steps(location, PlanShape(10, 3, 2), silent) == range(4, 7)
+    assert free_steps(location, PlanShape(10, 0, 2), engine.model.schedule) == range(4, 10)
+    assert free_steps(location, PlanShape(10, 0, 2), silent) == range(4, 9)
+    assert not free_steps(location, PlanShape(10, 8, 2), silent)
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "11"])
+def test_a_length_that_no_range_has_is_refused(capsys: pytest.CaptureFixture[str], length: str) -> None:
+    assert main(["dcot", "locate", "--config", RECIPE, "--set", "cluster=none", "--length", length]) == 2
+    assert f"--length is {length} of 10 steps; allowed: 1 to sampler.steps" in capsys.readouterr().err
