@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 
 from rlr_ray.commands import standing
-from rlr_ray.config import RunConfig, SubChainConfig
+from rlr_ray.config import RunConfig
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.dcot.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.errors import UserError
+from rlr_ray.estimator_config import SubChainConfig
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, step_rows
 from rlr_ray.lab.report import steps_table, write_json
 from rlr_ray.lab.run import Laboratory
