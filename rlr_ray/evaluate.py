@@ -53,15 +53,14 @@ def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambd
     for first in range(0, config.chains, size):
         indices = range(first, min(first + size, config.chains))
         trajectory, pictures = engine.sample(theta, indices)
-        _, prompts = engine.held_out(indices)
-        arguments = (pictures, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+        arguments = (pictures, *_asked(engine, indices))
         for mixture in (engine.rewards, judges):
             for label, row in zip(mixture.labels, mixture.scores(*arguments) if mixture.labels else (), strict=True):
                 found[label].append(row.cpu())
         if first < _COMPARED:
             divergences.append(_divergence(engine, theta, trajectory))
         features.append(features_of(pictures).cpu())
-        shown += [prompt.text for prompt in prompts]
+        shown += arguments[1]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
         report(len(indices))
     engine.judges.to(torch.device("cpu"))  # training needs the room
@@ -109,11 +108,24 @@ def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float
     return float(torch.cat(distances).mean()) if distances else float("nan")
 
 
+@torch.no_grad()
 def standardise(engine: Engine) -> None:
-    """Have the rewards that are to be standardised by the base model's held-out chains be so."""
-    if any(engine.rewards.normalized):
-        before = evaluate(engine, engine.model.initial_theta)
-        engine.rewards.standardise(torch.stack([before.scores[label] for label in engine.rewards.labels]))
+    """Have the rewards that are to be standardised by the base model's held-out chains be so; no judge is asked."""
+    if not any(engine.rewards.normalized):
+        return
+    chains, size = engine.config.evaluation.chains, engine.config.train.chunk_size
+    scores = []
+    for first in range(0, chains, size):
+        indices = range(first, min(first + size, chains))
+        _, pictures = engine.sample(engine.model.initial_theta, indices)
+        scores.append(engine.rewards.scores(pictures, *_asked(engine, indices)).cpu())
+    engine.rewards.standardise(torch.cat(scores, dim=1))
+
+
+def _asked(engine: Engine, indices: range) -> tuple[list[str], list[dict[str, Any]]]:
+    """Prompts of held-out chains and their metadata."""
+    _, prompts = engine.held_out(indices)
+    return [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

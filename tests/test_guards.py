@@ -13,7 +13,7 @@ from rlr_ray.config import GuardsConfig
 from rlr_ray.core.divergence import chain_divergence
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features
+from rlr_ray.evaluate import Evaluation, diversity, evaluate, image_features, standardise
 from rlr_ray.guards import Guards
 from rlr_ray.loop import train
 from rlr_ray.reward_config import RewardConfig
@@ -162,3 +162,11 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
 def test_guards_that_could_not_guard_are_refused(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         short_run(tmp_path, **keys)
+
+
+def test_standards_are_those_of_the_base_models_evaluation(tmp_path: Path) -> None:
+    reward = {"name": "digits", "normalize": True}
+    engine = Engine(short_run(tmp_path, reward=reward, evaluation={"chains": 6, "judge": None}))
+    standardise(engine)
+    scores = evaluate(engine, engine.model.initial_theta).scores["digits"].double()
+    assert engine.rewards.standards == [(pytest.approx(float(scores.mean())), pytest.approx(float(scores.std())))]
