@@ -41,6 +41,9 @@ def make(job: Job) -> dict[str, Any]:
     _, overrides = VARIANTS[job[0]]
     overrides = [*BASE, *overrides]
     row, summary, _ = run(job, round(BUDGET / cost_per_update(overrides)), overrides)
+    trained = {name: row[name] for name in ("gain", "gain_se")}
+    trained |= {"before": row["reward_before"], "after": row["reward_after"]}
+    row["scores"] = {"digits": trained} | row["scores"]  # of the classifier alone; the others have it
     return row | {name: summary[name] for name in ("kl", "diversity_before", "diversity_after", "warnings")}
 
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from page import MACHINE, RESULTS, mean_se, table  # beside this file, as the next ones
-from rewards import SEEDS, VARIANTS
+from rewards import VARIANTS
 from whole_runs import read
 
 PAGE = """## Two rewards in one run, and a guard
 
 `python bench/rewards.py`: the embedded model under the classifier (differentiable), the size as JPEG (a black box),
 both in one run (first order carries the classifier, half order the JPEG size also on first order's steps), and the JPEG
-size with a penalty on the divergence from the base model. Equal cost in denoiser forwards, that of {updates} updates of
-the demo; seeds {seeds}, 400 paired held-out chains. Gains of the scores as they are (log-probability; minus kilobytes),
-mean and standard error over seeds; the base model's scores for comparison. Judge: share of pictures that a classifier
-which is never trained on reads as the digit asked for. Warned: runs whose report says that the reward may be gamed.
-Machine: {machine}.
+size with guards: a penalty on the divergence from the base model and a moving average. Equal cost in denoiser forwards,
+that of {updates} updates of the demo; seeds {seeds}, 400 paired held-out chains. Gains of the scores as they are
+(log-probability; minus kilobytes), mean and standard error over seeds, of one seed over its chains; the base model's
+scores for comparison. Judge: share of pictures that a classifier which is never trained on reads as the digit asked
+for. Warned: runs whose report says that the reward may be gamed. Machine: {machine}.
 
 {rows}
 
@@ -35,7 +35,7 @@ def rewards() -> str:
     updates = statistics.mean(row["steps"] for row in groups["classifier"])
     return PAGE.format(
         updates=round(updates),
-        seeds=", ".join(map(str, SEEDS)),
+        seeds=", ".join(str(seed) for seed in sorted({row["seed"] for row in rows})),
         machine=MACHINE,
         rows=table(
             heads, [["(base model)", "", "", *_base(rows), "0", ""], *(_line(*item) for item in groups.items())]
@@ -59,7 +59,8 @@ def _line(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
     cells = [name, str(runs[0]["steps"]), str(len(runs))]
     for label, digits in (("digits", 2), ("jpeg_compressibility", 4)):
         gains = [_score(run, label, "gain") for run in runs]
-        cells.append(f"{statistics.mean(gains):+.{digits}f}" + (f" ± {_error(gains):.{digits}f}" if gains[1:] else ""))
+        error = _error(gains) if gains[1:] else _score(runs[0], label, "gain_se")
+        cells.append(f"{statistics.mean(gains):+.{digits}f} ± {error:.{digits}f}")
     return [
         *cells,
         mean_se([_score(run, "digits_judge", "after") for run in runs]),

@@ -35,13 +35,13 @@ class Scores:
 
 
 def held_out_scores(rewards: Mixture, before: Evaluation, after: Evaluation) -> dict[str, Scores]:
-    """By label, as in a row's columns `held_out_<label>`: what is maximised as `reward`, of several rewards each alone,
+    """By label, as in a row's columns `held_out_<label>`: what is maximised as `reward`, the judges, and each reward
 
-    and the judges.
+    as it is, if that is not the same.
     """
     scores = {"reward": Scores(before.of(rewards), after.of(rewards), trained=True)}
     for label, own in before.scores.items():
         trained = label in rewards.labels
-        if not trained or len(rewards.labels) > 1:
+        if not trained or len(rewards.labels) > 1 or any(rewards.normalized):
             scores[label] = Scores(own, after.scores[label], trained)
     return scores
