@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rlr_ray.dcot_config import DcotConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.prompts import Prompt, load_prompts
+from tests.rewards.servers import listening
 from tests.runs import outcome, short_run
 
 TRIPLE = {"coarse": "outline three", "mid": "shape three", "fine": "stroke three"}
@@ -162,14 +162,8 @@ def server(*answers: Any) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}/v1", asked
-    finally:
-        http.shutdown()
-        thread.join()
+    with listening(Handler) as url:
+        yield f"{url}/v1", asked
 
 
 def test_a_language_model_is_asked_until_it_answers_with_a_triple(

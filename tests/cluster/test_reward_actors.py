@@ -27,7 +27,6 @@ from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.loop import train
 from rlr_ray.reward_config import RewardActorsConfig, RewardConfig
 from rlr_ray.rewards import load_reward
 from rlr_ray.rewards.mixture import Mixture
@@ -338,16 +337,6 @@ def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
     with nothing_left():
         count, scores = on_worker(config, config.cluster, scored, IMAGES, say=ignore, local=True)
     assert count == 1 and torch.equal(scores[0], DIGITS(IMAGES, *ASKED))
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The summary of the same run in this process."""
-    config = short_run(tmp_path_factory.mktemp("local"), name="local")
-    RunFolder(config).begin(resume=False)
-    engine = Engine(config)
-    train(engine, engine.local_rollouts, ignore)
-    return RunFolder(config).load_summary()
 
 
 @uses_ray

@@ -54,16 +54,6 @@ def cluster_run(
     return RunFolder(config).load_summary()
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The summary of the same run in this process."""
-    config = short_run(tmp_path_factory.mktemp("local"), name="local")
-    RunFolder(config).begin(resume=False)
-    engine = Engine(config)
-    train(engine, engine.local_rollouts, ignore)
-    return RunFolder(config).load_summary()
-
-
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     ("keys", "workers", "actors"),

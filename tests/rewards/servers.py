@@ -57,6 +57,19 @@ def brightness(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server in a thread."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+@contextmanager
 def server(answer: Answer, fail_first: int = 0, slow_first_s: float = 0.0) -> Iterator[tuple[str, list[int]]]:
     """Its URL, and the sizes of the batches that it was asked for.
 
@@ -81,14 +94,8 @@ def server(answer: Answer, fail_first: int = 0, slow_first_s: float = 0.0) -> It
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}/score", sizes
-        finally:
-            http.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        yield f"{url}/score", sizes
 
 
 class ServerApart:
