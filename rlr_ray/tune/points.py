@@ -38,7 +38,14 @@ class Points:
                 yield self._run(self._values(dict(zip(space, values, strict=True))))
 
     def run(self, point: Point, budget_gib: float, name: str) -> RunConfig:
-        """The run of a point. Raises UserError if its keys do not go together, or if the cost allows no update."""
+        """The run of a point. Raises UserError as `recipe` does."""
+        return parse_config(self.recipe(point, budget_gib, name))
+
+    def recipe(self, point: Point, budget_gib: float, name: str) -> dict[str, Any]:
+        """The keys of a point's run, in which the point's may be set again, as they may not once presets are filled in.
+
+        Raises UserError if its keys do not go together, or if the cost allows no update.
+        """
         values = self._values(point)
         values |= {"name": name, "output_dir": str(self.config.folder / "trials"), "memory_budget_gib": budget_gib}
         updates = self._updates(self._run(values))
@@ -46,7 +53,7 @@ class Points:
         put(values, "train.iterations", updates)
         put(values, "evaluation.every", between)
         put(values, "train.checkpoint_every", between)  # to stop and to copy at
-        return self._run(values)
+        return values | {"device": self._run(values).device}
 
     def _values(self, point: Point) -> dict[str, Any]:
         values = copy.deepcopy(self.base)

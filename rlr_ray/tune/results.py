@@ -21,9 +21,9 @@ Row = dict[str, Any]
 _FACTS = ("reward", "reward_se", "gain", "gain_se", "judge_after", "updates", "cost", "evaluation", "theta_sha256")
 
 
-def row_of(config: TuneConfig, budget_gib: float, result: Any) -> Row:
-    """A trial that was launched. `result` is Ray Tune's."""
-    given, metrics = result.config["launch"], result.metrics or {}
+def row_of(config: TuneConfig, budget_gib: float, given: dict[str, Any], result: Any) -> Row:
+    """A trial that was launched with what is given. `result` is Ray Tune's."""
+    metrics = result.metrics or {}
     over = over_budget(parse_config(given["run"]))
     status, why = "finished", ""
     if over is not None:

@@ -144,7 +144,9 @@ def _search(
                 name=name, storage_path=str(storage), callbacks=[Progress(config, budget)], verbose=0
             ),
         )
-    rows = [row_of(config, budget, result) for result in tuner.fit()]
+    results = tuner.fit()
+    configs = {trial.path: trial.config for trial in tune.ExperimentAnalysis(str(storage / name)).trials}
+    rows = [row_of(config, budget, (result.config or configs[result.path])["launch"], result) for result in results]
     left_out = filtered.read_text("utf-8").splitlines() if filtered.is_file() else []
     return rows + [filtered_row(budget, json.loads(line)) for line in left_out]
 

@@ -87,7 +87,7 @@ class FittingSearch(Searcher):
             self.inner.add_evaluated_point(point, result["reward"])
 
     def _run(self, point: Point) -> tuple[dict[str, Any], float] | None:
-        """The point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
+        """The keys of the point's run and its predicted peak in GiB; None if it was drawn before, or cannot be."""
         text = _text(point)
         if text in self.seen:
             return None
@@ -95,15 +95,15 @@ class FittingSearch(Searcher):
         # by what it is: if an interruption leaves a draw unknown, the next one cannot have its folder
         name = f"{self.budget_gib:g}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         try:
-            run = self.points.run(point, self.budget_gib, name)
-            peak = self.points.estimates.peak_gib(run)
+            recipe = self.points.recipe(point, self.budget_gib, name)
+            peak = self.points.estimates.peak_gib(parse_config(recipe))
         except UserError as error:
             self._leave_out(point, None, str(error))
             return None
         if peak > self.budget_gib:
             self._leave_out(point, peak, f"needs {peak:.4g} GiB")
             return None
-        return run.model_dump(mode="json"), peak
+        return recipe, peak
 
     def _leave_out(self, point: Point, predicted_gib: float | None, why: str) -> None:
         row = {"point": point, "predicted_gib": predicted_gib, "why": why}

@@ -21,6 +21,7 @@ from rlr_ray.state import TrainState
 from rlr_ray.tune.config import load_tune_config
 from rlr_ray.tune.estimates import Estimates, cost_of_update, measured_parts
 from rlr_ray.tune.points import Points
+from rlr_ray.tune.trial import run_of
 from tests.tune.test_tune_config import SECONDS, written
 
 # A step of a sub-chain takes 1 GiB, all else is free of charge.
@@ -48,6 +49,15 @@ def test_cost_in_seconds_follows_the_measured_parts(tmp_path: Path) -> None:
     # 4 chunks of 5 forwards, 2 more in the sub-chain, 1 + 2 backwards; and 4 chunks of pairs
     assert KNOWN.seconds(run) == pytest.approx(4 * (7 * 0.1 + 3 * 0.2) + 4 * 1.0)
     assert run.train.iterations == int(100 / KNOWN.seconds(run))
+
+
+def test_a_points_keys_may_be_set_again(tmp_path: Path) -> None:
+    """As a population does; the short forms of the recipe's keys are still what they were."""
+    point = {H: 2, "reward.name": "digits"}
+    recipe = points(tmp_path).recipe(point, 4.0, "a")
+    again = run_of({"run": recipe, "point": point | {H: 1}})
+    assert list(again.rewards) == ["digits"] and again.estimator.sub_chain.length == 1
+    assert run_of({"run": recipe, "point": point}) == points(tmp_path).run(point, 4.0, "a")
 
 
 def test_a_trial_uses_a_gpu_only_if_it_has_one(tmp_path: Path) -> None:

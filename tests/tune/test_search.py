@@ -110,6 +110,23 @@ def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) 
     assert nothing_left()
 
 
+def test_a_trial_that_dies_before_its_first_result_is_told(tmp_path: Path) -> None:
+    from rlr_ray.tune.search import search
+
+    class Dies(synthetic()):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any]) -> None:
+            super().setup(config)
+            if self.point[H] == 1:
+                raise RuntimeError("an odd point")
+
+    config = searched(tmp_path, space={H: {"choice": [1, 2]}, SCALE: {"choice": [0.1]}}, searcher="grid", trials=2)
+    rows, _ = search(config, print, Dies)
+    found = {row["point"][H]: row for row in rows}
+    assert found[1]["status"] == "failed" and "an odd point" in found[1]["why"]
+    assert found[2]["status"] == "finished"
+    assert nothing_left()
+
+
 @long
 @pytest.mark.parametrize("name", ["hyperband", "median"])
 def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None:
