@@ -26,6 +26,9 @@ class ModelConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     width: int | None = Field(None, ge=8)
+    num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
+    motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
+    decode_slice: int | None = Field(None, ge=1)  # pictures, or a video's frames, decoded at once; None: all
 
 
 class AdapterConfig(BaseModel):

@@ -23,7 +23,8 @@ class Model(Protocol):
     """A pipeline seen as a denoiser (see rlr_ray.core.chain.Denoiser) with what the chain needs around it."""
 
     schedule: Schedule
-    latent_shape: tuple[int, ...]  # C, H, W
+    latent_shape: tuple[int, ...]  # C, H, W; of a video C, F, H, W
+    frames: int | None  # of a video that `decode` gives; None: it gives images
     initial_theta: Tensor  # [P]
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
@@ -32,7 +33,8 @@ class Model(Protocol):
 
     def truncated(self, texts: Sequence[str]) -> list[str]: ...  # those that a tokenizer cuts
 
-    def decode(self, latents: Tensor) -> Tensor: ...  # [B, C, H, W] -> images [B, 3, h, w] in [0, 1]
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """Images [B, 3, h, w], or videos [B, n, 3, h, w] of these frames (None: of all), in [0, 1]; differentiable."""
 
     def weights(self) -> int: ...  # bytes that stay loaded
 

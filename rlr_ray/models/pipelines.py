@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import transformers
 from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from rlr_ray.core.chain import Conditioning
 from rlr_ray.core.parameters import ParameterVector
@@ -84,6 +85,7 @@ class PipelineModel(ABC):
 
     trained: str  # the pipeline's part that the adapter sits in
     patch = 1  # latent pixels a side that the part takes as one; a picture's sides are multiples of it
+    frames: int | None = None  # of a video
 
     def __init__(self, pipeline: Any, config: Any, adapter: Any, sampler: Any, device: torch.device):
         self.pipeline = pipeline.to(device)
@@ -92,6 +94,7 @@ class PipelineModel(ABC):
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
+        self.frames, self.decode_slice = self._frames(config), config.decode_slice
         self.latent_shape = self._latent_shape(config.height, config.width)
         self.schedule = self._schedule(sampler)
         self.adapter_type = adapter.type
@@ -127,7 +130,14 @@ class PipelineModel(ABC):
         parts = (getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
         return [(part, part.model_max_length) for part in parts if part is not None]
 
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+    def _frames(self, config: Any) -> int | None:
+        """How many frames a video has. Raises UserError for keys of videos if the family draws pictures."""
+        for key in ("num_frames", "motion_adapter"):
+            if getattr(config, key) is not None:
+                raise UserError(f"model.{key} is set, but {config.name!r} draws pictures; leave the key out")
+        return None
+
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         scale, default = self.pipeline.vae_scale_factor, self.default_side
         for name, size in (("height", height), ("width", width)):
             if size is not None and size % (scale * self.patch):
@@ -179,8 +189,21 @@ class PipelineModel(ABC):
         cut = set().union(*(_too_long(tokenizer, limit, texts) for tokenizer, limit in self._tokenizers()))
         return [text for text in texts if text in cut]
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Images [B, 3, h, w] in [0, 1] of latents [B, C, H, W]; differentiable."""
+        return self._in_slices(self._pictures, latents)
+
+    def _in_slices(self, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+        """Decode so many latents at once as `decode_slice` says, and again for the gradient if that is not all."""
+        size = self.decode_slice
+        if size is None or size >= len(latents):
+            return decode(latents)
+        parts = (
+            checkpoint(decode, part, use_reentrant=False, preserve_rng_state=False) for part in latents.split(size)
+        )
+        return torch.cat(list(parts))
+
+    def _pictures(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
         images = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]

@@ -47,7 +47,7 @@ class StableDiffusion3(PipelineModel):
     def default_side(self) -> int:
         return int(self.pipeline.default_sample_size)
 
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         shape = super()._latent_shape(height, width)
         largest = self.pipeline.transformer.config.pos_embed_max_size * self.patch
         for name, side in zip(("height", "width"), shape[1:], strict=True):

@@ -23,6 +23,7 @@ class Staged:
     def __init__(self, model: Model, stage_of_step: Sequence[int]):  # [T], each in 0 .. S-1
         self.model = model
         self.schedule, self.latent_shape, self.initial_theta = model.schedule, model.latent_shape, model.initial_theta
+        self.frames = model.frames
         self.stages = stage_of_step[-1] + 1
         self.stage_of = dict(zip(model.schedule.timesteps, stage_of_step, strict=True))
         assert len(self.stage_of) == len(stage_of_step), "two steps with one timestep"
@@ -44,8 +45,8 @@ class Staged:
         )
         return {name: value.unflatten(0, (len(prompts), self.stages)) for name, value in flat.items()}
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.model.decode(latents)
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        return self.model.decode(latents, frames)
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
         return self.model.truncated(texts)
