@@ -117,7 +117,7 @@ def describe_results(folder: RunFolder) -> str:
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
         f"on {summary['ran_on']}",
-        f"pictures: {folder.samples / 'before_after.png'}",
+        *(f"pictures: {path}" for path in sorted(folder.samples.glob("before_after.*"))),
         f"curve:    {folder.path / 'reward_curve.png'}",
         f"adapter:  {folder.path / summary['adapter']}",
     ]

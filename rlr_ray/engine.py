@@ -27,7 +27,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.memory import memory_errors
 from rlr_ray.models import module_bytes
 from rlr_ray.prompts import Prompt, PromptOrder
-from rlr_ray.rewards import is_differentiable, load_reward, score
+from rlr_ray.rewards import is_differentiable
 from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Standard
 from rlr_ray.sampler import Sampler
@@ -93,18 +93,17 @@ class Engine(Sampler):
         super().__init__(config)
         self.built = built
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
-        self.rewards = Mixture(config.rewards, self.device, built)
+        self.rewards = Mixture(config.rewards, self.device, built, self.model.frames)
         surrogate = config.estimator.surrogate
-        self.surrogate_reward = None
-        if surrogate is not None and surrogate.name != "online":
-            self.surrogate_reward = load_reward(surrogate.name, surrogate.options, self.device)
+        named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
+        self.stand_in = Mixture(named, self.device, {}, self.model.frames)  # of none or one
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
 
     @functools.cached_property
     def judges(self) -> Mixture:
         """In main memory; who needs them moves them to the device meanwhile."""
-        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built)
+        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built, self.model.frames)
 
     @functools.cached_property
     def clip(self) -> Clip | None:
@@ -143,7 +142,7 @@ class Engine(Sampler):
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
-        rewards = (*self.rewards.rewards.values(), self.surrogate_reward)
+        rewards = (*self.rewards.rewards.values(), *self.stand_in.rewards.values())
         return self.model.weights() + sum(map(module_bytes, rewards))
 
     def groups(self) -> Tensor:  # [B]
@@ -164,7 +163,7 @@ class Engine(Sampler):
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
 
         def parts(latents: Tensor) -> Tensor:  # [m, B]
-            return self.rewards.parts(self.rewards.scores(self.model.decode(latents), texts, metadata))
+            return self.rewards.parts(self._scores(self.rewards, latents, texts, metadata))
 
         return Chains(
             *self.start(seeds, prompts),
@@ -176,10 +175,15 @@ class Engine(Sampler):
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""
-        reward, config = self.surrogate_reward, self.config.estimator.surrogate
-        if reward is None or config is None:
+        if not self.stand_in.labels:
             return None
-        return lambda latents: score(reward, self.model.decode(latents), texts, metadata, config.name)
+        return lambda latents: self._scores(self.stand_in, latents, texts, metadata)[0]
+
+    def _scores(
+        self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]
+    ) -> Tensor:  # [m, B]
+        """Of a video only the frames that some reward sees are decoded."""
+        return rewards.scores(self.model.decode(latents, rewards.frames or None), texts, metadata)
 
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rlr_ray.core.plan import Truncation
 from rlr_ray.dcot_config import Stage
 from rlr_ray.presets import PRESETS, merge
+from rlr_ray.reward_config import JudgeConfig
 from rlr_ray.strict import Strict
 
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -76,6 +77,11 @@ class SurrogateConfig(Strict):
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     steps_per_update: int = Field(50, ge=1)
     batch_size: int = Field(64, ge=1)
+
+    @property
+    def reward(self) -> JudgeConfig:
+        """The named reward."""
+        return JudgeConfig(name=self.name, options=self.options)
 
     @model_validator(mode="after")
     def _read(self) -> SurrogateConfig:

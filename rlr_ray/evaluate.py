@@ -19,7 +19,7 @@ from rlr_ray.rewards.mixture import Mixture
 
 _COMPARED = 32  # chains at least whose divergence is measured, which takes as long as to sample them
 
-Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W] -> [B, D]
+Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W], or videos [B, F, 3, H, W] -> [B, D]
 Distance = Callable[[Tensor], Tensor]  # features [n, D] -> of each pair
 
 
@@ -28,7 +28,7 @@ class Evaluation:
     """What held-out chains at one theta are like."""
 
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
-    images: Tensor  # [pictures, 3, H, W] in [0, 1]
+    images: Tensor  # [pictures, 3, H, W] in [0, 1], or videos [pictures, F, 3, H, W]
     divergence: Tensor  # nats from the base model's chains, of the first chains; nan without noise
     diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
     invalid: int = 0  # scores that were not finite and replaced
@@ -39,10 +39,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambda chains: None) -> Evaluation:
+def evaluate(
+    engine: Engine, theta: Tensor, look: Callable[[range, Tensor], Any] = lambda indices, images: None
+) -> Evaluation:
     """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them.
 
-    `report` is told of each chunk how many chains it had.
+    `look` is shown each chunk's indices and images.
     """
     config, size = engine.config.evaluation, engine.config.train.chunk_size
     judges = engine.judges.to(engine.device)
@@ -62,7 +64,7 @@ def evaluate(engine: Engine, theta: Tensor, report: Callable[[int], Any] = lambd
         features.append(features_of(pictures).cpu())
         shown += arguments[1]
         images += list(pictures[: max(config.pictures - first, 0)].cpu())
-        report(len(indices))
+        look(indices, pictures)
     engine.judges.to(torch.device("cpu"))  # training needs the room
     return Evaluation(
         {label: torch.cat(rows) for label, rows in found.items()},
@@ -83,19 +85,32 @@ def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor
 
 
 def image_features(clip: Clip | None) -> tuple[Features, Distance]:
-    """What images [B, 3, H, W] are compared by, and how far apart two are.
+    """What images are compared by, and how far apart two are; videos frame by frame.
 
     CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
     their mean squared difference.
     """
     if clip is not None:
-        return clip.image_features, lambda features: torch.pdist(features).square() / 2
+        return _by_frame(clip.image_features), lambda features: torch.pdist(features).square() / 2
 
     def pixels(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        return adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
+        small = adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
+        return small / math.sqrt(small.shape[1])
 
-    return pixels, lambda features: torch.pdist(features) / math.sqrt(features.shape[1])
+    return _by_frame(pixels), torch.pdist
+
+
+def _by_frame(features_of: Features) -> Features:
+    """The features of a video's F frames one after the other, over the root of F: squared distances are means."""
+
+    def features(images: Tensor) -> Tensor:
+        if images.dim() == 4:
+            return features_of(images)
+        found = features_of(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return found.flatten(1) / math.sqrt(images.shape[1])
+
+    return features
 
 
 def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float:

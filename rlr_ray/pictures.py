@@ -1,4 +1,4 @@
-"""Pictures that a run leaves: grids before and after, and the reward's curve."""
+"""Pictures that a run leaves: grids before and after, as they move if they are videos, and the reward's curve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,53 +18,80 @@ from rlr_ray.disk import replace_file
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+FRAMES_A_SECOND = 8
+_DPI = 130
 _COLUMNS = 5
 _SMALLEST = 96  # pixels a picture's side is enlarged to
+_WIDEST = 1600  # pixels to which the sides of a GIF are reduced
 
 
 def save_comparison(
-    path: Path, before: Tensor, after: Tensor, titles: Sequence[str], before_title: str, after_title: str
+    stem: Path, before: Tensor, after: Tensor, titles: Sequence[str], before_title: str, after_title: str
 ) -> None:
-    """Before-and-after pairs of images [n, 3, H, W] in [0, 1], the prompt above each pair."""
+    """Before-and-after pairs of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], with their prompts."""
     columns = min(_COLUMNS, len(before))
     rows = math.ceil(len(before) / columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), squeeze=False)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), dpi=_DPI, squeeze=False)
+    shown = []
     for axis in axes.flat:
         axis.axis("off")
     for axis, one, other, title in zip(axes.flat, before, after, titles, strict=False):
-        gap = numpy.ones((one.shape[1], max(one.shape[2] // 8, 1), 3))
-        axis.imshow(numpy.concatenate([_array(one), gap, _array(other)], axis=1), interpolation="nearest")
+        gap = one.new_ones(*one.shape[:-1], max(one.shape[-1] // 8, 1))
+        shown.append((axis, torch.cat([one, gap, other], dim=-1)))
         axis.set_title(_cut(title), fontsize=8, parse_math=False)
     figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
-    _finish(figure, path)
+    _save_shown(figure, shown, stem)
 
 
-def save_columns(path: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
-    """A column of images [n, 3, H, W] in [0, 1] for each name, a row a chain, its prompt before it."""
+def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+    """A column of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], for each name, a row a chain."""
     columns, rows = len(images), len(titles)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), dpi=_DPI, squeeze=False
+    )
+    shown = []
     for column, (name, own) in enumerate(images.items()):
         axes[0, column].set_title(_cut(name), fontsize=8)
         for axis, image in zip(axes[:, column], own, strict=True):
-            axis.imshow(_array(image), interpolation="nearest")
+            shown.append((axis, image))
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[:, 0], titles, strict=True):
         axis.set_ylabel(_cut(title), rotation=0, ha="right", va="center", fontsize=8)
-    _finish(figure, path)
+    _save_shown(figure, shown, stem)
 
 
-def save_grid(path: Path, images: Tensor) -> None:
-    """Images [n, 3, H, W] in [0, 1] in rows, enlarged without smoothing if they are small."""
+def save_grid(stem: Path, images: Tensor) -> None:
+    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], in rows; small ones are enlarged as they are."""
     height, width = images.shape[-2:]
     factor = max(1, _SMALLEST // min(height, width))
     columns = min(_COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
-    canvas = Image.new("RGB", (columns * width * factor, rows * height * factor), "white")
+    canvas = images.new_ones(*images.shape[1:-2], rows * height, columns * width)
     for index, image in enumerate(images):
-        tile = to_pil(image)
-        place = (index % columns * width * factor, index // columns * height * factor)
-        canvas.paste(tile.resize((width * factor, height * factor), Image.Resampling.NEAREST), place)
-    replace_file(path, lambda part: canvas.save(part, format="PNG"))
+        top, left = index // columns * height, index % columns * width
+        canvas[..., top : top + height, left : left + width] = image
+    save_picture(stem, canvas.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
+
+
+def save_picture(stem: Path, image: Tensor) -> Path:
+    """An image [3, H, W] in [0, 1] as .png, a video [F, 3, H, W] as .gif."""
+    return _save_frames(stem, to_pil(image))
+
+
+def _save_frames(stem: Path, frames: Sequence[Image.Image]) -> Path:
+    kind, options = "PNG", {}
+    if len(frames) > 1:
+        kind, options = "GIF", animated(frames)
+        for frame in frames:
+            frame.thumbnail((_WIDEST, _WIDEST))
+    path = stem.with_name(f"{stem.name}.{kind.lower()}")
+    replace_file(path, lambda part: frames[0].save(part, format=kind, **options))
+    return path
+
+
+def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """What Pillow is told to save frames beside the first one, at so many a second that motion is seen."""
+    return {"save_all": True, "append_images": frames[1:], "duration": 1000 // FRAMES_A_SECOND, "loop": 0}
 
 
 def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
@@ -83,16 +111,34 @@ def _cut(title: str) -> str:
     return title if len(title) <= 26 else title[:25] + "…"
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """Of an image [3, H, W] in [0, 1]."""
-    return Image.fromarray((_array(image) * 255).round().astype(numpy.uint8))
+def to_pil(image: Tensor) -> list[Image.Image]:
+    """An image [3, H, W] in [0, 1], or a video [F, 3, H, W] frame by frame."""
+    frames = image.unsqueeze(0) if image.dim() == 3 else image
+    return [Image.fromarray((_array(frame) * 255).round().astype(numpy.uint8)) for frame in frames]
 
 
 def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
     return image.permute(1, 2, 0).clamp(0, 1).numpy()
 
 
+def _save_shown(figure: Any, shown: Sequence[tuple[Any, Tensor]], stem: Path) -> None:
+    """Draw an image, or a video, in each axis, and save the figure."""
+    videos = [image.unsqueeze(0) if image.dim() == 3 else image for _, image in shown]
+    drawn = [
+        axis.imshow(_array(video[0]), interpolation="nearest") for (axis, _), video in zip(shown, videos, strict=True)
+    ]
+    figure.tight_layout()
+    frames = []
+    for number in range(len(videos[0])):
+        for artist, video in zip(drawn, videos, strict=True):
+            artist.set_data(_array(video[number]))
+        figure.canvas.draw()
+        frames.append(Image.fromarray(numpy.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+    _save_frames(stem, frames)
+    pyplot.close(figure)
+
+
 def _finish(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    replace_file(path, lambda part: figure.savefig(part, dpi=130, format="png"))
+    replace_file(path, lambda part: figure.savefig(part, dpi=_DPI, format="png"))
     pyplot.close(figure)

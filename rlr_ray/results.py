@@ -67,7 +67,7 @@ class Results:
                 return Evaluation(**kept)
         before = evaluate(self.engine, theta)
         with disk_errors():
-            save_grid(self.folder.samples / "before.png", before.images)
+            save_grid(self.folder.samples / "before", before.images)
             save_sealed(file, vars(before) | {"asked": asked})
         return before
 
@@ -180,9 +180,9 @@ class Results:
         samples, before = self.folder.samples, self.before
         seeds, prompts = self.engine.held_out(range(len(after.images)))
         texts = [prompt.text for prompt in prompts]
-        save_grid(samples / "after.png", after.images)
+        save_grid(samples / "after", after.images)
         titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
-        save_comparison(samples / "before_after.png", before.images, after.images, texts, *titles)
+        save_comparison(samples / "before_after", before.images, after.images, texts, *titles)
         chains = chain_rows(seeds, prompts)
         replace_file(
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")

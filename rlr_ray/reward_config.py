@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from rlr_ray.cluster_config import Role
-from rlr_ray.rewards import is_differentiable
+from rlr_ray.rewards import is_differentiable, is_video
 from rlr_ray.strict import Strict
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -29,12 +29,18 @@ class JudgeConfig(Strict):
     name: str  # a file of rlr_ray/rewards, or module:name
     invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
     differentiable: bool | None = None  # None: what the reward says of itself
+    video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
+    frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
     options: dict[str, Any] = Field(default_factory=dict)
     actors: RewardActorsConfig | None = None  # None: in every process that needs it
 
     @property
     def has_gradient(self) -> bool:
         return is_differentiable(self.name, self.differentiable)
+
+    @property
+    def sees_video(self) -> bool:
+        return is_video(self.name, self.video)
 
 
 class RewardConfig(JudgeConfig):

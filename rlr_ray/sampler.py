@@ -16,7 +16,8 @@ from rlr_ray.models import Model, load_model
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts import Prompt, prompt_sets
 
-Start = tuple[Tensor, Tensor, Conditioning]  # first latents [B, C, H, W], noises [T, B, C, H, W], prompts
+# First latents [B, C, H, W] (of videos [B, C, F, H, W], as everywhere), noises [T, B, C, H, W], prompts.
+Start = tuple[Tensor, Tensor, Conditioning]
 
 
 def pick_device(name: str) -> torch.device:
@@ -73,8 +74,8 @@ class Sampler:
         return torch.stack(starts).to(self.device), noise, self._encode(prompts)
 
     @torch.no_grad()
-    def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:  # [B, 3, H, W]
-        """Held-out chains at theta [P] and their images."""
+    def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
+        """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
         trajectory = sample_chain(self.model, theta, self.model.schedule, *self.start(*self.held_out(indices)))
         return trajectory, self.model.decode(trajectory.latents[-1])
 

@@ -28,7 +28,7 @@ class Regressor(nn.Module):
 
     def __init__(self, latent_shape: tuple[int, ...], features: int):
         super().__init__()
-        channels, *sides = latent_shape
+        channels, *sides = _picture_shape(latent_shape)
         layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTH, 3, padding=1), nn.SiLU()]
         for _ in range(int(math.log2(max(min(sides) // _SIDE, 1)))):
             layers += [nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.SiLU()]
@@ -51,6 +51,15 @@ class Regressor(nn.Module):
     def _standard(self, values: Tensor, name: str) -> Tensor:
         mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
         return (values - mean) / torch.where(std > 0, std, 1.0)
+
+
+def _picture_shape(latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A video's frames count as channels of one picture."""
+    return math.prod(latent_shape[:-2]), *latent_shape[-2:]
+
+
+def _as_pictures(latents: Tensor) -> Tensor:  # [B, C, F, H, W] -> [B, C F, H, W]; of pictures as they are
+    return latents.flatten(1, -3)
 
 
 class OnlineSurrogate:
@@ -80,7 +89,8 @@ class OnlineSurrogate:
         self.regressor = regressor.to_empty(device=device)
         self._initialise()
         self.optimizer = torch.optim.Adam(self.regressor.parameters(), learning_rate)
-        self.latents = torch.zeros(0, *latent_shape, device=device)  # [n, C, H, W], the oldest first
+        # [n, C, H, W], the oldest first
+        self.latents = torch.zeros(0, *_picture_shape(latent_shape), device=device)
         self.prompts = torch.zeros(0, features, device=device)  # [n, D]
         self.rewards = torch.zeros(0, device=device)  # [n]
 
@@ -101,11 +111,11 @@ class OnlineSurrogate:
     def objective(self, conditioning: Conditioning) -> Objective:
         """Q of chains with these prompts."""
         prompts = self.features(conditioning)
-        return lambda latents: self.regressor(latents, prompts)
+        return lambda latents: self.regressor(_as_pictures(latents), prompts)
 
     def learn(self, step: int, latents: Tensor, prompts: Tensor, rewards: Tensor) -> None:
         """Keep an update's chains, then train on random minibatches of all that is kept."""
-        self.latents = torch.cat([self.latents, latents])[-self.replay :]
+        self.latents = torch.cat([self.latents, _as_pictures(latents)])[-self.replay :]
         self.prompts = torch.cat([self.prompts, prompts])[-self.replay :]
         self.rewards = torch.cat([self.rewards, rewards])[-self.replay :]
         self._standardise()

@@ -292,7 +292,7 @@ def test_scores_change_by_pairs() -> None:
 
 def test_a_title_that_looks_like_mathematics_is_drawn(tmp_path: Path) -> None:
     images = BEFORE.images[:1]
-    save_comparison(tmp_path / "pair.png", images, images, [r"a^b $\frac$"], "before", "after")
+    save_comparison(tmp_path / "pair", images, images, [r"a^b $\frac$"], "before", "after")
     assert Image.open(tmp_path / "pair.png").size[0] > 100
 
 

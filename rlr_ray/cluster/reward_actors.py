@@ -152,4 +152,4 @@ class _WithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_scores: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
-        return of_scores[:, None, None, None] * gradients, None, None
+        return of_scores.view(-1, *[1] * (gradients.dim() - 1)) * gradients, None, None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,15 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from rlr_ray.commands import wide_console
-from rlr_ray.disk import disk_errors, replace_file
+from rlr_ray.disk import disk_errors
 from rlr_ray.errors import UserError
 from rlr_ray.evaluation.compare import unit
-from rlr_ray.evaluation.measure import BASE, Measured, Report, comparisons, measure, summary
+from rlr_ray.evaluation.measure import BASE, Measured, comparisons, measure, summary
 from rlr_ray.evaluation.report import chain_table, save_chains, save_pictures, score_table
 from rlr_ray.evaluation.runs import finished_run, finished_runs, overrides_of, recipe_of
+from rlr_ray.evaluation.vbench import VBenchVideos, holds_results, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.memory import memory_errors
-from rlr_ray.pictures import save_grid, to_pil
+from rlr_ray.pictures import save_grid, save_picture
 from rlr_ray.recipes import load_config
 from rlr_ray.resuming import run_config
 from rlr_ray.sampler import Sampler, chain_rows
@@ -48,6 +48,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="of the results (default: evaluate in the first run)"
     )
+    parser.add_argument(
+        "--vbench", type=Path, metavar="FOLDER", help="leave all videos there for VBench; or show the results it left"
+    )
     parser.set_defaults(command=evaluate_command)
 
 
@@ -57,9 +60,19 @@ def evaluate_command(options: argparse.Namespace) -> None:
     if not 0 < options.level < 1:
         raise UserError(f"--level is {options.level:g}; allowed: between 0 and 1, e.g. 0.95")
     runs = finished_runs(options.runs, options.set)
+    if options.vbench is not None and holds_results(options.vbench):
+        console.print(vbench_table(read_results(options.vbench)))
+        return
     config = recipe_of(options, runs)
+    keep = VBenchVideos(options.vbench, config) if options.vbench is not None else None
     with _progress(console, config.evaluation.chains * (1 + len(runs))) as report:
-        measured = measure(config, runs, report)
+
+        def look(name: str, indices: range, images: Tensor) -> None:
+            if keep is not None:
+                keep(name, indices, images)
+            report(name, len(indices))
+
+        measured = measure(config, runs, look)
     found = comparisons(measured, options.level)
     folder = options.out or runs[0].folder / "evaluate"
     with disk_errors():
@@ -71,9 +84,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console.print(score_table(measured, found, options.level))
     console.print(chain_table(measured))
     console.print(_words(measured), markup=False, soft_wrap=True)
-    console.print(
-        f"evaluate.json, evaluate.parquet, chains.json and grids are in {folder}", markup=False, soft_wrap=True
-    )
+    said = f"evaluate.json, evaluate.parquet, chains.json and grids are in {folder}"
+    console.print(said if keep is None else f"{said}\n{keep.next_step}", markup=False, soft_wrap=True)
 
 
 def _words(measured: Measured) -> str:
@@ -94,7 +106,7 @@ def _words(measured: Measured) -> str:
 
 
 @contextmanager
-def _progress(console: Console, total: int) -> Iterator[Report]:
+def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
     """Yields what is to be called with every chunk's model and size."""
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("chains"), BarColumn(24))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -132,10 +144,10 @@ def sample_command(options: argparse.Namespace) -> None:
     with disk_errors(), _progress(console, count) as report:
         folder.mkdir(parents=True, exist_ok=True)
         _draw(sampler, theta, folder, count, report)
-    console.print(f"{count} pictures, grid.png and chains.json are in {folder}", markup=False, soft_wrap=True)
+    console.print(f"{count} pictures, a grid of them and chains.json are in {folder}", markup=False, soft_wrap=True)
 
 
-def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Report) -> None:
+def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Callable[[str, int], None]) -> None:
     """A file a picture, a grid of the first evaluation.pictures, and what each was drawn from."""
     size, shown = sampler.config.train.chunk_size, sampler.config.evaluation.pictures
     rows, grid = [], []
@@ -144,13 +156,11 @@ def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Rep
         images = sampler.sample(theta, indices)[1].cpu()
         for index, row, image in zip(indices, chain_rows(*sampler.held_out(indices)), images, strict=True):
             repeat, prompt = divmod(index, len(sampler.held_out_prompts))
-            row["file"] = f"{prompt:04d}_{_slug(row['prompt'])}_{repeat}.png"
-            picture = to_pil(image)
-            replace_file(folder / row["file"], partial(picture.save, format="PNG"))
+            row["file"] = save_picture(folder / f"{prompt:04d}_{_slug(row['prompt'])}_{repeat}", image).name
             rows.append(row)
         grid += list(images[: max(shown - first, 0)])
         report("pictures", len(indices))
-    save_grid(folder / "grid.png", torch.stack(grid))
+    save_grid(folder / "grid", torch.stack(grid))
     write_json(folder / "chains.json", rows)
 
 

@@ -17,11 +17,11 @@ from rlr_ray.evaluation.compare import Comparison, compare, unit
 from rlr_ray.evaluation.runs import Run
 from rlr_ray.prompts import Prompt
 from rlr_ray.results import versions
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import Mixture, reward_here
 from rlr_ray.sampler import pick_device
 
 BASE = "base"
-Report = Callable[[str, int], Any]  # is told whose chains are sampled, and how many more were
+Look = Callable[[str, range, Tensor], Any]  # is shown whose chains these are, which, and their images
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ class Measured:
         return total | found.scores
 
 
-def measure(config: RunConfig, runs: Sequence[Run], report: Report) -> Measured:
+def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> Measured:
     """Sample and score the recipe's held-out chains; the base model is the first run's before its training.
 
     Rewards and judges are loaded once, models one after the other. What is maximised is standardised by the base
     model's scores of these chains.
     """
-    judges = Mixture(config.evaluation.judges, pick_device(config.device), {}).rewards
+    device = pick_device(config.device)
+    judges = {label: reward_here(label, judge, device) for label, judge in config.evaluation.judges.items()}
     engine = Engine(config.model_copy(update={"adapter": runs[0].config.adapter}), judges)
     thetas = {run.name: engine.model.load_adapter(run.folder) for run in runs if _fits(engine, run)}  # errors first
     rewards, chains = engine.rewards, range(config.evaluation.chains)
-    found = {BASE: evaluate(engine, engine.model.initial_theta, partial(report, BASE))}
+    found = {BASE: evaluate(engine, engine.model.initial_theta, partial(look, BASE))}
     rewards.standardise(torch.stack([found[BASE].scores[label] for label in rewards.labels]))
     (seeds, prompts), count = engine.held_out(chains), len(engine.held_out_prompts)
     notes = _notes(engine, runs)
@@ -63,7 +64,7 @@ def measure(config: RunConfig, runs: Sequence[Run], report: Report) -> Measured:
             del engine  # before another takes its place on the device
             engine = Engine(config.model_copy(update={"adapter": run.config.adapter}), judges | rewards.rewards)
         theta = thetas[run.name] if run.name in thetas else engine.model.load_adapter(run.folder)
-        found[run.name] = evaluate(engine, theta, partial(report, run.name))
+        found[run.name] = evaluate(engine, theta, partial(look, run.name))
     return Measured(config, list(runs), found, rewards, seeds, prompts, [index % count for index in chains], notes)
 
 

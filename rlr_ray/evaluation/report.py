@@ -73,7 +73,8 @@ def save_pictures(folder: Path, measured: Measured) -> None:
     label = next(iter(measured.scores(BASE)))
     means = {name: f"{name}: {label} {float(measured.scores(name)[label].mean()):.3g}" for name in images}
     for run in measured.runs:
-        file = folder / f"base_{run.name}.png"
-        save_comparison(file, images[BASE], images[run.name], titles, means[BASE], means[run.name])
+        save_comparison(
+            folder / f"base_{run.name}", images[BASE], images[run.name], titles, means[BASE], means[run.name]
+        )
     if len(measured.runs) > 1:
-        save_columns(folder / "side_by_side.png", images, titles)
+        save_columns(folder / "side_by_side", images, titles)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from rlr_ray.pictures import to_pil
+from rlr_ray.pictures import animated, to_pil
 from rlr_ray.report.scores import Scores
 
 _SMALL = 128  # pixels; a smaller image is enlarged without smoothing
@@ -17,7 +17,7 @@ _EXACT = 256  # pixels up to which an image is kept as it is; forty photos of 1,
 
 
 def pairs(before: Tensor, after: Tensor, prompts: Sequence[str], scores: Mapping[str, Scores]) -> str:
-    """Images [n, 3, H, W] in [0, 1] of the first n held-out chains, and the scores of all."""
+    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], of the first chains, and the scores of all."""
     figures = []
     for i, (one, other, prompt) in enumerate(zip(before, after, prompts, strict=True)):
         left = _image(one, "before", {label: float(score.before[i]) for label, score in scores.items()})
@@ -35,8 +35,15 @@ def _image(image: Tensor, when: str, scores: Mapping[str, float]) -> str:
 
 
 def _data(image: Tensor) -> str:
-    """An image [3, H, W] as a data URI: exact if it is small."""
-    body, picture = io.BytesIO(), to_pil(image)
-    kind = "png" if max(picture.size) <= _EXACT else "jpeg"
-    picture.save(body, format=kind.upper(), **({} if kind == "png" else {"quality": 90}))
+    """An image [3, H, W], or a video [F, 3, H, W], as a data URI: an image that is small as it is."""
+    body, frames = io.BytesIO(), to_pil(image)
+    if len(frames) > 1:
+        for frame in frames:
+            frame.thumbnail((_EXACT, _EXACT))
+        kind, options = ("gif" if max(frames[0].size) <= _SMALL else "webp"), animated(frames)
+    elif max(frames[0].size) <= _EXACT:
+        kind, options = "png", {}
+    else:
+        kind, options = "jpeg", {"quality": 90}
+    frames[0].save(body, format=kind.upper(), **options)
     return f"data:image/{kind};base64,{base64.b64encode(body.getvalue()).decode()}"

@@ -2,7 +2,9 @@
 
 A reward is called with `images [B, 3, H, W] in [0, 1]`, `prompts` (B strings) and `metadata` (B dicts) and returns
 scores [B], higher is better. Its attribute `differentiable` says whether gradients pass from the scores to the images.
-A file of this folder defines `class Reward` with that attribute; a user's own may be a class or a function.
+One whose attribute `video` is true is called with `videos [B, F, 3, H, W]` instead; any other rates a video's frames as
+images, and the video by their mean. A file of this folder defines `class Reward` with these attributes; a user's own
+may be a class or a function.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import torch
@@ -73,6 +76,18 @@ def is_differentiable(name: str, stated: bool | None = None) -> bool:
     return bool(getattr(find_reward(name), "differentiable", False)) if stated is None else stated
 
 
+def is_video(name: str, stated: bool | None = None) -> bool:
+    """Whether a reward sees videos: what the user stated, else its own attribute, else no.
+
+    So one that only its actors can import has to be stated.
+    """
+    if stated is not None:
+        return stated
+    with suppress(UserError):
+        return bool(getattr(find_reward(name), "video", False))
+    return False
+
+
 def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
     """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take."""
     found = find_reward(name)
@@ -110,22 +125,27 @@ def score(
         raise
     except Exception as error:
         raise UserError(
-            f"reward {name!r} raised {_told(error)}; it is called with images {list(images.shape)} in [0, 1], "
-            f"{len(prompts)} prompts and as many metadata dictionaries"
+            f"reward {name!r} raised {_told(error)}; it is called with {_kind(images)}s {list(images.shape)} in "
+            f"[0, 1], {len(prompts)} prompts and as many metadata dictionaries"
         ) from error
     if scores.shape != (len(images),):
+        one = "an image" if _kind(images) == "image" else "a video"
         raise UserError(
-            f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} images; allowed: "
-            f"[{len(images)}], one score an image; remove a mean over the batch or a trailing dimension"
+            f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} {_kind(images)}s; allowed: "
+            f"[{len(images)}], one score {one}; remove a mean over the batch or a trailing dimension"
         )
     if finite and not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise UserError(
-            f"reward {name!r} returned {scores[bad].item()} for image {bad} (prompt {prompts[bad]!r}); allowed: finite "
-            "numbers; clamp logarithms and divisions inside the reward, or say what such an image gets in the reward's "
-            "`invalid`"
+            f"reward {name!r} returned {scores[bad].item()} for {_kind(images)} {bad} (prompt {prompts[bad]!r}); "
+            "allowed: finite numbers; clamp logarithms and divisions inside the reward, or say what such an image gets "
+            "in the reward's `invalid`"
         )
     return scores.to(images.dtype)
+
+
+def _kind(images: Tensor) -> str:
+    return "image" if images.dim() == 4 else "video"
 
 
 def _told(error: Exception) -> str:

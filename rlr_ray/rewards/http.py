@@ -21,6 +21,8 @@ from rlr_ray.rewards.pixels import pictures
 class Reward:
     """Posts JSON {"images": [PNG in base64, ...], "prompts": [...], "metadata": [...]} and expects {"scores": [...]}.
 
+    With the reward's `video: true` {"videos": [[PNG of each frame, ...], ...], ...} in place of images.
+
     `batch_size` images a request, `concurrency` requests at once. A server that cannot be reached, is overloaded (429,
     502, 503, 504) or does not answer within `timeout_s` is asked again for `patience_s` after a first failure.
     """
@@ -47,7 +49,8 @@ class Reward:
             return torch.tensor([score for batch in scores for score in batch])
 
     def _scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> list[float]:
-        asked: Any = {"images": _encoded(images), "prompts": list(prompts), "metadata": list(metadata)}
+        seen = {"videos": [_encoded(video) for video in images]} if images.dim() == 5 else {"images": _encoded(images)}
+        asked: Any = seen | {"prompts": list(prompts), "metadata": list(metadata)}
         try:
             answer = self.server.answer(asked)
         except requests.RequestException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward, score
+from rlr_ray.rewards.view import view_of
 
 Standard = tuple[float, float]  # what is taken from a score, and what the rest is divided by
 
@@ -21,10 +23,17 @@ class Mixture:
     Mean and deviation are numbers of the whole run: `standards`, 0 and 1 until they are set.
     """
 
-    def __init__(self, configs: Mapping[str, Any], device: torch.device, built: Mapping[str, Callable[..., Tensor]]):
+    def __init__(
+        self,
+        configs: Mapping[str, Any],
+        device: torch.device,
+        built: Mapping[str, Callable[..., Tensor]],
+        frames: int | None = None,  # of the videos that are scored; None: images are
+    ):
         self.configs = dict(configs)
+        self.views = {label: view_of(label, config, frames) for label, config in self.configs.items()}
         self.rewards: dict[str, Any] = {
-            label: built.get(label) or _loaded(label, config, device) for label, config in self.configs.items()
+            label: built.get(label) or reward_here(label, config, device) for label, config in self.configs.items()
         }
         self.black_box = tuple(i for i, config in enumerate(self.configs.values()) if not config.has_gradient)
         self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
@@ -37,6 +46,11 @@ class Mixture:
             if hasattr(reward, "to"):
                 self.rewards[label] = reward.to(device)
         return self
+
+    @functools.cached_property
+    def frames(self) -> list[int]:
+        """The frames of a video that some reward sees; of images none."""
+        return sorted({frame for view in self.views.values() for frame in view.frames})
 
     @property
     def labels(self) -> list[str]:
@@ -66,9 +80,10 @@ class Mixture:
             self.standards.append((mean, deviation or 1.0))
 
     def scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:  # [m, B]
-        """What each reward says of images [B, 3, H, W] in [0, 1]. Raises UserError for a score that is not finite,
+        """What each reward says of images [B, 3, H, W] in [0, 1], or of videos [B, n, 3, H, W].
 
-        unless the reward's `invalid` says what counts instead: then such images are counted, and have no gradient.
+        A video has all its frames, or those of `frames`. Raises UserError for a score that is not finite, unless the
+        reward's `invalid` says what counts instead: then such images are counted, and have no gradient.
         """
         started = time.monotonic()
         rows = []
@@ -86,14 +101,15 @@ class Mixture:
     def _score(
         self, label: str, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
     ) -> Tensor:  # [B]
-        reward, instead = self.rewards[label], self.configs[label].invalid
+        instead, view = self.configs[label].invalid, self.views[label]
+        checked = functools.partial(score, self.rewards[label], name=label, finite=instead == "stop")
         if instead == "stop":
-            return score(reward, images, prompts, metadata, label)
+            return view.scores(checked, images, prompts, metadata, self.frames)
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         seen = images.view_as(images)
         if seen.requires_grad:  # 0 times what is not finite is not 0
-            seen.register_hook(lambda gradient: gradient.masked_fill(wrong[:, None, None, None], 0.0))
-        found = score(reward, seen, prompts, metadata, label, finite=False)
+            seen.register_hook(lambda gradient: gradient.masked_fill(_beside(wrong, gradient), 0.0))
+        found = view.scores(checked, seen, prompts, metadata, self.frames)
         wrong |= ~found.isfinite()
         self.invalid += int(wrong.sum())
         return found.masked_fill(wrong, instead)
@@ -117,7 +133,11 @@ class Mixture:
         return found
 
 
-def _loaded(label: str, config: Any, device: torch.device) -> Callable[..., Tensor]:
+def _beside(chosen: Tensor, images: Tensor) -> Tensor:  # [B] -> [B, 1, ...]
+    return chosen.view(-1, *[1] * (images.dim() - 1))
+
+
+def reward_here(label: str, config: Any, device: torch.device) -> Callable[..., Tensor]:
     """A reward in this process. Raises UserError if it cannot be built here, though its actors might."""
     try:
         return load_reward(config.name, config.options, device)

@@ -1,0 +1,111 @@
+"""VBench (Huang et al. 2023, arXiv:2311.17982): videos as it wants them, and what it made of them.
+
+A model's videos are `FOLDER/<model>/videos/<prompt>-<number>.mp4`, as its standard prompts ask for; what VBench leaves
+of them is looked for as `FOLDER/<model>/**/*_eval_results.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+from rlr_ray.config import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.pictures import FRAMES_A_SECOND, to_pil
+from rlr_ray.prompts import prompt_sets
+
+Results = dict[str, dict[str, float]]  # by model, by dimension: 0 to 1
+_LONGEST = 240  # bytes of a file's name
+_WEIGHTS = {"dynamic_degree": 0.5}  # of VBench's own averages and of the RLR paper's; every other dimension has 1
+
+
+class VBenchVideos:
+    """Writes held-out chains as they are sampled."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        """Raises UserError for prompts that cannot be a file's name, or if videos cannot be written."""
+        self.folder, self.prompts = folder, [prompt.text for prompt in prompt_sets(config).held_out]
+        if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+            raise UserError("--vbench writes videos with imageio, which is not installed: pip install rlr-ray[video]")
+        for prompt in self.prompts:
+            if "/" in prompt or len(prompt.encode()) > _LONGEST:
+                raise UserError(
+                    f"--vbench names files by their prompts, as VBench does, and {prompt!r} cannot be such a name; "
+                    f"allowed: {_LONGEST} bytes without '/'; leave it out"
+                )
+
+    def __call__(self, model: str, indices: range, videos: Tensor) -> None:  # [B, F, 3, H, W]
+        if videos.dim() != 5:
+            raise UserError("--vbench is for videos, but the model draws pictures; leave it out")
+        from diffusers.utils import export_to_video  # here: diffusers takes seconds to import
+
+        folder = self.folder / model / "videos"
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, video in zip(indices, videos.cpu(), strict=True):
+            number, prompt = divmod(index, len(self.prompts))
+            path = folder / f"{self.prompts[prompt]}-{number}.mp4"
+            # not resized to multiples of 16, which is the default; only odd sides cannot be encoded
+            export_to_video(to_pil(video), str(path), fps=FRAMES_A_SECOND, quality=9, macro_block_size=2)
+
+    @property
+    def next_step(self) -> str:
+        models = " ".join(shlex.quote(path.name) for path in sorted(self.folder.iterdir()) if path.is_dir())
+        return (
+            f"videos of {models} are in {self.folder}; where VBench is installed, for each:\n"
+            f"    vbench evaluate --videos_path {self.folder}/MODEL/videos --output_path {self.folder}/MODEL\n"
+            "(with --mode custom_input if the prompts are not VBench's own), then give this command again"
+        )
+
+
+def holds_results(folder: Path) -> bool:
+    return any(folder.glob("*/**/*_eval_results.json"))
+
+
+def read_results(folder: Path) -> Results:
+    """Each model's score in each dimension, the newest file's if several have it. Raises UserError for other files."""
+    found: Results = {}
+    for file in sorted(folder.glob("*/**/*_eval_results.json"), key=lambda path: path.stat().st_mtime):
+        scores = found.setdefault(file.relative_to(folder).parts[0], {})
+        try:
+            for dimension, result in json.loads(file.read_text("utf-8")).items():
+                scores[dimension] = _score(dimension, result)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file} is no result of VBench ({error}); allowed: an object with [score, [...]] for each dimension"
+            ) from error
+    return found
+
+
+def _score(dimension: str, result: Any) -> float:
+    """Of `[score, [one for each video, ...]]`; some versions leave imaging quality in percent."""
+    score = float(result[0] if isinstance(result, list) else result)
+    return score / 100 if dimension == "imaging_quality" and score > 1 else score
+
+
+def weighted_average(scores: Mapping[str, float]) -> float:
+    """Every dimension with weight 1 but the dynamic degree, 0.5, as in the RLR paper's table 3."""
+    weights = {dimension: _WEIGHTS.get(dimension, 1.0) for dimension in scores}
+    return sum(weights[dimension] * score for dimension, score in scores.items()) / sum(weights.values())
+
+
+def vbench_table(results: Results) -> Table:
+    """In percent, a column a model. The average is of the dimensions that all models have."""
+    shared = set.intersection(*(set(scores) for scores in results.values()))
+    table = Table(title="VBench, percent", title_justify="left", box=None, pad_edge=False)
+    table.add_column("dimension")
+    for model in results:
+        table.add_column(model, justify="right")
+    for dimension in dict.fromkeys(name for scores in results.values() for name in scores):
+        cells = (scores.get(dimension) for scores in results.values())
+        table.add_row(dimension, *("" if cell is None else f"{100 * cell:.2f}" for cell in cells))
+    if shared:
+        own = ({name: scores[name] for name in shared} for scores in results.values())
+        table.add_row("weighted average", *(f"{100 * weighted_average(scores):.2f}" for scores in own))
+    return table
