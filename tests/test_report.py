@@ -111,6 +111,20 @@ def pictures(read: Read) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in sources]
 
 
+def test_videos_move_in_the_grid(tmp_path: Path) -> None:
+    greys = torch.linspace(0, 1, PICTURES * 4).view(PICTURES, 4)
+    still = evaluation(1, 1.0, 0.6)
+    for side in (16, 200):  # as GIF, as WebP
+        moving = replace(still, images=greys[..., None, None, None].expand(PICTURES, 4, 3, side, side))
+        read, _ = written(tmp_path, moving, ["one", "two", "three"], replace(BEFORE, images=moving.images.flip(1)))
+        shown = pictures(read)
+        assert len(shown) == 2 * PICTURES and {picture.n_frames for picture in shown} == {4}
+        for i, picture in enumerate(shown):
+            for frame, grey in enumerate(greys[i // 2].tolist() if i % 2 else greys[i // 2].flip(0).tolist()):
+                picture.seek(frame)
+                assert numpy.asarray(picture.convert("L")).mean() / 255 == pytest.approx(grey, abs=0.02)
+
+
 def test_the_grid_shows_the_evaluations_images_and_scores(tmp_path: Path) -> None:
     after = evaluation(1, 1.0, 0.6)
     read, _ = written(tmp_path, after, ["one", "two", "three"])
