@@ -7,12 +7,13 @@ n = r (F - 1) + 1, and frame i depends on the latent frames up to i / r, rounded
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import WanPipeline
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
@@ -39,6 +40,11 @@ class Wan(PipelineModel):
 
     trained = "transformer"
     frames: int
+
+    def __init__(self, pipeline: WanPipeline, config: Any, adapter: Any, sampler: Any, device: torch.device):
+        super().__init__(pipeline, config, adapter, sampler, device)
+        if self.decode_slice is not None:
+            pipeline.vae.decoder.forward = _by_latent_frame(pipeline.vae.decoder.forward)
 
     @property
     def tokens(self) -> int:
@@ -115,3 +121,20 @@ class Wan(PipelineModel):
         )
         videos = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
         return (videos.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+
+def _by_latent_frame(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The VAE's decoder, called once a latent frame, which computes that frame again for its gradient.
+
+    It finds in `feat_cache` what earlier calls left there, and puts its own in place of it.
+    """
+
+    def forward(x: Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False) -> Tensor:
+        def pure(x: Tensor, *before: Any) -> tuple[Any, ...]:
+            after = list(before)
+            return decode(x, feat_cache=after, feat_idx=[0], first_chunk=first_chunk), *after
+
+        frame, *feat_cache[:] = checkpoint(pure, x, *feat_cache, use_reentrant=False, preserve_rng_state=False)
+        return frame
+
+    return forward
