@@ -28,7 +28,7 @@ class ModelConfig(Strict):
     width: int | None = Field(None, ge=8)
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
-    decode_slice: int | None = Field(None, ge=1)  # pictures, or a video's frames, decoded at once; None: all
+    decode_slice: int | None = Field(None, ge=1)  # pictures, frames or Wan's videos decoded at once; None: all
 
 
 class AdapterConfig(BaseModel):

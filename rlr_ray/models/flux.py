@@ -61,8 +61,9 @@ class Flux(PipelineModel):
         return int(self.pipeline.transformer.config.in_channels) // 4
 
     @property
-    def default_side(self) -> int:
-        return int(self.pipeline.default_sample_size)
+    def default_sides(self) -> tuple[int, int]:
+        side = int(self.pipeline.default_sample_size)
+        return side, side
 
     def _schedule(self, sampler: Any) -> Schedule:
         _, height, width = self.latent_shape

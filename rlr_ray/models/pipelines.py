@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,8 @@ FAMILIES = {  # model.name by the class of a pipeline
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "FluxPipeline": "flux",
+    "AnimateDiffPipeline": "animatediff",
+    "WanPipeline": "wan",
 }
 
 
@@ -45,35 +48,55 @@ def _too_long(tokenizer: Any, limit: int, texts: Sequence[str]) -> set[str]:
     return {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
 
 
-def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
-    """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
+def _could_not(config: Any, words: str, error: Exception) -> UserError:
+    return UserError(f"model.path {config.path!r} could not be loaded as a {words} pipeline: {error}")
+
+
+def source_of(path: str) -> Path | str:
+    """A folder, or else a name on the hub."""
+    folder = Path(path).expanduser()
+    return folder if folder.exists() else path
+
+
+def pipeline_index(config: Any, family: Any, words: str) -> dict[str, Any]:
+    """What a pipeline's model_index.json says: its class and its parts. Raises UserError if there is none."""
     if not config.path:
         raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
-    path, folder = config.path, Path(config.path).expanduser()
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    source = source_of(config.path)
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UserError(
-            f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
+            f"model.path {config.path!r} is not a diffusers pipeline: it has no model_index.json; "
             "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
+        )
+    try:
+        index: dict[str, Any] = family.load_config(source)
+    except (OSError, ValueError, TypeError) as error:
+        raise _could_not(config, words, error) from error
+    return index
+
+
+def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] = (), **options: Any) -> Any:
+    """Load a pipeline of a diffusers class, `also` from the parts of another's.
+
+    Raises UserError if the folder or hub name does not hold one.
+    """
+    index = pipeline_index(config, family, words)
+    found = index["_class_name"]
+    if found not in (family.__name__, *also):
+        other = FAMILIES.get(found)
+        remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
+        raise UserError(
+            f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
+            f"{remedy}"
         )
     diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
     transformers.utils.logging.disable_progress_bar()
-    source = folder if folder.exists() else path
+    taken = inspect.signature(family).parameters
+    left_out = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
     try:
-        index = family.load_config(source)
-        found = index["_class_name"]
-        if found != family.__name__:
-            other = FAMILIES.get(found)
-            remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
-            raise UserError(
-                f"model.path {path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
-                f"{remedy}"
-            )
-        left_out = {name: None for name, part in index.items() if part == [None, None]}  # as SD3's T5 may be
-        return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **left_out | options)
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"model.path {path!r} could not be loaded as a {words} pipeline: {error}") from error
+        return family.from_pretrained(source_of(config.path), dtype=getattr(torch, config.dtype), **left_out | options)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise _could_not(config, words, error) from error
 
 
 class PipelineModel(ABC):
@@ -109,7 +132,12 @@ class PipelineModel(ABC):
 
     @property
     @abstractmethod
-    def default_side(self) -> int: ...  # of the latent
+    def default_sides(self) -> tuple[int, int]: ...  # of the latent: H, W
+
+    @property
+    def scale(self) -> int:
+        """Pixels a side of a latent pixel."""
+        return int(self.pipeline.vae_scale_factor)
 
     @abstractmethod
     def _schedule(self, sampler: Any) -> Schedule: ...
@@ -138,14 +166,15 @@ class PipelineModel(ABC):
         return None
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        scale, default = self.pipeline.vae_scale_factor, self.default_side
+        multiple = self.scale * self.patch
         for name, size in (("height", height), ("width", width)):
-            if size is not None and size % (scale * self.patch):
-                raise UserError(f"model.{name} is {size}; allowed: multiples of {scale * self.patch} for this model")
-        return self.channels, height // scale if height else default, width // scale if width else default
+            if size is not None and size % multiple:
+                raise UserError(f"model.{name} is {size}; allowed: multiples of {multiple} for this model")
+        sides = zip((height, width), self.default_sides, strict=True)
+        return self.channels, *(size // self.scale if size else default for size, default in sides)
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
-        """Prediction [B, C, H, W] after guidance, at theta [P], or at a theta for each chain [B, P]."""
+        """Prediction as the latent [B, C, H, W] after guidance, at theta [P], or at each chain's own [B, P]."""
         time = torch.full((), timestep, device=self.device)  # filled there: nothing is copied, nothing waits
         predict = functools.partial(self._predict, time=time)
         if theta.dim() == 1:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
@@ -50,8 +50,37 @@ def flow_schedule_of(
 ) -> Schedule:
     """The steps that FlowMatchEulerDiscreteScheduler of that config takes, with the noise of `sampler.eta`.
 
-    Raises UserError for timestep spacings, which flow models do not have, and for flows that run from 0 to 1.
+    Raises UserError as `check_flow`.
     """
+    check_flow(config, sampler)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    scheduler.set_timesteps(sampler.steps, sigmas=sigmas, mu=shift if scheduler.config.use_dynamic_shifting else None)
+    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)
+
+
+def own_flow_schedule(scheduler: Any, sampler: Any) -> Schedule:
+    """The steps at the times that the scheduler's own `set_timesteps(steps)` gives, with the noise of `sampler.eta`.
+
+    Raises UserError for what is no flow from noise to picture, or takes more than the number of steps.
+    """
+    check_flow(scheduler.config, sampler)
+    config, flows = scheduler.config, isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    if isinstance(scheduler, UniPCMultistepScheduler):
+        flows = config.use_flow_sigmas and config.prediction_type == "flow_prediction"
+    if not flows or config.use_dynamic_shifting:
+        raise UserError(
+            f"this pipeline's scheduler is a {type(scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, or "
+            "UniPCMultistepScheduler with use_flow_sigmas and prediction_type flow_prediction, neither with "
+            "use_dynamic_shifting; save the pipeline with one of these"
+        )
+    scheduler.set_timesteps(sampler.steps)
+    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)
+
+
+def check_flow(config: Any, sampler: Any) -> None:
+    """Raise UserError for timestep spacings, which flow models do not have, and for flows that run from 0 to 1."""
     if sampler.timestep_spacing != "trailing":
         raise UserError(
             f"sampler.timestep_spacing is {sampler.timestep_spacing!r}, but a flow model's times are its scheduler's; "
@@ -59,8 +88,3 @@ def flow_schedule_of(
         )
     if config.get("invert_sigmas"):
         raise UserError("this pipeline's scheduler has invert_sigmas; allowed: flows whose noise is at time 1")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
-    scheduler.set_timesteps(sampler.steps, sigmas=sigmas, mu=shift if scheduler.config.use_dynamic_shifting else None)
-    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)

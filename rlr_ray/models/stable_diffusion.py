@@ -15,7 +15,7 @@ from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
-    options = {"safety_checker": None, "requires_safety_checker": False}
+    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     pipeline = load_pipeline(config, StableDiffusionPipeline, "Stable Diffusion 1.x or 2.x", **options)
     return StableDiffusion(pipeline, config, adapter, sampler, device)
 
@@ -30,8 +30,9 @@ class StableDiffusion(PipelineModel):
         return int(self.pipeline.unet.config.in_channels)
 
     @property
-    def default_side(self) -> int:
-        return int(self.pipeline.unet.config.sample_size)
+    def default_sides(self) -> tuple[int, int]:
+        side = int(self.pipeline.unet.config.sample_size)
+        return side, side
 
     def _schedule(self, sampler: Any) -> Schedule:
         scheduler = ddim_scheduler(self.pipeline.scheduler.config, sampler.timestep_spacing)

@@ -44,8 +44,9 @@ class StableDiffusion3(PipelineModel):
         return int(self.pipeline.transformer.config.in_channels)
 
     @property
-    def default_side(self) -> int:
-        return int(self.pipeline.default_sample_size)
+    def default_sides(self) -> tuple[int, int]:
+        side = int(self.pipeline.default_sample_size)
+        return side, side
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         shape = super()._latent_shape(height, width)

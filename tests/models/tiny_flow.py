@@ -59,12 +59,12 @@ def save_stable_diffusion_3(folder: Path, *, t5: bool = True) -> None:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(),
-        text_encoder=CLIPTextModelWithProjection(_clip()),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(_clip()),
-        tokenizer_2=_clip_tokenizer(),
+        text_encoder=CLIPTextModelWithProjection(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
+        tokenizer_2=clip_tokenizer(),
         text_encoder_3=_t5() if t5 else None,
-        tokenizer_3=_t5_tokenizer() if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
     ).save_pretrained(folder)
 
 
@@ -86,10 +86,10 @@ def save_flux(folder: Path, *, guidance_embeds: bool = True) -> None:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16),
         vae=_vae(),
-        text_encoder=CLIPTextModel(_clip()),
-        tokenizer=_clip_tokenizer(),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
     ).save_pretrained(folder)
 
 
@@ -107,12 +107,12 @@ def _vae() -> AutoencoderKL:  # 2 pixels a latent pixel
     )
 
 
-def _clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(DIGITS / "pipeline" / "tokenizer")
 
 
-def _clip() -> CLIPTextConfig:
-    tokenizer = _clip_tokenizer()
+def clip_config() -> CLIPTextConfig:
+    tokenizer = clip_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -125,11 +125,11 @@ def _clip() -> CLIPTextConfig:
     )
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -3.0) for word in WORDS)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TOKENS)
 
 
 def _t5() -> T5EncoderModel:
-    size = len(_t5_tokenizer())
+    size = len(t5_tokenizer())
     return T5EncoderModel(T5Config(vocab_size=size, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
