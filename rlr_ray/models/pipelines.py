@@ -23,6 +23,7 @@ from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import add_adapter, save_peft, set_adapter, trainable
+from rlr_ray.models.recompute import recomputed
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -101,6 +102,8 @@ class PipelineModel(ABC):
         self.module: Any = add_adapter(getattr(pipeline, self.trained), adapter.type, adapter.options, adapter.seed)
         self.parameters = ParameterVector(trainable(self.module))
         self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
+        if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
+            getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
         self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_uncached)
 
     @property
