@@ -46,8 +46,8 @@ def _too_long(tokenizer: Any, limit: int, texts: Sequence[str]) -> set[str]:
     return {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
 
 
-def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
-    """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
+def source_of(config: Any, words: str) -> Path | str:
+    """The folder of a pipeline, or its name on the hub. Raises UserError for a path that can be neither."""
     if not config.path:
         raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
     path, folder = config.path, Path(config.path).expanduser()
@@ -56,25 +56,45 @@ def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
             f"model.path {path!r} is not a diffusers pipeline: it has no model_index.json; "
             "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
         )
+    if folder.exists():
+        return folder
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"model.path {path!r}: there is no such folder (seen from {Path.cwd()}), and a name on the hub is "
+            "OWNER/NAME; correct the path"
+        )
+    return str(path)
+
+
+def refuse_other_class(config: Any, found: str, family: Any) -> None:
+    """Raise UserError if the pipeline found is not of the family's class."""
+    if found == family.__name__:
+        return
+    other = FAMILIES.get(found)
+    remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
+    raise UserError(
+        f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
+        f"{remedy}"
+    )
+
+
+def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
+    """Load a pipeline of a diffusers class. Raises UserError if the folder or hub name does not hold one."""
+    source = source_of(config, words)
     diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
     transformers.utils.logging.disable_progress_bar()
-    source = folder if folder.exists() else path
     try:
         index = family.load_config(source)
-        found = index["_class_name"]
-        if found != family.__name__:
-            other = FAMILIES.get(found)
-            remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
-            raise UserError(
-                f"model.path {path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
-                f"{remedy}"
-            )
+        refuse_other_class(config, index["_class_name"], family)
         left_out = {name: None for name, part in index.items() if part == [None, None]}  # as SD3's T5 may be
         return family.from_pretrained(source, dtype=getattr(torch, config.dtype), **left_out | options)
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"model.path {path!r} could not be loaded as a {words} pipeline: {error}") from error
+        seen = "" if isinstance(source, Path) else " (there is no such folder, so it is taken for a name on the hub)"
+        raise UserError(
+            f"model.path {config.path!r} could not be loaded as a {words} pipeline{seen}: {error}"
+        ) from error
 
 
 class PipelineModel(ABC):
