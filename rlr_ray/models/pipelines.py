@@ -91,9 +91,13 @@ def load_pipeline(config: Any, family: Any, words: str, **options: Any) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        seen = "" if isinstance(source, Path) else " (there is no such folder, so it is taken for a name on the hub)"
+        unseen = (
+            " (there is no such folder, so it was looked for on the hub; where the hub is not reached, give a folder, "
+            f"as `hf download {config.path} --local-dir FOLDER` writes it)"
+        )
         raise UserError(
-            f"model.path {config.path!r} could not be loaded as a {words} pipeline{seen}: {error}"
+            f"model.path {config.path!r} could not be loaded as a {words} pipeline"
+            f"{'' if isinstance(source, Path) else unseen}: {error}"
         ) from error
 
 

@@ -79,7 +79,7 @@ def _config_files(source: Path | str) -> Path:
 
     try:
         return Path(snapshot_download(source, allow_patterns=["model_index.json", "*/*config.json"], etag_timeout=5))
-    except Exception as error:  # of the hub, the network and the disk
+    except (OSError, ValueError) as error:  # its errors of network, names and access are of these
         raise Unknown(_NEEDED.format(path=source, error=_first_line(error))) from error
 
 

@@ -270,7 +270,10 @@ def test_models_are_found_by_file_name() -> None:
     [
         (LORA | {"type": "LOAR"}, ["LOAR", "LORA", "PEFT"]),
         (LORA | {"rank": 3}, ["rank", "allowed for LORA", "lora_alpha"]),
-        (LORA | {"target_modules": ["nothing"]}, ["nothing", "PEFT"]),
+        (
+            LORA | {"target_modules": ["nothing"]},
+            ["nothing", "PEFT", "layers that exist: attn1.to_q, ", "attn2.to_out.0"],
+        ),
         (LORA | {"r": "four"}, ["four", "PEFT"]),
         ({"type": "PREFIX_TUNING"}, ["PREFIX_TUNING", "PEFT"]),
         (IA3 | {"feedforward_modules": ["ff"]}, ["ff", "PEFT"]),
@@ -285,6 +288,22 @@ def test_a_bad_adapter_is_refused(adapter: dict[str, Any], words: list[str]) -> 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model_index\.json.*save_pretrained"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./folder", "~/folder", "folder", "one/two/three"])
+def test_a_folder_that_is_not_there_is_refused_at_once(path: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"model.path '{path}': there is no such folder .*OWNER/NAME; correct the path"
+    ):
+        load(path)  # type: ignore[arg-type]
+
+
+def test_a_name_on_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"'owner/name' could not be .*no such folder, .*hf download owner/name --local"
+    ):
+        load("owner/name")  # type: ignore[arg-type]
 
 
 def test_a_size_that_the_vae_cannot_make_is_refused() -> None:
