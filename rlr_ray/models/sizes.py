@@ -20,6 +20,7 @@ from torch import nn
 from rlr_ray.assets import DIGITS
 from rlr_ray.config import RunConfig
 from rlr_ray.models import module_bytes
+from rlr_ray.models.adapters import trainable
 from rlr_ray.models.pipelines import FAMILIES, PipelineModel, refuse_other_class, source_of
 
 _META = torch.device("meta")
@@ -57,11 +58,15 @@ def sizes_of(config: RunConfig) -> Sizes:
         pipeline = _pipeline(folder, index, family, dtype)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Unknown(_NEEDED.format(path=path, error=_first_line(error))) from error
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in modules.items()}
-    sizes = {name: module_bytes(part) for name, part in modules.items()}
     model = _class_of(name)(pipeline, given, config.adapter, config.sampler, _META)
-    return Sizes(model, {name: (counts[name], sizes[name]) for name in modules})
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
+
+
+def _frozen(part: nn.Module) -> tuple[int, int]:
+    """Its parameters, those of the adapter left out, and their bytes with the buffers'."""
+    count = sum(parameter.numel() for parameter in part.parameters() if not parameter.requires_grad)
+    return count, module_bytes(part) - sum(value.nbytes for value in trainable(part).values())
 
 
 _NEEDED = (
@@ -109,7 +114,11 @@ def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
     if issubclass(found, transformers.PreTrainedModel):
         config = found.config_class.from_pretrained(folder)
         with _META:
-            return found(config).to(dtype)
+            part = found(config).to(dtype)
+        for name, module in part.named_modules():  # which transformers never halves, as T5's wo
+            if dtype == torch.float16 and name.split(".")[-1] in (found._keep_in_fp32_modules or ()):
+                module.float()
+        return part
     return None
 
 

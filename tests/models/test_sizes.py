@@ -38,7 +38,7 @@ def without_weights(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "adapter", "dtype"),
-    [("stable_diffusion_3", LORA, "float32"), ("flux", IA3, "bfloat16"), ("digits", LORA, "float32")],
+    [("stable_diffusion_3", LORA, "bfloat16"), ("flux", IA3, "float16"), ("digits", LORA, "float32")],
 )
 def test_sizes_from_config_files_are_those_of_the_loaded_model(
     name: str, adapter: dict[str, Any], dtype: str, tmp_path: Path
