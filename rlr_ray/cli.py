@@ -12,7 +12,7 @@ from rich.console import Console
 from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
 from rlr_ray.dcot.command import add_dcot_arguments
-from rlr_ray.describe import describe_plan, describe_prompts, describe_results
+from rlr_ray.describe import describe_plan, describe_prompts, describe_results, describe_sizes
 from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
 from rlr_ray.evaluation.command import add_evaluate_arguments, add_sample_arguments
@@ -70,9 +70,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume-or-start", action="store_true", help="the same if there is such a run, else start it"
     )
     earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check the recipe, print the plan and its cost, and stop"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
     parser.set_defaults(command=train_command)
 
 
@@ -83,7 +81,7 @@ def train_command(options: argparse.Namespace) -> None:
     prompts = describe_prompts(config)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
-        console.print(f"{describe_plan(config)}\n{prompts}", markup=False, soft_wrap=True)
+        console.print(f"{describe_plan(config)}\n{prompts}\n{describe_sizes(config)}", markup=False, soft_wrap=True)
         return
     console.print(prompts, markup=False, soft_wrap=True)
     with locked(config):

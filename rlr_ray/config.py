@@ -28,6 +28,7 @@ class ModelConfig(Strict):
     width: int | None = Field(None, ge=8)
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
+    gradient_checkpointing: bool = False  # the denoiser's activations are computed again for the gradient, by blocks
     decode_slice: int | None = Field(None, ge=1)  # pictures, frames or Wan's videos decoded at once; None: all
 
 
@@ -189,7 +190,9 @@ class RunConfig(Strict):
         pairs = self.estimator.zeroth_order.count if plans[0].zeroth_order else 0
         forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + 2 * pairs * plans[0].steps
         compared = self.train.chains * self.compared_steps
-        return forwards + 2 * compared, sum(size * plan.backwards for plan in plans) + compared
+        backwards = sum(size * plan.backwards for plan in plans) + compared
+        again = backwards if self.model.gradient_checkpointing else 0
+        return forwards + 2 * compared + again, backwards
 
     @property
     def compared_steps(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from rlr_ray.config import RunConfig
+from rlr_ray.memory import GIB
 from rlr_ray.prompts import prompt_sets
 from rlr_ray.run_folder import RunFolder
 
@@ -16,13 +19,56 @@ def describe_plan(config: RunConfig) -> str:
     chunks = range(train.chains // train.chunk_size)
     forwards, backwards = config.cost([shape.draw(config.seed, 0, chunk=c) for c in chunks])
     pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0
+    roughly = ", if every update's plan is as long as the first's" if shape.truncation != "fixed" else ""
     lines = [
         f"plan: {shape}",
         f"update: {train.chains} chains, {pairs} perturbation pairs: {forwards} denoiser forwards, "
         f"{backwards} backwards; {train.iterations} updates",
+        f"run: {forwards * train.iterations:,} forwards, {backwards * train.iterations:,} backwards{roughly}; "
+        "evaluations apart",
         *(f"note: {note}" for note in _notes(config)),
     ]
     return "\n".join(lines)
+
+
+def describe_sizes(config: RunConfig) -> str:
+    """What the model, the adapter and a chain take in memory, as far as the pipeline's config files tell.
+
+    Raises UserError if model and adapter do not go together, or if half order may end at a step without noise.
+    """
+    from rlr_ray.models.sizes import Unknown, sizes_of  # here: diffusers takes seconds to import
+
+    unmeasured = (
+        "not known without a measurement: activations of denoiser, VAE and reward, and the reward's own weights; "
+        "`rlr-ray plan` and `rlr-ray lab` measure memory, memory_budget_gib holds a run to a limit"
+    )
+    try:
+        sizes = sizes_of(config)
+    except Unknown as unknown:
+        return f"sizes: unknown; {unknown}\n{unmeasured}"
+    model, dtype = sizes.model, config.model.dtype
+    if config.estimator.preset != "auto":
+        config.plan_shape.check_noise(model.schedule)
+    latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size
+    rows = {**sizes.parts, "together": tuple(map(sum, zip(*sizes.parts.values(), strict=True)))}
+    width = max(map(len, rows))
+    trained = f"{sizes.trained:,} numbers in {model.trained}"
+    return "\n".join(
+        [
+            f"sizes, from the pipeline's config files, weights in {dtype}, in every process that draws pictures:",
+            *(f"  {name:{width}}  {count:>16,} parameters  {_size(size)}" for name, (count, size) in rows.items()),
+            f"trained: {trained} (P), float32: {_size(4 * sizes.trained)}; AdamW's state {_size(8 * sizes.trained)}",
+            f"latent: {' x '.join(map(str, model.latent_shape))}, float32; a chain of {steps} steps, with its noises, "
+            f"{_size((2 * steps + 1) * latent)}; {chunk} at once (train.chunk_size): "
+            f"{_size(chunk * (2 * steps + 1) * latent)}",
+            unmeasured,
+        ]
+    )
+
+
+def _size(count: float) -> str:  # of bytes
+    unit, name = next((u, n) for u, n in ((GIB, "GiB"), (2**20, "MiB"), (1024, "KiB")) if count >= u / 10 or u == 1024)
+    return f"{count / unit:.2f} {name}"
 
 
 def describe_prompts(config: RunConfig) -> str:

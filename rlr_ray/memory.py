@@ -102,6 +102,6 @@ class MemoryBudget:
 
 
 _REMEDY = (
-    "lower train.chunk_size or estimator.zeroth_order.chunk_size, set estimator.checkpoint_steps: true, or lower "
-    "estimator.sub_chain.length"
+    "lower train.chunk_size or estimator.zeroth_order.chunk_size, set estimator.checkpoint_steps or "
+    "model.gradient_checkpointing: true, or lower estimator.sub_chain.length"
 )

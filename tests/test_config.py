@@ -6,18 +6,33 @@ from typing import Any
 import pytest
 import yaml
 
+from rlr_ray.cli import main
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.presets import PRESETS
 from rlr_ray.recipes import load_config, parse_config, put
 from tests.runs import RECIPE, short_run
 
-RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
     assert isinstance(load_config(str(path), []), RunConfig)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_runs_dry_without_weights_or_network(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    own = load_config(str(path), []).model.name == "digits"
+    assert "trained: 576 numbers in unet" in said if own else "sizes: unknown; the config files of" in said
 
 
 def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:

@@ -35,11 +35,24 @@ def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"PEFT refuses adapter {kind} with {options}: {error!r}; see PEFT's page of that adapter for its "
-                "options, and give target_modules as names of layers, e.g. [attn2.to_out.0]"
+                f"options, and give target_modules as ends of names of layers that exist: {_layers(module)}"
             ) from error
     for parameter in trainable(module).values():
         parameter.data = parameter.data.float()
     return module.eval()
+
+
+def _layers(module: nn.Module, most: int = 16) -> str:
+    """Ends of the names of linear layers, attention's first."""
+    ends = dict.fromkeys(_end(name) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
+    names = sorted(ends, key=lambda name: ".to_" not in name)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _end(name: str) -> str:
+    """The last two words of a name, and a number after them: transformer_blocks.0.attn.to_out.0 -> attn.to_out.0."""
+    parts = name.split(".")
+    return ".".join(parts[-3 if parts[-1].isdigit() else -2 :])
 
 
 def _peft_config(kind: str, options: dict[str, Any]) -> peft.PeftConfig:

@@ -14,7 +14,7 @@ from diffusers import AnimateDiffPipeline, MotionAdapter
 from torch import Tensor
 
 from rlr_ray.errors import UserError
-from rlr_ray.models.pipelines import load_pipeline, pipeline_index, source_of
+from rlr_ray.models.pipelines import could_not, load_pipeline, pipeline_index, place_of
 from rlr_ray.models.stable_diffusion import StableDiffusion
 
 _FRAMES = 16  # of the pipeline's own call
@@ -46,11 +46,12 @@ def _motion_adapter(config: Any) -> MotionAdapter:
             "Diffusion 1.5, or model.name: stable_diffusion for pictures"
         )
     try:
-        found = MotionAdapter.load_config(source_of(path)).get("_class_name")
+        source = place_of("model.motion_adapter", path)
+        found = MotionAdapter.load_config(source).get("_class_name")
         if found == MotionAdapter.__name__:
-            return MotionAdapter.from_pretrained(source_of(path), dtype=getattr(torch, config.dtype))
+            return MotionAdapter.from_pretrained(source, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"model.motion_adapter {path!r} could not be loaded: {error}") from error
+        raise could_not("model.motion_adapter", path, "a MotionAdapter", error) from error
     raise UserError(
         f"model.motion_adapter {path!r} holds a {found}; allowed: a MotionAdapter, as "
         "`MotionAdapter.save_pretrained(folder)` leaves it"

@@ -43,9 +43,14 @@ class Flux(PipelineModel):
                 f"sampler.embedded_guidance_scale is {sampler.embedded_guidance_scale:g}, but this model takes none "
                 "(its transformer has no guidance_embeds, as FLUX.1 schnell); leave the key out"
             )
-        self.tokens = min(512 if embeds else 256, pipeline.tokenizer_2.model_max_length)  # schnell takes 256
         _, height, width = self.latent_shape
         self._places = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, self.dtype)
+
+    @property
+    def tokens(self) -> int:
+        """That T5 is given; schnell takes fewer."""
+        embeds = self.pipeline.transformer.config.guidance_embeds
+        return min(512 if embeds else 256, self.pipeline.tokenizer_2.model_max_length)
 
     def _embedded_guidance(self, sampler: Any) -> float:
         if self.guidance_scale > 1:

@@ -58,19 +58,36 @@ def test_leading_spacing_warns_and_an_unknown_prediction_is_refused() -> None:
         ddim_schedule([1], [0.5], [0.6], eta=1.0, prediction_type="flow")
 
 
-def test_eta_1_is_the_ancestral_ddpm_sampler() -> None:
-    options = {**SD, "timestep_spacing": "trailing", "prediction_type": "epsilon"}
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_eta_1_is_the_ancestral_ddpm_sampler(prediction_type: str, set_alpha_to_one: bool) -> None:
+    """Means and sigmas, but for the last step of a DDIM that does not end at alpha 1, as DDPM always does."""
+    options = {**SD, "timestep_spacing": "trailing", "prediction_type": prediction_type}
     scheduler = DDPMScheduler(**options, variance_type="fixed_small")
     scheduler.set_timesteps(10)
-    schedule = schedule_of(DDIMScheduler(**options), 10, 1.0)
+    schedule = schedule_of(DDIMScheduler(**options, set_alpha_to_one=set_alpha_to_one), 10, 1.0)
     assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
     source = torch.Generator().manual_seed(0)
-    for k, timestep in enumerate(scheduler.timesteps):
+    for k, timestep in enumerate(scheduler.timesteps if set_alpha_to_one else scheduler.timesteps[:-1]):
         latent, output = torch.randn(2, 2, 4, 3, 3, generator=source, dtype=torch.float64)
-        expected = scheduler.step(output, timestep, latent, generator=torch.Generator().manual_seed(k)).prev_sample
+        found = scheduler.step(output, timestep, latent, generator=torch.Generator().manual_seed(k)).prev_sample
         noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
-        found = schedule.mean(k, latent, output) + schedule.sigma[k] * noise
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
+        sigma = scheduler._get_variance(timestep).sqrt().item()
+        torch.testing.assert_close(schedule.mean(k, latent, output), found - sigma * noise, rtol=1e-5, atol=1e-5)
+        assert schedule.sigma[k] == pytest.approx(sigma, abs=1e-5)
+    assert (schedule.sigma[-1] == 0) == set_alpha_to_one
+
+
+def test_eta_1_of_steps_that_do_not_divide_the_training_steps_is_nearly_ddpm() -> None:
+    """DDIM goes down by 1000 // T timesteps, DDPM to the next of those asked for, which may be one further."""
+    options = {**SD, "timestep_spacing": "trailing"}
+    scheduler = DDPMScheduler(**options)
+    scheduler.set_timesteps(30)
+    schedule = schedule_of(DDIMScheduler(**options), 30, 1.0)
+    assert schedule.timesteps == tuple(scheduler.timesteps.tolist())
+    expected = torch.tensor([scheduler._get_variance(t).sqrt() for t in scheduler.timesteps], dtype=torch.float64)
+    found = torch.tensor(schedule.sigma, dtype=torch.float64)
+    assert 1e-4 < (found - expected).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -83,6 +100,9 @@ def test_eta_1_is_euler_ancestral_on_a_scaled_latent(prediction_type: str) -> No
     schedule = ddim_schedule(
         scheduler.timesteps.tolist(), alphas[:-1], alphas[1:], eta=1.0, prediction_type=prediction_type
     )
+    own = schedule_of(DDIMScheduler(**SD, prediction_type=prediction_type, timestep_spacing="trailing"), 10, 1.0)
+    for coefficients in ("timesteps", "latent_coefficient", "output_coefficient", "sigma"):  # its levels are DDIM's own
+        assert getattr(own, coefficients) == pytest.approx(getattr(schedule, coefficients), rel=1e-5, abs=1e-5)
     source = torch.Generator().manual_seed(0)
     for k, timestep in enumerate(scheduler.timesteps):
         latent, output = torch.randn(2, 2, 4, 3, 3, generator=source)

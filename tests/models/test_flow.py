@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config import AdapterConfig, ModelConfig, RunConfig, SamplerConfig
+from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.chain import sample_chain
 from rlr_ray.core.seeds import chain_noise
-from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.loop import train
 from rlr_ray.models import load_model
-from rlr_ray.recipes import parse_config
-from rlr_ray.run_folder import RunFolder
 from tests.models.tiny_flow import TOKENS, save_flux, save_stable_diffusion_3
+from tests.models.updates import recipe, twenty_updates
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 NEGATIVES = ["a handwritten one", "", "eight"]
@@ -203,61 +199,14 @@ def test_small_weights_keep_a_float32_adapter_and_chain(
     assert {tensor.dtype for tensor in load_file(model.save_adapter(theta, tmp_path)).values()} == {torch.float32}
 
 
-def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
-    return parse_config(
-        {
-            "name": "run",
-            "output_dir": str(output),
-            "model": {"name": name, "path": str(folder), "height": 8, "width": 8},
-            "adapter": LORA,
-            "sampler": {"steps": 3, "eta": 0.7, "guidance_scale": 1.0},
-            "reward": {"name": "tests.models.tiny_flow:brightness"},
-            "prompts": PROMPTS[:2],
-            "estimator": {
-                "first_order_steps": 1,
-                "sub_chain": {"length": 1},
-                "zeroth_order": {"count": 4, "chunk_size": 4},
-            },
-            "train": {
-                "iterations": 20,
-                "chains": 8,
-                "chains_per_prompt": 4,
-                "chunk_size": 4,
-                "learning_rate": 0.05,
-                "checkpoint_every": 1,
-            },
-            "evaluation": {"chains": 32, "pictures": 2},
-            "cluster": "none",
-            **changes,
-        }
-    )
-
-
-def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] + 1 == stop_after:
-            raise KeyboardInterrupt
-
-    folder, engine = RunFolder(config), Engine(config)
-    folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, report)
-    return folder.load_summary()
-
-
 @FAMILIES
 def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    whole = recipe(name, folders[name], tmp_path / "whole")
-    summary = run(whole)
-    assert summary["gain"] > 5 * summary["gain_se"]
-    broken = recipe(name, folders[name], tmp_path / "broken")
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, stop_after=12)
-    assert run(broken, resume=True)["gain"] == summary["gain"]
-    first, second = (load_file(config.folder / summary["adapter"]) for config in (whole, broken))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert json.loads((whole.folder / "summary.json").read_text())["adapter"].startswith("lora/")
+    folder = twenty_updates(lambda output: recipe(name, folders[name], output, adapter=LORA), tmp_path)
+    model, pipeline = load(name, folders[name]), plain(name, folders[name])
+    pipeline.load_lora_weights(folder / "lora")
+    assert_same(our_images(model, model.load_adapter(folder)), plain_images(name, pipeline))
 
 
 @FAMILIES
@@ -295,4 +244,4 @@ def test_a_class_of_no_family_is_refused(tmp_path: Path) -> None:
 @FAMILIES
 def test_half_order_without_noise_is_refused(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sampler\.eta is 0, so the chain has no noise for half order"):
-        recipe(name, folders[name], tmp_path, sampler={"steps": 3, "eta": 0.0, "guidance_scale": 1.0})
+        recipe(name, folders[name], tmp_path, adapter=LORA, sampler={"steps": 3, "eta": 0.0, "guidance_scale": 1.0})

@@ -20,6 +20,7 @@ from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models import available_models, load_model
 from rlr_ray.models.stable_diffusion import StableDiffusion
+from tests.models.updates import recipe, twenty_updates
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 NEGATIVES = ["a handwritten one", "", "eight"]
@@ -93,10 +94,14 @@ def test_a_text_is_truncated_if_the_tokenizer_drops_its_end() -> None:
     assert same == [True, True, False, True]  # what comes after is not seen
 
 
-def test_v_prediction_draws_the_pictures_of_a_plain_pipeline(tmp_path: Path) -> None:
+def save_with(folder: Path, prediction_type: str) -> None:
     pipeline = plain_pipeline()
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
-    pipeline.save_pretrained(tmp_path)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction_type)
+    pipeline.save_pretrained(folder)
+
+
+def test_v_prediction_draws_the_pictures_of_a_plain_pipeline(tmp_path: Path) -> None:
+    save_with(tmp_path, "v_prediction")
     model = load(tmp_path)
     torch.testing.assert_close(
         our_images(model, model.initial_theta), plain_images(plain_pipeline(tmp_path)), atol=1e-5, rtol=0
@@ -142,6 +147,17 @@ def test_gradient_is_that_of_the_modules_own_parameters(adapter: dict[str, Any])
     expected = torch.autograd.grad(output.square().sum(), own)
     torch.testing.assert_close(ours, torch.cat([part.flatten() for part in expected]), atol=1e-5, rtol=1e-4)
     assert ours.norm() > 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(prediction_type: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipeline"
+    save_with(path, prediction_type)
+    folder = twenty_updates(lambda output: recipe("stable_diffusion", path, output, adapter=LORA), tmp_path)
+    model, pipeline = load(path), plain_pipeline(path)
+    pipeline.load_lora_weights(folder / "lora")
+    expected = plain_images(pipeline)
+    torch.testing.assert_close(our_images(model, model.load_adapter(folder)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_alpha": 8}, {"use_rslora": True}], ids=str)
@@ -255,7 +271,10 @@ def test_models_are_found_by_file_name() -> None:
     [
         (LORA | {"type": "LOAR"}, ["LOAR", "LORA", "PEFT"]),
         (LORA | {"rank": 3}, ["rank", "allowed for LORA", "lora_alpha"]),
-        (LORA | {"target_modules": ["nothing"]}, ["nothing", "PEFT"]),
+        (
+            LORA | {"target_modules": ["nothing"]},
+            ["nothing", "PEFT", "layers that exist: attn1.to_q, ", "attn2.to_out.0"],
+        ),
         (LORA | {"r": "four"}, ["four", "PEFT"]),
         ({"type": "PREFIX_TUNING"}, ["PREFIX_TUNING", "PEFT"]),
         (IA3 | {"feedforward_modules": ["ff"]}, ["ff", "PEFT"]),
@@ -270,6 +289,22 @@ def test_a_bad_adapter_is_refused(adapter: dict[str, Any], words: list[str]) -> 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model_index\.json.*save_pretrained"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./folder", "~/folder", "folder", "one/two/three"])
+def test_a_folder_that_is_not_there_is_refused_at_once(path: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"model.path '{path}': there is no such folder .*OWNER/NAME; correct the path"
+    ):
+        load(path)  # type: ignore[arg-type]
+
+
+def test_a_name_on_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"'owner/name' could not be .*no such folder, .*hf download owner/name --local"
+    ):
+        load("owner/name")  # type: ignore[arg-type]
 
 
 def test_a_size_that_the_vae_cannot_make_is_refused() -> None:

@@ -1,0 +1,133 @@
+"""How large a model is, from the config files of its pipeline: its modules are built on torch's meta device.
+
+Nothing of their weights is read or held, so this needs no more than `model_index.json`, the scheduler's config and each
+part's `config.json`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from rlr_ray.assets import DIGITS
+from rlr_ray.config import RunConfig
+from rlr_ray.models import module_bytes
+from rlr_ray.models.adapters import trainable
+from rlr_ray.models.pipelines import FAMILIES, PipelineModel, refuse_other_class, source_of
+
+_META = torch.device("meta")
+_NEVER_LOADED = ("safety_checker", "feature_extractor")
+
+
+class Unknown(Exception):
+    """Why sizes cannot be told."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    model: PipelineModel  # without weights: its latent's shape and its schedule are true
+    parts: dict[str, tuple[int, int]]  # by name: parameters, the adapter's left out, and bytes with buffers
+
+    @property
+    def trained(self) -> int:  # P
+        return len(self.model.parameters)
+
+
+def sizes_of(config: RunConfig) -> Sizes:
+    """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
+    name = "stable_diffusion" if config.model.name == "digits" else config.model.name
+    path = str(DIGITS / "pipeline") if config.model.name == "digits" else config.model.path
+    given = config.model.model_copy(update={"name": name, "path": path})
+    classes = [pipeline for pipeline, family in FAMILIES.items() if family == name]
+    if not classes:
+        raise Unknown(f"they are not told of model.name {name!r}")
+    folder = _config_files(source_of(given, name))
+    family = getattr(diffusers, classes[0])
+    index = family.load_config(folder)
+    refuse_other_class(given, index["_class_name"], family)
+    dtype = getattr(torch, given.dtype)
+    try:
+        pipeline = _pipeline(folder, index, family, dtype)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Unknown(_NEEDED.format(path=path, error=_first_line(error))) from error
+    model = _class_of(name)(pipeline, given, config.adapter, config.sampler, _META)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
+
+
+def _frozen(part: nn.Module) -> tuple[int, int]:
+    """Its parameters, those of the adapter left out, and their bytes with the buffers'."""
+    count = sum(parameter.numel() for parameter in part.parameters() if not parameter.requires_grad)
+    return count, module_bytes(part) - sum(value.nbytes for value in trainable(part).values())
+
+
+_NEEDED = (
+    "the config files of the pipeline {path!r} could not be read ({error}); give model.path a folder with its "
+    "model_index.json, scheduler/ and each part's config.json, as `hf download NAME --include '*.json' --local-dir "
+    "FOLDER` writes it; no weights are needed"
+)
+
+
+def _config_files(source: Path | str) -> Path:
+    """The folder, or that of a hub's small files. Raises Unknown if the hub is not reached."""
+    if isinstance(source, Path):
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["model_index.json", "*/*config.json"], etag_timeout=5))
+    except (OSError, ValueError) as error:  # its errors of network, names and access are of these
+        raise Unknown(_NEEDED.format(path=source, error=_first_line(error))) from error
+
+
+def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype) -> Any:
+    parts: dict[str, Any] = {}
+    for name in inspect.signature(family.__init__).parameters:
+        kind = index.get(name)
+        if not isinstance(kind, list | tuple):
+            parts |= {} if kind is None else {name: kind}  # a plain option of the pipeline
+        elif name in _NEVER_LOADED or None in kind:
+            parts[name] = None
+        else:
+            library, own = kind
+            parts[name] = _part(folder / name, library, own, dtype)
+    return family(**parts | ({"requires_safety_checker": False} if "requires_safety_checker" in parts else {}))
+
+
+def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
+    """A scheduler, a module without weights, or None for a tokenizer."""
+    found = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    if issubclass(found, diffusers.SchedulerMixin):
+        return found.from_pretrained(folder)
+    if issubclass(found, diffusers.ModelMixin):
+        config = found.load_config(folder)
+        with _META:
+            return nn.Module.to(found.from_config(config), dtype)  # its own `to` warns of parts kept in float32
+    if issubclass(found, transformers.PreTrainedModel):
+        config = found.config_class.from_pretrained(folder)
+        with _META:
+            part = found(config).to(dtype)
+        for name, module in part.named_modules():  # which transformers never halves, as T5's wo
+            if dtype == torch.float16 and name.split(".")[-1] in (found._keep_in_fp32_modules or ()):
+                module.float()
+        return part
+    return None
+
+
+def _class_of(name: str) -> Any:
+    """The PipelineModel of a family's file."""
+    module = importlib.import_module(f"rlr_ray.models.{name}")
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return next(kind for kind in own if issubclass(kind, PipelineModel))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
