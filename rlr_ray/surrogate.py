@@ -17,7 +17,7 @@ _WIDTH, _HIDDEN = 32, 128
 
 
 class Regressor(nn.Module):
-    """Score of a last latent [B, C, H, W] under a prompt [B, D]; smooth, since first order climbs its slope.
+    """Score of a last latent [B, C, (F,) H, W] under a prompt [B, D]; smooth, since first order climbs its slope.
 
     Strided convolutions until a side is 4 to 7; the prompt scales and shifts what they see. Inputs and scores are
     standardised by buffers; before there is any data the score is 0 for all.
@@ -28,9 +28,10 @@ class Regressor(nn.Module):
 
     def __init__(self, latent_shape: tuple[int, ...], features: int):
         super().__init__()
-        channels, *sides = latent_shape
+        *planes, height, width = latent_shape
+        channels = math.prod(planes)  # a video's frames are channels too
         layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTH, 3, padding=1), nn.SiLU()]
-        for _ in range(int(math.log2(max(min(sides) // _SIDE, 1)))):
+        for _ in range(int(math.log2(max(min(height, width) // _SIDE, 1)))):
             layers += [nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.SiLU()]
         layers += [nn.AdaptiveAvgPool2d(_SIDE), nn.Flatten(), nn.Linear(_WIDTH * _SIDE**2, _HIDDEN)]
         self.look = nn.Sequential(*layers)
@@ -44,7 +45,7 @@ class Regressor(nn.Module):
         return self.standard_score(latents, prompts) * self.reward_std + self.reward_mean
 
     def standard_score(self, latents: Tensor, prompts: Tensor) -> Tensor:  # [B]
-        seen = self.look(self._standard(latents, "latent"))
+        seen = self.look(self._standard(latents.flatten(1, -3), "latent"))
         prompts = self._standard(prompts, "prompt")
         return self.rate(seen * (1 + self.scale(prompts)) + self.shift(prompts)).squeeze(1)
 
@@ -63,7 +64,7 @@ class OnlineSurrogate:
 
     def __init__(
         self,
-        latent_shape: tuple[int, ...],  # C, H, W
+        latent_shape: tuple[int, ...],  # C, H, W; of a video C, F, H, W
         features: int,  # D of a prompt's embedding
         *,
         seed: int,
@@ -80,7 +81,7 @@ class OnlineSurrogate:
         self.regressor = regressor.to_empty(device=device)
         self._initialise()
         self.optimizer = torch.optim.Adam(self.regressor.parameters(), learning_rate)
-        self.latents = torch.zeros(0, *latent_shape, device=device)  # [n, C, H, W], the oldest first
+        self.latents = torch.zeros(0, *latent_shape, device=device)  # [n, C, ...], the oldest first
         self.prompts = torch.zeros(0, features, device=device)  # [n, D]
         self.rewards = torch.zeros(0, device=device)  # [n]
 
@@ -120,7 +121,8 @@ class OnlineSurrogate:
 
     @torch.no_grad()
     def _standardise(self) -> None:
-        kept = {"latent": (self.latents, (0, 2, 3)), "prompt": (self.prompts, (0,)), "reward": (self.rewards, (0,))}
+        latents = self.latents.flatten(1, -3)
+        kept = {"latent": (latents, (0, 2, 3)), "prompt": (self.prompts, (0,)), "reward": (self.rewards, (0,))}
         for name, (values, over) in kept.items():
             for part, value in zip(("std", "mean"), torch.std_mean(values, over, correction=0), strict=True):
                 buffer = getattr(self.regressor, f"{name}_{part}")
