@@ -94,7 +94,7 @@ def test_a_reward_of_noise_leaves_the_gate_closed(tmp_path: Path) -> None:
     assert min(found) > 0.3 and coefficient > 0
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 64, 64), (16, 9, 130)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 64, 64), (16, 9, 130), (16, 3, 8, 12)], ids=str)
 def test_latents_of_any_size_are_rated_smoothly(shape: tuple[int, ...]) -> None:
     regressor = Regressor(shape, 7)
     regressor.reward_std.fill_(2.0)

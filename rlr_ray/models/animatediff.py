@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter
+from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 from torch import Tensor
 
 from rlr_ray.errors import UserError
@@ -22,7 +22,10 @@ _BASE = "StableDiffusionPipeline"
 
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> AnimateDiff:
-    """The pipeline at `config.path`, or Stable Diffusion's there with the modules at `config.motion_adapter`."""
+    """The pipeline at `config.path`, or Stable Diffusion's there with the modules at `config.motion_adapter`.
+
+    Then its noise levels are those that AnimateDiff's modules were trained with: betas that are linear.
+    """
     found = pipeline_index(config, AnimateDiffPipeline, "AnimateDiff")["_class_name"]
     options: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}  # of IP-Adapter
     if found == _BASE:
@@ -34,6 +37,8 @@ def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Anima
         )
     pipeline = load_pipeline(config, AnimateDiffPipeline, "AnimateDiff", **options)
     pipeline.register_modules(motion_adapter=None)  # the unet holds its weights
+    if found == _BASE:  # whose noise levels are others
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")
     return AnimateDiff(pipeline, config, adapter, sampler, device)
 
 

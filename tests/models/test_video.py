@@ -16,6 +16,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    MotionAdapter,
     UniPCMultistepScheduler,
     WanPipeline,
 )
@@ -155,6 +156,14 @@ def test_motion_modules_in_stable_diffusion_are_the_whole_pipeline(folders: dict
         other = load("animatediff", folders[place], **options)
         assert torch.equal(other(some_theta(whole), latent, 500.0, other.encode(PROMPTS)), expected)
         assert other.weights() == whole.weights()
+
+
+def test_motion_modules_are_given_the_noise_levels_that_they_were_trained_with(folders: dict[str, Path]) -> None:
+    model = load("animatediff", folders["stable_diffusion"], motion_adapter=str(folders["motion"]))
+    motion = MotionAdapter.from_pretrained(folders["motion"])
+    pipeline = plain("animatediff", folders["stable_diffusion"], motion_adapter=motion)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")
+    assert_same(our_videos(model, model.initial_theta), plain_videos("animatediff", pipeline))
 
 
 def test_wan_with_eulers_scheduler_draws_the_videos_of_a_plain_pipeline(folders: dict[str, Path]) -> None:
