@@ -26,23 +26,24 @@ from scripts import building
 from scripts.moving import MIDDLE, ROOM, STARTS, draw, pick, places, random_frames, random_videos
 
 CAPTIONS = [f"a {word} moving {direction}" for word in WORDS for direction in DIRECTIONS]  # digit * 4 + direction
-JUDGED = 1000  # plain samples that the judge reads
+JUDGED = 400  # plain samples that the judge reads
 CLASSIFIERS = (("reward", 10, 0), ("judge", 12, 1))  # name, width, seed
 
 
 def augmented(digits: Tensor) -> tuple[Tensor, Tensor]:
-    """Videos [B, F, 3, 16, 16] at speeds about a pixel a frame, blurred some, with noise; and their directions [B].
-
-    That is what a sampler's videos look like.
-    """
+    """Videos [B, F, 3, 16, 16] and their directions [B]: half as `random_videos`, half between the pixels and at other
+    speeds; most of them blurred and all with noise, as a sampler's videos are."""
     count = len(digits)
-    speeds = 0.7 + 0.43 * torch.rand(count)
+    exact = torch.rand(count) < 0.5
+    speeds = torch.where(exact, 1.0, 0.7 + 0.43 * torch.rand(count))
+    lanes = 3 + 2 * torch.rand(count)
     starts = torch.rand(count) * (ROOM - (FRAMES - 1) * speeds)
+    lanes, starts = torch.where(exact, lanes.round(), lanes), torch.where(exact, starts.round(), starts)
     directions = torch.randint(len(DIRECTIONS), (count,))
-    videos = draw(digits, places(directions, 2 + 4 * torch.rand(count), starts, speeds))
+    videos = draw(digits, places(directions, lanes, starts, speeds))
     blurred = F.avg_pool2d(F.pad(videos.flatten(0, 1), (1, 1, 1, 1), mode="replicate"), 3, stride=1).view_as(videos)
-    mix = torch.rand(count, 1, 1, 1, 1)
-    noise = 0.15 * torch.rand(count, 1, 1, 1, 1) * torch.randn_like(videos[:, :, :1])
+    mix = (0.4 + 0.8 * torch.rand(count, 1, 1, 1, 1)).clamp(max=1)
+    noise = 0.1 * torch.rand(count, 1, 1, 1, 1) * torch.randn_like(videos[:, :, :1])
     return (mix * videos + (1 - mix) * blurred + noise).clamp(0, 1), directions
 
 
@@ -102,10 +103,10 @@ def build_unet() -> UNetMotionModel:
         down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
         up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
         cross_attention_dim=32,
-        num_attention_heads=4,
+        num_attention_heads=2,
         norm_num_groups=8,
         motion_max_seq_length=FRAMES,
-        motion_num_attention_heads=4,
+        motion_num_attention_heads=2,
         use_motion_mid_block=False,
     )
 
@@ -153,7 +154,7 @@ def train_unet(
         return F.mse_loss(unet(noisy, time_step, text).sample, noise)
 
     parameters = [*unet.parameters(), *text_encoder.parameters()]
-    building.fit(parameters, loss_of, building.batches(len(labels), 16, updates, 3), updates, 2e-3)
+    building.fit(parameters, loss_of, building.batches(len(labels), 32, updates, 3), updates, 2.5e-3)
 
 
 def assembled(
@@ -229,7 +230,7 @@ def save_sheet(path: Path, videos: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=MOVING_DIGITS, help="folder to write (default: the package's)")
-    parser.add_argument("--updates", type=int, default=2400, help="of the UNet")
+    parser.add_argument("--updates", type=int, default=1000, help="of the UNet")
     parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
     parser.add_argument("--sheet", type=Path, help="a PNG file to write plain samples to, a row a video")
     options = parser.parse_args()
@@ -239,7 +240,7 @@ def main() -> None:
         parts = building.split(*building.load_small_digits())
         for name, width, seed in CLASSIFIERS:
             print(f"{name} classifier")
-            classifier = train_classifier(*parts[name], width, seed, 700)
+            classifier = train_classifier(*parts[name], width, seed, 600)
             building.save_half(classifier, options.out / f"{name}.safetensors")
         print("pipeline")
         build_pipeline(1000, options.updates).to(dtype=torch.float16).save_pretrained(options.out / "pipeline")
