@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +32,8 @@ from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.models.stable_diffusion import StableDiffusion
-from scripts.build_digits import build_tokenizer
+from rlr_ray.rewards.digit_classifier import WORDS
+from scripts.building import build_tokenizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sd_step.json"
 ADAPTER = {"type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
@@ -43,8 +43,7 @@ STEPS = {"sd14": 50, "tiny": 6}
 def random_pipeline(size: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     """Stable Diffusion 1.4's shapes (or tiny ones) without its weights."""
     tiny = size == "tiny"
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = build_tokenizer(Path(folder))
+    tokenizer = build_tokenizer(("handwritten", *WORDS), length=77)
     width = 32 if tiny else 768
     text = CLIPTextConfig(
         vocab_size=len(tokenizer) if tiny else 49408,
@@ -55,7 +54,6 @@ def random_pipeline(size: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         projection_dim=width,
         eos_token_id=tokenizer.eos_token_id,
     )
-    tokenizer.model_max_length = 77
     channels, groups = ((16, 32), 8) if tiny else ((320, 640, 1280, 1280), 32)
     unet = UNet2DConditionModel(
         sample_size=8 if tiny else 64,

@@ -1,4 +1,4 @@
-"""Rebuild the embedded digits model from scikit-learn's handwritten digits: `python scripts/build_digits.py`.
+"""Rebuild the embedded digits model from scikit-learn's handwritten digits: `python -m scripts.build_digits`.
 
 Trains, in order: two classifiers on disjoint halves of the data (the reward and the judge), a VAE, then a UNet together
 with its text encoder. Some captions are wrong on purpose: the model learns to write well and to listen badly, which
@@ -8,70 +8,33 @@ leaves headroom for a reward to fill. Letters: N images, B batch.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.rewards.digit_classifier import WORDS, DigitClassifier, load_classifier
+from scripts import building
+from scripts.building import batches, fit
 
 CAPTIONS = [f"a handwritten {word}" for word in WORDS]
-WRONG_CAPTIONS = 0.35  # share of training captions replaced by a random one
 JUDGED = 1000  # plain samples that the judge reads
 
 
 def load_data() -> tuple[Tensor, Tensor]:
     """Images [N, 3, 16, 16] in [0, 1], labels [N], in a fixed random order."""
-    digits = load_digits()
-    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
-    small = torch.tensor(digits.images, dtype=torch.float32)[order, None] / 16  # [N, 1, 8, 8]
-    images = F.interpolate(small, size=16, mode="bicubic", align_corners=False).clamp(0, 1)
-    return images.expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target)[order]
+    small, labels = building.load_small_digits()
+    images = F.interpolate(small[:, None], size=16, mode="bicubic", align_corners=False).clamp(0, 1)
+    return images.expand(-1, 3, -1, -1).contiguous(), labels
 
 
 def split_data() -> dict[str, tuple[Tensor, Tensor]]:
-    """Disjoint parts: 40 % to train the reward, 40 % to train the judge, 20 % held out to test both."""
-    images, labels = load_data()
-    first, second = int(0.4 * len(images)), int(0.8 * len(images))
-    parts = {"reward": slice(0, first), "judge": slice(first, second), "test": slice(second, None)}
-    return {name: (images[part], labels[part]) for name, part in parts.items()}
-
-
-def batches(count: int, size: int, updates: int, seed: int) -> Iterator[Tensor]:
-    """Random indices [B] for each update."""
-    source = torch.Generator().manual_seed(seed)
-    for _ in range(updates):
-        yield torch.randint(count, (size,), generator=source)
-
-
-def fit(
-    parameters: list[nn.Parameter],
-    loss_of: Callable[[Tensor], Tensor],
-    indices: Iterator[Tensor],
-    updates: int,
-    lr: float,
-) -> None:
-    """Minimise `loss_of(indices [B])` with AdamW under a one-cycle learning rate."""
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=1e-4)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=updates, pct_start=0.1)
-    for update, index in enumerate(indices):
-        loss = loss_of(index)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        cycle.step()
-        if update % max(updates // 10, 1) == 0:
-            print(f"  update {update}/{updates}  loss {loss.item():.4f}", flush=True)
+    return building.split(*load_data())
 
 
 def augment(images: Tensor) -> Tensor:
@@ -100,43 +63,6 @@ def accuracy(classifier: DigitClassifier, images: Tensor, labels: Tensor) -> flo
     return float((classifier(images).argmax(1) == labels).float().mean())
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer over the letters, whole words of the captions merged."""
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    tokens = letters + [letter + "</w>" for letter in letters]
-    merges: list[str] = []
-    for word in ("handwritten", *WORDS):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:  # from the end, so that a merge never meets another word's start
-            pair = f"{pieces[-2]} {pieces[-1]}"
-            merged = pieces[-2] + pieces[-1]
-            if pair not in merges:
-                merges.append(pair)
-            if merged not in tokens:
-                tokens.append(merged)
-            pieces[-2:] = [merged]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=32,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=4,
@@ -155,44 +81,18 @@ def build_unet() -> UNet2DConditionModel:
 def train_vae(images: Tensor) -> AutoencoderKL:
     """A VAE from [3, 16, 16] to a latent [4, 4, 4] of unit variance."""
     torch.manual_seed(2)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 24, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        mid_block_add_attention=False,
-    )
+    vae = building.build_vae()
 
     def loss_of(index: Tensor) -> Tensor:
-        target = augment_shift(images[index]) * 2 - 1
-        posterior = vae.encode(target).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
-        return F.mse_loss(decoded, target) + 2e-4 * posterior.kl().mean() / 64
+        return building.vae_loss(vae, augment_shift(images[index]))
 
     fit(list(vae.parameters()), loss_of, batches(len(images), 64, 1500, 2), 1500, 3e-3)
-    with torch.no_grad():
-        latents = vae.encode(images * 2 - 1).latent_dist.mean
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.register_to_config(scaling_factor=float(1 / building.encoded(vae, images).std()))
     return vae.eval()
 
 
 def augment_shift(images: Tensor) -> Tensor:
     return images.roll(torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))
-
-
-def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise levels."""
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        timestep_spacing="trailing",
-    )
 
 
 def train_unet(
@@ -201,17 +101,12 @@ def train_unet(
     """Noise prediction on the latents, the text encoder trained along, some captions wrong."""
     images, labels = load_data()
     ids = tokenizer(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids  # [10, 16]
-    alphas = build_scheduler().alphas_cumprod
-    with torch.no_grad():
-        latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor  # [N, 4, 4, 4]
+    alphas = building.build_scheduler().alphas_cumprod
+    latents = building.encoded(vae, images) * vae.config.scaling_factor  # [N, 4, 4, 4]
 
     def loss_of(index: Tensor) -> Tensor:
-        wrong = torch.rand(len(index)) < WRONG_CAPTIONS
-        captions = torch.where(wrong, torch.randint(10, (len(index),)), labels[index])
-        text = text_encoder(ids).last_hidden_state[captions]
-        time_step, noise = torch.randint(1000, (len(index),)), torch.randn_like(latents[index])
-        a = alphas[time_step].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * latents[index] + (1 - a).sqrt() * noise
+        text = text_encoder(ids).last_hidden_state[building.replaced(labels[index], len(WORDS))]
+        time_step, noise, noisy = building.noised(latents[index], alphas)
         return F.mse_loss(unet(noisy, time_step, text).sample, noise)
 
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -219,18 +114,17 @@ def train_unet(
 
 
 def build_pipeline(updates: int) -> StableDiffusionPipeline:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = build_tokenizer(Path(folder))
+    tokenizer = building.build_tokenizer(("handwritten", *WORDS), length=16)
     vae = train_vae(load_data()[0])
     torch.manual_seed(3)
-    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
+    text_encoder, unet = building.build_text_encoder(tokenizer), build_unet()
     train_unet(unet, text_encoder, tokenizer, vae, updates)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
-        scheduler=build_scheduler(),
+        scheduler=building.build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -282,8 +176,7 @@ def main() -> None:
         parts = split_data()
         for name, width, seed in (("reward", 16, 0), ("judge", 20, 1)):
             print(f"{name} classifier")
-            weights = train_classifier(*parts[name], width, seed).state_dict()
-            save_file({key: value.half() for key, value in weights.items()}, options.out / f"{name}.safetensors")
+            building.save_half(train_classifier(*parts[name], width, seed), options.out / f"{name}.safetensors")
         print("pipeline")
         build_pipeline(options.updates).to(dtype=torch.float16).save_pretrained(options.out / "pipeline")
     print(measure(options.out))

@@ -1,0 +1,16 @@
+"""The embedded video model: a small AnimateDiff pipeline of moving digits (rlr_ray/assets/moving_digits/README.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlr_ray.assets import MOVING_DIGITS
+from rlr_ray.models import animatediff
+from rlr_ray.rewards.moving_digit_classifier import FRAMES
+
+
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> animatediff.AnimateDiff:
+    embedded = config.model_copy(update={"path": str(MOVING_DIGITS / "pipeline"), "num_frames": FRAMES})
+    return animatediff.load(embedded, adapter, sampler, device)

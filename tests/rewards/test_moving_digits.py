@@ -1,0 +1,116 @@
+"""The classifiers of moving digits against videos that neither saw; the rewards against their definition."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.assets import MOVING_DIGITS
+from rlr_ray.errors import UserError
+from rlr_ray.rewards import moving_digits, moving_digits_judge
+from rlr_ray.rewards.digit_classifier import WORDS
+from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, load_classifier
+from scripts.build_moving_digits import accuracy, held_out
+from scripts.moving import draw, places
+
+LEFT, RIGHT, UP, DOWN = range(4)
+OPPOSITE = torch.tensor([RIGHT, LEFT, DOWN, UP])
+CLASSIFIERS = ["reward", "judge"]
+
+
+def captions(digits: Tensor, directions: Tensor) -> list[str]:
+    return [
+        f"a {WORDS[digit]} moving {DIRECTIONS[direction]}"
+        for digit, direction in zip(digits.tolist(), directions.tolist(), strict=True)
+    ]
+
+
+def test_a_drawn_digit_moves_a_pixel_a_frame_and_stays_whole() -> None:
+    digit = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    corners = places(torch.arange(4), torch.full((4,), 3.0), torch.ones(4))  # [4, F, 2]
+    videos = draw(digit, corners)
+    for direction, (y, x) in {LEFT: (3, 7), RIGHT: (3, 1), UP: (7, 3), DOWN: (1, 3)}.items():
+        step_y, step_x = {LEFT: (0, -1), RIGHT: (0, 1), UP: (-1, 0), DOWN: (1, 0)}[direction]
+        for frame in range(8):
+            expected = torch.zeros(3, 16, 16)
+            top, left = y + step_y * frame, x + step_x * frame
+            expected[:, top : top + 8, left : left + 8] = digit[direction]
+            torch.testing.assert_close(videos[direction, frame], expected, atol=1e-5, rtol=0)
+
+
+def test_the_files_are_small() -> None:
+    assert sum(file.stat().st_size for file in MOVING_DIGITS.rglob("*") if file.is_file()) < 3e6
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_classifiers_read_videos_that_they_have_not_seen(name: str) -> None:
+    assert accuracy(load_classifier(MOVING_DIGITS / f"{name}.safetensors"), *held_out()) > 0.9
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_reversed_time_goes_the_other_way(name: str) -> None:
+    videos, digits, directions = held_out()
+    backward = (videos.flip(1), digits, OPPOSITE[directions])
+    assert accuracy(load_classifier(MOVING_DIGITS / f"{name}.safetensors"), *backward) > 0.9
+
+
+def test_the_reward_adds_the_two_log_probabilities() -> None:
+    videos, digits, directions = (part[:8] for part in held_out())
+    reward = moving_digits.Reward()
+    found = reward(videos, captions(digits, directions), [{}] * 8)
+    of_digit, of_direction = (logits.softmax(1) for logits in reward.classifier(videos))
+    expected = [of_digit[i, digits[i]] * of_direction[i, directions[i]] for i in range(8)]
+    torch.testing.assert_close(found, torch.stack(expected).log())
+
+
+def test_the_judge_wants_both_right() -> None:
+    videos, digits, directions = held_out()
+    judge = moving_digits_judge.Reward()
+    metadata: list[dict[str, object]] = [{}] * len(videos)
+    right = judge(videos, captions(digits, directions), metadata)
+    assert set(right.tolist()) == {0.0, 1.0}
+    assert right.mean().item() == pytest.approx(accuracy(judge.classifier, videos, digits, directions))
+    other_digit = judge(videos, captions((digits + 1) % 10, directions), metadata)
+    other_direction = judge(videos, captions(digits, OPPOSITE[directions]), metadata)
+    assert not (right * other_digit).any() and not (right * other_direction).any()
+
+
+def test_the_gradient_against_finite_differences() -> None:
+    videos, digits, directions = (part[:2] for part in held_out())
+    reward = moving_digits.Reward().double()
+    prompts = captions((digits + 3) % 10, OPPOSITE[directions])
+    point = (0.1 + 0.8 * videos.double()).requires_grad_()
+    reward(point, prompts, [{}] * 2).sum().backward()
+    assert point.grad is not None
+    source = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        step = 1e-5 * torch.randn(point.shape, dtype=torch.float64, generator=source)
+        with torch.no_grad():
+            risen = (reward(point + step, prompts, [{}] * 2) - reward(point - step, prompts, [{}] * 2)).sum() / 2
+        assert float((point.grad * step).sum()) == pytest.approx(float(risen), rel=1e-6, abs=1e-10)
+
+
+@pytest.mark.parametrize("module", [moving_digits, moving_digits_judge])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a cat moving left", "one digit, found 'a cat moving left'"),
+        ("a three or a four moving left", "one digit, found"),
+        ("a three", "one direction, found 'a three'; allowed words: left, right, up, down"),
+        ("a three moving left and right", "one direction, found"),
+    ],
+)
+def test_a_prompt_must_name_one_digit_and_one_direction(module: object, prompt: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        module.Reward()(torch.zeros(1, 8, 3, 16, 16), [prompt], [{}])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", [moving_digits, moving_digits_judge])
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 16, 3, 16, 16), (1, 8, 3, 32, 32)])
+def test_a_video_must_have_the_classifiers_shape(module: object, shape: tuple[int, ...]) -> None:
+    expected = f"shaped [B, 8, 3, 16, 16], found {list(shape)}"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        module.Reward()(torch.zeros(shape), ["a three moving left"], [{}])  # type: ignore[attr-defined]
