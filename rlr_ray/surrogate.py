@@ -44,7 +44,7 @@ class Regressor(nn.Module):
         return self.standard_score(latents, prompts) * self.reward_std + self.reward_mean
 
     def standard_score(self, latents: Tensor, prompts: Tensor) -> Tensor:  # [B]
-        seen = self.look(self._standard(latents, "latent"))
+        seen = self.look(self._standard(_as_pictures(latents), "latent"))
         prompts = self._standard(prompts, "prompt")
         return self.rate(seen * (1 + self.scale(prompts)) + self.shift(prompts)).squeeze(1)
 
@@ -111,7 +111,7 @@ class OnlineSurrogate:
     def objective(self, conditioning: Conditioning) -> Objective:
         """Q of chains with these prompts."""
         prompts = self.features(conditioning)
-        return lambda latents: self.regressor(_as_pictures(latents), prompts)
+        return lambda latents: self.regressor(latents, prompts)
 
     def learn(self, step: int, latents: Tensor, prompts: Tensor, rewards: Tensor) -> None:
         """Keep an update's chains, then train on random minibatches of all that is kept."""

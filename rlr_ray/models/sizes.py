@@ -17,13 +17,17 @@ import torch
 import transformers
 from torch import nn
 
-from rlr_ray.assets import DIGITS
+from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.config import RunConfig
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.pipelines import FAMILIES, PipelineModel, refuse_other_class, source_of
 
 _META = torch.device("meta")
+_EMBEDDED = {  # family and path by model.name
+    "digits": ("stable_diffusion", str(DIGITS / "pipeline")),
+    "moving_digits": ("animatediff", str(MOVING_DIGITS / "pipeline")),
+}
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
 
 
@@ -43,8 +47,7 @@ class Sizes:
 
 def sizes_of(config: RunConfig) -> Sizes:
     """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
-    name = "stable_diffusion" if config.model.name == "digits" else config.model.name
-    path = str(DIGITS / "pipeline") if config.model.name == "digits" else config.model.path
+    name, path = _EMBEDDED.get(config.model.name, (config.model.name, config.model.path))
     given = config.model.model_copy(update={"name": name, "path": path})
     classes = [pipeline for pipeline, family in FAMILIES.items() if family == name]
     if not classes:
@@ -52,6 +55,8 @@ def sizes_of(config: RunConfig) -> Sizes:
     folder = _config_files(source_of(given, name))
     family = getattr(diffusers, classes[0])
     index = family.load_config(folder)
+    if given.motion_adapter is not None:
+        raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     refuse_other_class(given, index["_class_name"], family)
     dtype = getattr(torch, given.dtype)
     try:
