@@ -1,9 +1,8 @@
-"""Pipelines that draw videos, with random weights, small enough for a test, and a reward for them."""
+"""Pipelines that draw videos, with random weights, small enough for a test."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -19,19 +18,11 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from torch import Tensor
 from transformers import CLIPTextModel, UMT5Config, UMT5EncoderModel
 
 from tests.models.tiny_flow import clip_config, clip_tokenizer, t5_tokenizer
 
 MOST_FRAMES = 6  # that the motion modules take
-
-
-def brightness(videos: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:  # [B, n, 3, h, w] -> [B]
-    return videos.mean((1, 2, 3, 4))
-
-
-brightness.differentiable = True  # type: ignore[attr-defined]
 
 
 def save_stable_diffusion(folder: Path) -> None:
