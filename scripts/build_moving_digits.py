@@ -230,7 +230,7 @@ def save_sheet(path: Path, videos: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=MOVING_DIGITS, help="folder to write (default: the package's)")
-    parser.add_argument("--updates", type=int, default=1000, help="of the UNet")
+    parser.add_argument("--updates", type=int, default=4000, help="of the UNet")
     parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
     parser.add_argument("--sheet", type=Path, help="a PNG file to write plain samples to, a row a video")
     options = parser.parse_args()
