@@ -9,6 +9,7 @@ from typing import Any
 
 import ablation as ablation_runs  # beside this file, as the next ones
 from ablation_page import ablation
+from break_even_page import break_even
 from directions_page import workers
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
@@ -91,7 +92,18 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     rank_1 = ("ablation.jsonl", "python bench/ablation.py", "LoRA of rank 1, 576 trained numbers", "ablation.png")
     rank_4 = ("ablation_rank4.jsonl", "python bench/ablation.py --rank4", "LoRA of rank 4", "ablation_rank4.png")
-    sections = [HEAD, ablation(*rank_1), ablation(*rank_4), lab(), planner(), tune(), surrogate(), rewards(), step()]
+    sections = [
+        HEAD,
+        ablation(*rank_1),
+        ablation(*rank_4),
+        lab(),
+        planner(),
+        break_even(),
+        tune(),
+        surrogate(),
+        rewards(),
+        step(),
+    ]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())
