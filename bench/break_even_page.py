@@ -13,7 +13,7 @@ BREAK_EVEN = """## Half against zeroth order: still and moving digits
 `python bench/break_even.py`: first order on the last step, the rest to half order (REINFORCE, leave-one-out within a
 prompt) or to zeroth order (isotropic directions, one a chain), on the embedded models at the start of a run. V_BP:
 variance of a chain's exact gradient through the same steps; V_HO, V_ZO: of the two estimates, per chain and per pair.
-The law's V_ZO is P (|g|² + V_BP) - |g|², its break-even size P* = (r V_HO + |g|²) / (|g|² + V_BP) with r = 3 (T - 1) / 2T,
+The law's V_ZO is P (|g|² + V_BP) - |g|², its break-even size P* = (r V_HO + |g|²) / (|g|² + V_BP), r = 3 (T - 1) / 2T,
 what a chain of half order costs in pairs: below P* zeroth order is less noisy at equal cost. The last column is
 measured: V_ZO / (r V_HO), below 1 if zeroth order is. Latents have {sizes}. ± are standard errors; where they are large
 the tails are heavy. Machine: {machine}.
