@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from whole_runs import read  # beside this file
 
+from rlr_ray.config import RunConfig
 from rlr_ray.lab.measure import variance, variance_se
 from rlr_ray.lab.plans import reinforce
 from rlr_ray.lab.reference import exact_by_step
@@ -24,6 +26,7 @@ from rlr_ray.recipes import load_config
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "break_even.jsonl"
 COST = 20_000.0  # denoiser forwards a plan
+CHAINS = 200  # whose own gradients are taken
 ZEROTH = {
     "first_order_steps": 1,
     "sub_chain": {"length": 0},
@@ -50,7 +53,7 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
         measurement = laboratory.measure(laboratory.candidate(name, keys, reference), keys, reference, COST).measurement
         kept = ("variance", "variance_se", "relative_bias", "relative_bias_se", "batches")
         found[name] = {key: getattr(measurement, key) for key in kept} | {"term": measurement.term_variances[name]}
-    exact = torch.stack([exact_by_step(subject, number)[:-1].sum(0) for number in range(batches)])
+    exact = single_chains(config)
     halves = exact[0::2].double().mean(0), exact[1::2].double().mean(0)
     return {
         "recipe": recipe,
@@ -59,10 +62,20 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
         "latent_shape": laboratory.engine.model.latent_shape,
         "steps": len(subject.schedule),
         "squared_norm": float(halves[0] @ halves[1]),  # of what both estimate; unbiased
-        "pathwise_variance": len(subject.groups) * variance(exact),  # per chain, of its exact gradient
-        "pathwise_variance_se": len(subject.groups) * variance_se(exact),
+        "pathwise_variance": variance(exact),
+        "pathwise_variance_se": variance_se(exact),
         "plans": found,
     }
+
+
+def single_chains(config: RunConfig) -> Tensor:  # [n, P]
+    """The exact gradient of one chain after the other, through all steps but the last.
+
+    Not of whole batches: chains of one prompt are alike, so a batch's variance is not a chain's over their number.
+    """
+    train = config.train.model_copy(update={"chains": 1, "chains_per_prompt": 1, "chunk_size": 1})
+    subject = Laboratory(config.model_copy(update={"train": train}), None, None, CHAINS).subject
+    return torch.stack([exact_by_step(subject, number)[:-1].sum(0) for number in range(CHAINS)])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from rlr_ray.config import RunConfig
 from rlr_ray.disk import Unreadable, load_sealed, save_sealed
 from rlr_ray.errors import UserError
+from rlr_ray.recipes import parse_config
 
 # What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
-# updates do not repeat anyway, and for options by which a reward says something else. A * is any label.
+# updates do not repeat anyway, for options by which a reward says something else, and for the last bits of pictures
+# that are decoded in other slices. A * is any label.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {
     "evaluation.judges",
@@ -29,6 +32,8 @@ FREE_KEYS |= {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "memory_budget_gib",
+    "model.gradient_checkpointing",
+    "model.decode_slice",
 }
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
 _FORMAT = 2  # of what a checkpoint holds; raise it when a key comes, goes or means something else
@@ -119,6 +124,8 @@ class Checkpoints:
 
 def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """The keys by which a config's updates differ from those of the saved one, with both values."""
+    with suppress(UserError):  # keys that came since then have what they have by default
+        saved = parse_config(saved).model_dump(mode="json")
     was, now = _flat(saved), _flat(config.model_dump(mode="json"))
     changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path) and not _free(path)]
     return [f"{'.'.join(path)}: was {was.get(path)!r}, now {now.get(path)!r}" for path in changed]

@@ -7,6 +7,7 @@ from math import prod
 from rlr_ray.config import RunConfig
 from rlr_ray.memory import GIB
 from rlr_ray.prompts import prompt_sets
+from rlr_ray.rewards.view import view_of
 from rlr_ray.run_folder import RunFolder
 
 
@@ -49,6 +50,8 @@ def describe_sizes(config: RunConfig) -> str:
     model, dtype = sizes.model, config.model.dtype
     if config.estimator.preset != "auto":
         config.plan_shape.check_noise(model.schedule)
+    for label, reward in {**config.rewards, **config.evaluation.judges}.items():
+        view_of(label, reward, model.frames)
     latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size
     rows = {**sizes.parts, "together": tuple(map(sum, zip(*sizes.parts.values(), strict=True)))}
     width = max(map(len, rows))

@@ -68,7 +68,9 @@ class SurrogateConfig(Strict):
     """A differentiable Q of which first order carries c Q, while the other orders carry R - c Q on every step."""
 
     name: str = "online"  # learned during the run, or a differentiable reward
-    options: dict[str, Any] = Field(default_factory=dict)  # of that reward
+    options: dict[str, Any] = Field(default_factory=dict)  # of that reward, as the next two
+    video: bool | None = None
+    frames: int | None = Field(None, ge=1)
     # c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
     coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
     threshold: float = Field(0.3, ge=0, lt=1)
@@ -81,7 +83,7 @@ class SurrogateConfig(Strict):
     @property
     def reward(self) -> JudgeConfig:
         """The named reward."""
-        return JudgeConfig(name=self.name, options=self.options)
+        return JudgeConfig(name=self.name, options=self.options, video=self.video, frames=self.frames)
 
     @model_validator(mode="after")
     def _read(self) -> SurrogateConfig:

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from rlr_ray.core.chain import Trajectory
 from rlr_ray.core.divergence import chain_divergence, noisy_steps
 from rlr_ray.engine import Engine
+from rlr_ray.pictures import to_show
 from rlr_ray.rewards.clip import Clip
 from rlr_ray.rewards.mixture import Mixture
 
@@ -28,7 +29,7 @@ class Evaluation:
     """What held-out chains at one theta are like."""
 
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
-    images: Tensor  # [pictures, 3, H, W] in [0, 1], or videos [pictures, F, 3, H, W]
+    images: Tensor  # [pictures, 3, H, W] in [0, 1], or small videos [pictures, F, 3, h, w]
     divergence: Tensor  # nats from the base model's chains, of the first chains; nan without noise
     diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
     invalid: int = 0  # scores that were not finite and replaced
@@ -63,7 +64,8 @@ def evaluate(
             divergences.append(_divergence(engine, theta, trajectory))
         features.append(features_of(pictures).cpu())
         shown += arguments[1]
-        images += list(pictures[: max(config.pictures - first, 0)].cpu())
+        if first < config.pictures:
+            images += list(to_show(pictures[: config.pictures - first]).cpu())
         look(indices, pictures)
     engine.judges.to(torch.device("cpu"))  # training needs the room
     return Evaluation(

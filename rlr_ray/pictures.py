@@ -12,6 +12,7 @@ import numpy
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from rlr_ray.disk import replace_file
 
@@ -22,6 +23,7 @@ FRAMES_A_SECOND = 8
 _DPI = 130
 _COLUMNS = 5
 _SMALLEST = 96  # pixels a picture's side is enlarged to
+_SHOWN = 192  # pixels to which a video's sides are reduced among others
 _WIDEST = 1600  # pixels to which the sides of a GIF are reduced
 
 
@@ -70,7 +72,18 @@ def save_grid(stem: Path, images: Tensor) -> None:
     for index, image in enumerate(images):
         top, left = index // columns * height, index % columns * width
         canvas[..., top : top + height, left : left + width] = image
-    save_picture(stem, canvas.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
+    if factor > 1:
+        canvas = canvas.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    save_picture(stem, canvas)
+
+
+def to_show(images: Tensor) -> Tensor:
+    """Images [n, 3, H, W] as they are; videos [n, F, 3, H, W] with sides of 192 pixels at most, which are many more."""
+    factor = _SHOWN / max(images.shape[-2:])
+    if images.dim() == 4 or factor >= 1:
+        return images
+    small = interpolate(images.flatten(0, 1), scale_factor=factor, mode="bilinear", antialias=True)
+    return small.unflatten(0, images.shape[:2])
 
 
 def save_picture(stem: Path, image: Tensor) -> Path:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from rlr_ray.core.chain import Conditioning, Objective
 from rlr_ray.core.seeds import generator, normal
+from rlr_ray.errors import UserError
 
 _SIDE = 4  # of the pooled features, which keep where things are
 _WIDTH, _HIDDEN = 32, 128
+_MOST = 2 * 2**30  # bytes of the replay
 
 
 class Regressor(nn.Module):
@@ -82,6 +84,12 @@ class OnlineSurrogate:
         steps_per_update: int,
         batch_size: int,
     ):
+        taken = 4 * math.prod(latent_shape)  # bytes a sample
+        if replay * taken > _MOST:
+            raise UserError(
+                f"estimator.surrogate.replay is {replay} latents of {taken / 2**20:.3g} MiB, which every checkpoint "
+                f"holds; allowed: {_MOST / 2**30:g} GiB; lower it to {_MOST // taken} or fewer"
+            )
         self.seed, self.replay = seed, replay
         self.steps_per_update, self.batch_size = steps_per_update, batch_size
         with torch.device("meta"):  # so that no global random number is drawn

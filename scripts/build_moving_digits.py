@@ -224,7 +224,7 @@ def save_sheet(path: Path, videos: Tensor) -> None:
     """A contact sheet of videos [n, F, 3, H, W]: a row a video, a column a frame, four times as large."""
     rows, columns, _, height, width = videos.shape
     sheet = videos.permute(2, 0, 3, 1, 4).reshape(3, rows * height, columns * width)
-    to_pil(F.interpolate(sheet[None], scale_factor=4)[0]).save(path)
+    to_pil(F.interpolate(sheet[None], scale_factor=4)[0])[0].save(path)
 
 
 def main() -> None:

@@ -323,3 +323,18 @@ def test_the_second_of_two_is_refused_until_the_first_is_killed(
     assert not (folder / "summary.json").exists()
     assert main([*arguments, "--resume"]) == 0
     assert outcome(folder) == outcome(whole)
+
+
+def test_keys_that_came_after_a_run_was_begun_do_not_keep_it_from_going_on(tmp_path: Path) -> None:
+    config = small_run(tmp_path)
+    saved = config.model_dump(mode="json")
+    for key in ("gradient_checkpointing", "num_frames", "motion_adapter", "dtype"):
+        del saved["model"][key]
+    assert changed_keys(saved, config) == []
+    assert changed_keys(saved | {"seed": 5}, config) == ["seed: was 5, now 0"]
+
+
+def test_what_only_saves_memory_may_change(tmp_path: Path) -> None:
+    config = small_run(tmp_path)
+    thrifty = {"name": "digits", "gradient_checkpointing": True, "decode_slice": 1}
+    assert changed_keys(config.model_dump(mode="json"), small_run(tmp_path, model=thrifty)) == []

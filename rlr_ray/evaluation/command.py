@@ -20,10 +20,10 @@ from rlr_ray.evaluation.compare import unit
 from rlr_ray.evaluation.measure import BASE, Measured, comparisons, measure, summary
 from rlr_ray.evaluation.report import chain_table, save_chains, save_pictures, score_table
 from rlr_ray.evaluation.runs import finished_run, finished_runs, overrides_of, recipe_of
-from rlr_ray.evaluation.vbench import VBenchVideos, holds_results, read_results, vbench_table
+from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.memory import memory_errors
-from rlr_ray.pictures import save_grid, save_picture
+from rlr_ray.pictures import save_grid, save_picture, to_show
 from rlr_ray.recipes import load_config
 from rlr_ray.resuming import run_config
 from rlr_ray.sampler import Sampler, chain_rows
@@ -60,8 +60,9 @@ def evaluate_command(options: argparse.Namespace) -> None:
     if not 0 < options.level < 1:
         raise UserError(f"--level is {options.level:g}; allowed: between 0 and 1, e.g. 0.95")
     runs = finished_runs(options.runs, options.set)
-    if options.vbench is not None and holds_results(options.vbench):
-        console.print(vbench_table(read_results(options.vbench)))
+    if options.vbench is not None and (known := read_results(options.vbench, [BASE, *(run.name for run in runs)])):
+        console.print(vbench_table(known))
+        console.print("read from the results of VBench there; nothing was sampled", markup=False)
         return
     config = recipe_of(options, runs)
     keep = VBenchVideos(options.vbench, config) if options.vbench is not None else None
@@ -158,7 +159,7 @@ def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Cal
             repeat, prompt = divmod(index, len(sampler.held_out_prompts))
             row["file"] = save_picture(folder / f"{prompt:04d}_{_slug(row['prompt'])}_{repeat}", image).name
             rows.append(row)
-        grid += list(images[: max(shown - first, 0)])
+        grid += list(to_show(images[: max(shown - first, 0)]))
         report("pictures", len(indices))
     save_grid(folder / "grid", torch.stack(grid))
     write_json(folder / "chains.json", rows)

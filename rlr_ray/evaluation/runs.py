@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlr_ray.config import RunConfig
+from rlr_ray.config import ModelConfig, RunConfig
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL
@@ -70,12 +70,18 @@ def recipe_of(options: argparse.Namespace, runs: Sequence[Run]) -> RunConfig:
 def _check_alike(recipe: RunConfig, whose: str, run: Run) -> None:
     """Raise UserError if the run's pictures of a seed cannot be compared with the recipe's."""
     for key in _ALIKE:
-        ours, theirs = getattr(recipe, key), getattr(run.config, key)
+        ours, theirs = (_without_thrift(getattr(config, key)) for config in (recipe, run.config))
         if ours != theirs:
             raise UserError(
                 f"run {run.name} has {key} {_short(theirs)}, {whose} has {_short(ours)}; what is compared must have "
                 f"the same {key}; evaluate it apart: rlr-ray evaluate {run.folder}"
             )
+
+
+def _without_thrift(part: Any) -> Any:
+    """A part of a recipe without the keys of a model that save memory and change no picture."""
+    saving = {"gradient_checkpointing": False, "decode_slice": None}
+    return part.model_copy(update=saving) if isinstance(part, ModelConfig) else part
 
 
 def _short(part: Any) -> str:

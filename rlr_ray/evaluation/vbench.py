@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.pictures import FRAMES_A_SECOND, to_pil
+from rlr_ray.models import frames_a_second
+from rlr_ray.pictures import to_pil
 from rlr_ray.prompts import prompt_sets
 
 Results = dict[str, dict[str, float]]  # by model, by dimension: 0 to 1
@@ -32,9 +33,15 @@ class VBenchVideos:
     def __init__(self, folder: Path, config: RunConfig):
         """Raises UserError for prompts that cannot be a file's name, or if videos cannot be written."""
         self.folder, self.prompts = folder, [prompt.text for prompt in prompt_sets(config).held_out]
+        self.rate = frames_a_second(config.model.name)
         if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
             raise UserError("--vbench writes videos with imageio, which is not installed: pip install rlr-ray[video]")
-        for prompt in self.prompts:
+        for number, prompt in enumerate(self.prompts):
+            if prompt in self.prompts[:number]:
+                raise UserError(
+                    f"--vbench names files by their prompts, as VBench does, and two have the text {prompt!r}; leave "
+                    "one out"
+                )
             if "/" in prompt or len(prompt.encode()) > _LONGEST:
                 raise UserError(
                     f"--vbench names files by their prompts, as VBench does, and {prompt!r} cannot be such a name; "
@@ -52,7 +59,7 @@ class VBenchVideos:
             number, prompt = divmod(index, len(self.prompts))
             path = folder / f"{self.prompts[prompt]}-{number}.mp4"
             # not resized to multiples of 16, which is the default; only odd sides cannot be encoded
-            export_to_video(to_pil(video), str(path), fps=FRAMES_A_SECOND, quality=9, macro_block_size=2)
+            export_to_video(to_pil(video), str(path), fps=self.rate, quality=9, macro_block_size=2)
 
     @property
     def next_step(self) -> str:
@@ -64,23 +71,26 @@ class VBenchVideos:
         )
 
 
-def holds_results(folder: Path) -> bool:
-    return any(folder.glob("*/**/*_eval_results.json"))
+def read_results(folder: Path, models: Sequence[str]) -> Results:
+    """Each model's score in each dimension, the newest file's if several have it; {} if a model has none.
+
+    Raises UserError for files of another kind.
+    """
+    found = {model: _results_of(folder / model) for model in models}
+    return found if all(found.values()) else {}
 
 
-def read_results(folder: Path) -> Results:
-    """Each model's score in each dimension, the newest file's if several have it. Raises UserError for other files."""
-    found: Results = {}
-    for file in sorted(folder.glob("*/**/*_eval_results.json"), key=lambda path: path.stat().st_mtime):
-        scores = found.setdefault(file.relative_to(folder).parts[0], {})
+def _results_of(folder: Path) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for file in sorted(folder.glob("**/*_eval_results.json"), key=lambda path: path.stat().st_mtime):
         try:
-            for dimension, result in json.loads(file.read_text("utf-8")).items():
-                scores[dimension] = _score(dimension, result)
+            results = json.loads(file.read_text("utf-8"))
+            scores |= {dimension: _score(dimension, result) for dimension, result in results.items()}
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file} is no result of VBench ({error}); allowed: an object with [score, [...]] for each dimension"
             ) from error
-    return found
+    return scores
 
 
 def _score(dimension: str, result: Any) -> float:

@@ -50,6 +50,7 @@ class Candidate:
     averaging: float = 1.0  # m of the auto weights
     place_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
     biased: bool = False  # the expectation is not the whole gradient, whatever the reason
+    recomputes: bool = False  # model.gradient_checkpointing: one more forward a backward
 
     def plan(self, batch: int) -> Plan:
         """The batch's plan; every batch is drawn as if it were an update of its own.
@@ -61,7 +62,8 @@ class Candidate:
 
     def cost(self, plans: Sequence[Plan]) -> float:
         """Denoiser forwards a chain, a backward counted as two, averaged over plans; pairs are shared by the chains."""
-        steps = sum(plan.forwards(self.checkpoint_steps) + 2 * plan.backwards for plan in plans) / len(plans)
+        backward = 3 if self.recomputes else 2
+        steps = sum(plan.forwards(self.checkpoint_steps) + backward * plan.backwards for plan in plans) / len(plans)
         return steps + (2 * self.shape.steps * self.pairs / self.chains if self.shape.has_zeroth_order else 0)
 
 

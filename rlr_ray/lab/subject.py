@@ -57,6 +57,7 @@ def candidate_of(
         estimator.weight_averaging,
         softmax_of_norms(place_norms, estimator.sub_chain.temperature) if place_norms else None,
         config.biased,
+        config.model.gradient_checkpointing,
     )
 
 

@@ -57,6 +57,11 @@ def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) ->
     return model
 
 
+def frames_a_second(name: str) -> int:
+    """Of the videos that the model of this name was trained on: its file's FRAMES_A_SECOND."""
+    return int(getattr(importlib.import_module(f"{__name__}.{name}"), "FRAMES_A_SECOND", 8))
+
+
 def module_bytes(module: object) -> int:
     """Bytes of a module's parameters and buffers; 0 for what is no module."""
     if not isinstance(module, nn.Module):

@@ -77,7 +77,8 @@ class AnimateDiff(StableDiffusion):
             )
 
     def _frames(self, config: Any) -> int:
-        frames, most = config.num_frames or _FRAMES, self.pipeline.unet.config.motion_max_seq_length
+        most = self.pipeline.unet.config.motion_max_seq_length
+        frames = config.num_frames or min(_FRAMES, most)
         if frames > most:
             raise UserError(f"model.num_frames is {frames}; allowed: up to {most} for these motion modules")
         return frames

@@ -8,9 +8,8 @@ import torch
 
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.models import animatediff
-from rlr_ray.rewards.moving_digit_classifier import FRAMES
 
 
 def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> animatediff.AnimateDiff:
-    embedded = config.model_copy(update={"path": str(MOVING_DIGITS / "pipeline"), "num_frames": FRAMES})
+    embedded = config.model_copy(update={"path": str(MOVING_DIGITS / "pipeline")})
     return animatediff.load(embedded, adapter, sampler, device)

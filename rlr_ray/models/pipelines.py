@@ -152,7 +152,7 @@ class PipelineModel(ABC):
         self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
         if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
             getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
-        self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_uncached)
+        self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_on_cpu)
 
     @property
     @abstractmethod
@@ -239,7 +239,11 @@ class PipelineModel(ABC):
         """Text embeddings by name, each [B, L, D]; a pair's embedding is computed once. Negatives (): all empty."""
         pairs = zip(prompts, negatives or [""] * len(prompts), strict=True)
         rows = [self._encode_one(prompt, negative) for prompt, negative in pairs]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+
+    def _encode_on_cpu(self, prompt: str, negative: str) -> dict[str, Tensor]:
+        """A pair's embedding in main memory: of thousands of prompts they take gigabytes."""
+        return {name: value.cpu() for name, value in self._encode_uncached(prompt, negative).items()}
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
         """The texts that are longer than one of the pipeline's tokenizers takes; their ends are cut off."""

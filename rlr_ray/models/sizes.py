@@ -19,6 +19,7 @@ from torch import nn
 
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.config import RunConfig
+from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.pipelines import FAMILIES, PipelineModel, refuse_other_class, source_of
@@ -28,7 +29,7 @@ _EMBEDDED = {  # family and path by model.name
     "digits": ("stable_diffusion", str(DIGITS / "pipeline")),
     "moving_digits": ("animatediff", str(MOVING_DIGITS / "pipeline")),
 }
-_NEVER_LOADED = ("safety_checker", "feature_extractor")
+_NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")  # the last is in the unet
 
 
 class Unknown(Exception):
@@ -54,14 +55,15 @@ def sizes_of(config: RunConfig) -> Sizes:
         raise Unknown(f"they are not told of model.name {name!r}")
     folder = _config_files(source_of(given, name))
     family = getattr(diffusers, classes[0])
-    index = family.load_config(folder)
     if given.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
-    refuse_other_class(given, index["_class_name"], family)
-    dtype = getattr(torch, given.dtype)
     try:
-        pipeline = _pipeline(folder, index, family, dtype)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        index = family.load_config(folder)
+        refuse_other_class(given, index["_class_name"], family)
+        pipeline = _pipeline(folder, index, family, getattr(torch, given.dtype))
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise Unknown(_NEEDED.format(path=path, error=_first_line(error))) from error
     model = _class_of(name)(pipeline, given, config.adapter, config.sampler, _META)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}

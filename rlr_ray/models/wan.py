@@ -20,6 +20,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.models.pipelines import PipelineModel, load_pipeline, pipeline_index
 from rlr_ray.models.schedulers import own_flow_schedule
 
+FRAMES_A_SECOND = 16
 _FRAMES, _HEIGHT, _WIDTH = 81, 480, 832  # of the pipeline's own call
 _TOKENS = 512  # that UMT5 is given there
 

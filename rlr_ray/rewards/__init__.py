@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.errors import UserError
+from rlr_ray.rewards.pixels import kind_of
 
 
 class Reward(Protocol):
@@ -125,27 +126,23 @@ def score(
         raise
     except Exception as error:
         raise UserError(
-            f"reward {name!r} raised {_told(error)}; it is called with {_kind(images)}s {list(images.shape)} in "
+            f"reward {name!r} raised {_told(error)}; it is called with {kind_of(images)}s {list(images.shape)} in "
             f"[0, 1], {len(prompts)} prompts and as many metadata dictionaries"
         ) from error
     if scores.shape != (len(images),):
-        one = "an image" if _kind(images) == "image" else "a video"
+        one = "an image" if kind_of(images) == "image" else "a video"
         raise UserError(
-            f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} {_kind(images)}s; allowed: "
+            f"reward {name!r} returned shape {list(scores.shape)} for {len(images)} {kind_of(images)}s; allowed: "
             f"[{len(images)}], one score {one}; remove a mean over the batch or a trailing dimension"
         )
     if finite and not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise UserError(
-            f"reward {name!r} returned {scores[bad].item()} for {_kind(images)} {bad} (prompt {prompts[bad]!r}); "
+            f"reward {name!r} returned {scores[bad].item()} for {kind_of(images)} {bad} (prompt {prompts[bad]!r}); "
             "allowed: finite numbers; clamp logarithms and divisions inside the reward, or say what such an image gets "
             "in the reward's `invalid`"
         )
     return scores.to(images.dtype)
-
-
-def _kind(images: Tensor) -> str:
-    return "image" if images.dim() == 4 else "video"
 
 
 def _told(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlr_ray.asking import Server
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.pixels import pictures
+from rlr_ray.rewards.pixels import kind_of, pictures
 
 
 class Reward:
@@ -23,8 +23,9 @@ class Reward:
 
     With the reward's `video: true` {"videos": [[PNG of each frame, ...], ...], ...} in place of images.
 
-    `batch_size` images a request, `concurrency` requests at once. A server that cannot be reached, is overloaded (429,
-    502, 503, 504) or does not answer within `timeout_s` is asked again for `patience_s` after a first failure.
+    `batch_size` images, or frames of whole videos, a request, `concurrency` requests at once. A server that cannot be
+    reached, is overloaded (429, 502, 503, 504) or does not answer within `timeout_s` is asked again for `patience_s`
+    after a first failure.
     """
 
     differentiable = False
@@ -42,7 +43,8 @@ class Reward:
         self.server = Server("reward 'http'", url, timeout_s, patience_s, concurrency, headers or {})
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        size, starts = self.batch_size, range(0, len(images), self.batch_size)
+        size = self.batch_size if images.dim() == 4 else max(1, self.batch_size // images.shape[1])
+        starts = range(0, len(images), size)
         batches = [[given[start : start + size] for start in starts] for given in (images, prompts, metadata)]
         with ThreadPoolExecutor(self.concurrency) as pool:
             scores = pool.map(self._scores, *batches)
@@ -68,8 +70,8 @@ class Reward:
             ) from error
         if len(scores) != len(images):
             raise UserError(
-                f"reward 'http': {self.url} gave {len(scores)} scores for {len(images)} images; allowed: one an image, "
-                "in their order"
+                f"reward 'http': {self.url} gave {len(scores)} scores for {len(images)} {kind_of(images)}s; allowed: "
+                "one each, in their order"
             )
         return scores
 

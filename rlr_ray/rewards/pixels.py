@@ -41,6 +41,11 @@ def normalised(images: Tensor) -> Tensor:
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
+def kind_of(images: Tensor) -> str:
+    """What a reward is given: images [B, 3, H, W] or videos [B, F, 3, H, W]."""
+    return "image" if images.dim() == 4 else "video"
+
+
 def pictures(images: Tensor) -> list[Image.Image]:
     """images [B, 3, H, W] in [0, 1]."""
     pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from rlr_ray.errors import UserError
-from rlr_ray.evaluation.vbench import VBenchVideos, holds_results, read_results, vbench_table, weighted_average
+from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table, weighted_average
 from rlr_ray.recipes import parse_config
 from tests.runs import RECIPE
 
 PROMPTS = ["a three moving left", 'a "four", moving: up?']
 
 
-def videos_of(folder: Path, prompts: list[str]) -> VBenchVideos:
+def videos_of(folder: Path, prompts: list[str] | str) -> VBenchVideos:
     return VBenchVideos(folder, parse_config(RECIPE | {"prompts": prompts}))
 
 
@@ -40,6 +40,10 @@ def test_videos_are_named_by_prompt_and_number_and_hold_the_frames(tmp_path: Pat
 def test_prompts_that_are_no_file_names_and_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'a/b' cannot be such a name"):
         videos_of(tmp_path, ["a/b"])
+    with pytest.raises(UserError, match="two have the text 'a three moving left'"):
+        lines = [json.dumps({"prompt": PROMPTS[0], "hint": hint}) for hint in (1, 2)]
+        (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+        videos_of(tmp_path, str(tmp_path / "prompts.jsonl"))
     with pytest.raises(UserError, match="draws pictures"):
         videos_of(tmp_path, PROMPTS)("base", range(2), torch.zeros(2, 3, 24, 40))
 
@@ -60,12 +64,12 @@ def write(folder: Path, name: str, results: object, when: int) -> None:
 def test_results_are_read_back(tmp_path: Path) -> None:
     """Several files of a model, the newer one's score where both have it, imaging quality also in percent."""
     details = [{"video_path": "videos/a three moving left-0.mp4", "video_results": True}]
-    assert not holds_results(tmp_path)
+    assert read_results(tmp_path, ["base", "run"]) == {}
     write(tmp_path / "base", "a_eval_results.json", {"dynamic_degree": [0.2, details]}, 2)
     write(tmp_path / "base", "b_eval_results.json", {"dynamic_degree": [0.9, []], "imaging_quality": [50.0, []]}, 1)
     write(tmp_path / "run" / "deep", "c_eval_results.json", {"dynamic_degree": 0.5, "imaging_quality": [0.8, []]}, 3)
-    assert holds_results(tmp_path)
-    found = read_results(tmp_path)
+    assert read_results(tmp_path, ["base", "run", "other"]) == {}  # whose videos are still to be drawn
+    found = read_results(tmp_path, ["base", "run"])
     assert found == {
         "base": {"dynamic_degree": 0.2, "imaging_quality": 0.5},
         "run": {"dynamic_degree": 0.5, "imaging_quality": 0.8},
@@ -78,4 +82,4 @@ def test_results_are_read_back(tmp_path: Path) -> None:
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "base", "a_eval_results.json", [1, 2], 1)
     with pytest.raises(UserError, match=r"a_eval_results\.json is no result of VBench"):
-        read_results(tmp_path)
+        read_results(tmp_path, ["base"])
