@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.pictures import to_pil
 from rlr_ray.rewards.digit_classifier import WORDS
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, FRAMES, VideoClassifier, load_classifier
+from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, FRAMES, STILL, VideoClassifier, load_classifier
 from scripts import building
 from scripts.moving import MIDDLE, ROOM, STARTS, draw, pick, places, random_frames, random_videos
 
@@ -31,20 +31,23 @@ CLASSIFIERS = (("reward", 10, 0), ("judge", 12, 1))  # name, width, seed
 
 
 def augmented(digits: Tensor) -> tuple[Tensor, Tensor]:
-    """Videos [B, F, 3, 16, 16] and their directions [B]: half as `random_videos`, half between the pixels and at other
-    speeds; most of them blurred and all with noise, as a sampler's videos are."""
+    """Videos [B, F, 3, 16, 16] and their motions [B]: half as `random_videos`, half between the pixels and at other
+    speeds; a fifth as good as still; most of them blurred and all with noise, as a sampler's videos are."""
     count = len(digits)
     exact = torch.rand(count) < 0.5
     speeds = torch.where(exact, 1.0, 0.7 + 0.43 * torch.rand(count))
     lanes = 3 + 2 * torch.rand(count)
     starts = torch.rand(count) * (ROOM - (FRAMES - 1) * speeds)
     lanes, starts = torch.where(exact, lanes.round(), lanes), torch.where(exact, starts.round(), starts)
-    directions = torch.randint(len(DIRECTIONS), (count,))
+    directions, still = torch.randint(len(DIRECTIONS), (count,)), torch.rand(count) < 0.2
+    speeds = torch.where(still, 0.2 * torch.rand(count), speeds)
+    starts = torch.where(still, 0.8 * ROOM * torch.rand(count), starts)
     videos = draw(digits, places(directions, lanes, starts, speeds))
     blurred = F.avg_pool2d(F.pad(videos.flatten(0, 1), (1, 1, 1, 1), mode="replicate"), 3, stride=1).view_as(videos)
     mix = (0.4 + 0.8 * torch.rand(count, 1, 1, 1, 1)).clamp(max=1)
     noise = 0.1 * torch.rand(count, 1, 1, 1, 1) * torch.randn_like(videos[:, :, :1])
-    return (mix * videos + (1 - mix) * blurred + noise).clamp(0, 1), directions
+    motions = torch.where(still, STILL, directions)
+    return (mix * videos + (1 - mix) * blurred + noise).clamp(0, 1), motions
 
 
 def train_classifier(digits: Tensor, labels: Tensor, width: int, seed: int, updates: int) -> VideoClassifier:
@@ -52,10 +55,10 @@ def train_classifier(digits: Tensor, labels: Tensor, width: int, seed: int, upda
     classifier = VideoClassifier(width)
 
     def loss_of(index: Tensor) -> Tensor:
-        videos, directions = augmented(digits[index])
-        digit, direction = classifier(videos)
+        videos, motions = augmented(digits[index])
+        digit, motion = classifier(videos)
         return F.cross_entropy(digit, labels[index], label_smoothing=0.05) + F.cross_entropy(
-            direction, directions, label_smoothing=0.05
+            motion, motions, label_smoothing=0.05
         )
 
     building.fit(
@@ -181,11 +184,16 @@ def build_pipeline(vae_updates: int, updates: int) -> AnimateDiffPipeline:
     return assembled(vae, text_encoder, tokenizer, unet)
 
 
+def load_pipeline(folder: Path) -> AnimateDiffPipeline:
+    pipeline = AnimateDiffPipeline.from_pretrained(folder / "pipeline", motion_adapter=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @torch.no_grad()
 def plain_samples(folder: Path, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Videos [n, F, 3, 16, 16], captions in turn, their digits [n] and directions [n]; 10 DDIM steps, eta 1."""
-    pipeline = AnimateDiffPipeline.from_pretrained(folder / "pipeline", motion_adapter=None, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(folder)
     said = torch.arange(count) % len(CAPTIONS)
     videos = pipeline(
         [CAPTIONS[caption] for caption in said],
@@ -234,13 +242,14 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
     parser.add_argument("--sheet", type=Path, help="a PNG file to write plain samples to, a row a video")
     options = parser.parse_args()
+    torch.set_flush_denormal(True)  # some activations of the UNet are, and take many times as long
     started = time.monotonic()
     if not options.measure:
         options.out.mkdir(parents=True, exist_ok=True)
         parts = building.split(*building.load_small_digits())
         for name, width, seed in CLASSIFIERS:
             print(f"{name} classifier")
-            classifier = train_classifier(*parts[name], width, seed, 600)
+            classifier = train_classifier(*parts[name], width, seed, 1000)
             building.save_half(classifier, options.out / f"{name}.safetensors")
         print("pipeline")
         build_pipeline(1000, options.updates).to(dtype=torch.float16).save_pretrained(options.out / "pipeline")

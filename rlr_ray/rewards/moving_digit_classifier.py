@@ -12,11 +12,15 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards.digit_classifier import WORDS
 
 DIRECTIONS = ("left", "right", "up", "down")
+STILL = len(DIRECTIONS)  # a fifth kind of motion, else a digit that stays would be as good as a guessed direction
 FRAMES, SIZE = 8, 16
 
 
 class VideoClassifier(nn.Module):
-    """Videos [B, 8, 3, 16, 16] in [0, 1] to logits of the digit [B, 10] and of the direction [B, 4]. Smooth."""
+    """Videos [B, 8, 3, 16, 16] in [0, 1] to logits of the digit [B, 10] and of the motion [B, 5]. Smooth.
+
+    Motion is an index of DIRECTIONS, or STILL.
+    """
 
     def __init__(self, width: int = 12):
         super().__init__()
@@ -30,7 +34,7 @@ class VideoClassifier(nn.Module):
             nn.Conv3d(2 * width, 4 * width, 3, padding=1),
             nn.GELU(),
             nn.Flatten(),
-            nn.Linear(4 * width * 64, len(WORDS) + len(DIRECTIONS)),
+            nn.Linear(4 * width * 64, len(WORDS) + STILL + 1),
         )
 
     def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +45,8 @@ class VideoClassifier(nn.Module):
                 f"set model.num_frames to {FRAMES} and use a model of {SIZE} x {SIZE} pixels, such as moving_digits"
             )
         grey = videos.mean(2)[:, None] * 2 - 1  # [B, 1, 8, 16, 16]
-        digits, directions = self.layers(grey).split([len(WORDS), len(DIRECTIONS)], 1)
-        return digits, directions
+        digits, motions = self.layers(grey).split([len(WORDS), STILL + 1], 1)
+        return digits, motions
 
 
 def load_classifier(path: Path) -> VideoClassifier:

@@ -12,7 +12,7 @@ from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import moving_digits, moving_digits_judge
 from rlr_ray.rewards.digit_classifier import WORDS
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, load_classifier
+from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, STILL, load_classifier
 from scripts.build_moving_digits import accuracy, held_out
 from scripts.moving import draw, places
 
@@ -55,6 +55,16 @@ def test_reversed_time_goes_the_other_way(name: str) -> None:
     videos, digits, directions = held_out()
     backward = (videos.flip(1), digits, OPPOSITE[directions])
     assert accuracy(load_classifier(MOVING_DIGITS / f"{name}.safetensors"), *backward) > 0.9
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_digit_that_stays_is_no_way_to_a_good_score(name: str) -> None:
+    """It must be worse than a guess: else a reward's first gain is to stop all motion."""
+    videos, _, directions = held_out()
+    stopped = videos[:, :1].expand_as(videos)
+    _, motions = load_classifier(MOVING_DIGITS / f"{name}.safetensors")(stopped)
+    scores = motions.log_softmax(1)[torch.arange(len(videos)), directions]
+    assert scores.mean() < -3 and (motions.argmax(1) == STILL).double().mean() > 0.9
 
 
 def test_the_reward_adds_the_two_log_probabilities() -> None:
