@@ -25,6 +25,7 @@ from rlr_ray.recipes import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "break_even.jsonl"
+RECIPES = ("digits", "moving_digits")
 COST = 20_000.0  # denoiser forwards a plan
 CHAINS = 200  # whose own gradients are taken
 ZEROTH = {
@@ -37,7 +38,6 @@ PLANS = {"half_order": reinforce(1), "zeroth_order": ZEROTH}
 ADAPTERS = {  # the smallest first
     "IA3, one layer": "{type: IA3, target_modules: [mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0], "
     "feedforward_modules: []}",
-    "IA3": "{type: IA3, target_modules: [attn2.to_v, attn2.to_out.0], feedforward_modules: []}",
     "LoRA, rank 1": "{type: LORA, r: 1, lora_alpha: 4, target_modules: [attn2.to_out.0]}",
     "LoRA, rank 4": "{type: LORA, r: 4, lora_alpha: 4, target_modules: [to_q, to_k, to_v, to_out.0]}",
 }
@@ -81,9 +81,10 @@ def single_chains(config: RunConfig) -> Tensor:  # [n, P]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=32, help="of the reference, and at most of a plan")
+    parser.add_argument("--recipe", choices=RECIPES, help="this one alone")
     options = parser.parse_args()
     known = {(row["recipe"], row["adapter"]) for row in read(RESULTS)}
-    for recipe in ("digits", "moving_digits"):
+    for recipe in [options.recipe] if options.recipe else RECIPES:
         for adapter in ADAPTERS:
             if (recipe, adapter) not in known:
                 row = measured(recipe, adapter, options.batches)
