@@ -132,7 +132,7 @@ BAD = {
         ["black-box", "first_order_steps is 1", "first_order_steps: 0"],
     ),
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
-    "an unknown model": (["model={name: pixart}"], ["'pixart'", "digits, flux, stable_diffusion"]),
+    "an unknown model": (["model={name: pixart}"], ["'pixart'", "digits, flux, moving_digits, stable"]),
     "a folder that is no pipeline": (
         ["model={name: stable_diffusion, path: .}"],
         ["not a diffusers pipeline", "model_index.json", "save_pretrained"],

@@ -44,7 +44,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rewards_are_found_by_file_name() -> None:
     models = ["aesthetic", "clipscore", "digits", "digits_judge", "hpsv2", "imagereward", "pickscore"]
-    assert available_rewards() == sorted([*models, "http", "jpeg_compressibility", "jpeg_incompressibility"])
+    videos = ["dynamic_degree", "motion_smoothness", "moving_digits", "moving_digits_judge"]
+    assert available_rewards() == sorted([*models, *videos, "http", "jpeg_compressibility", "jpeg_incompressibility"])
 
 
 def test_digits_reward_is_the_classifiers_log_probability_of_the_named_digit() -> None:

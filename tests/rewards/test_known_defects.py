@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil
 
-from rlr_ray.rewards import available_rewards, is_differentiable, score
+from rlr_ray.rewards import available_rewards, is_differentiable, is_video, score
+from rlr_ray.rewards.digit_classifier import WORDS
 from rlr_ray.rewards.pixels import pictures
 from tests.rewards import tiny
 from tests.rewards.servers import brightness, pixels, server
@@ -24,9 +25,11 @@ from tests.rewards.servers import brightness, pixels, server
 PROMPTS = ["a handwritten two", "seven", "a handwritten three"]
 CAPTIONS = ["A red cat", "a dog", "two boats"]  # in imagereward's own vocabulary
 NUMBERS = ["1", "2", "3"]
-DIGITS = ("digits", "digits_judge")
+MOVING = ["a two moving left", "seven moving up", "a three moving right"]
+DIGITS = ("digits", "digits_judge", "moving_digits", "moving_digits_judge")
 DIFFERENTIABLE = [name for name in available_rewards() if is_differentiable(name)]
-BLIND = ("aesthetic", "jpeg_compressibility", "jpeg_incompressibility")  # to the prompt
+MOTION = ("dynamic_degree", "motion_smoothness")
+BLIND = ("aesthetic", "jpeg_compressibility", "jpeg_incompressibility", *MOTION)  # to the prompt
 
 
 @dataclass
@@ -37,9 +40,10 @@ class Case:
     received: list[dict[str, Any]]  # what a server was asked
 
     def images(self, seed: int = 1) -> Tensor:
-        """Of the reward's own size, of 8 bits, so that no reader need round them."""
+        """Or videos, of the reward's own size, of 8 bits, so that no reader need round them."""
         size = 16 if self.name in DIGITS else tiny.SIZE
-        noise = torch.randint(0, 256, (3, 3, size, size), generator=torch.Generator().manual_seed(seed))
+        frames = [8] if is_video(self.name) else []
+        noise = torch.randint(0, 256, (3, *frames, 3, size, size), generator=torch.Generator().manual_seed(seed))
         return noise.to(torch.float64) / 255
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -54,12 +58,22 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             yield Case(name, tiny.load(name, {"url": url, "batch_size": 2}), NUMBERS, received)
         return
     options = tiny.SAVED[name](tmp_path_factory.mktemp(name)) if name in tiny.SAVED else {}
-    found = Case(name, tiny.load(name, options), CAPTIONS if name == "imagereward" else PROMPTS, received)
+    prompts = CAPTIONS if name == "imagereward" else MOVING if name.startswith("moving") else PROMPTS
+    found = Case(name, tiny.load(name, options), prompts, received)
     if name == "digits_judge":  # which answers 1 or 0: the first prompt's digit is there, the others' are not
         read = found.reward.classifier(found.images()).argmax(-1).tolist()
-        found.prompts = [["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"][read[0]]]
-        found.prompts += ["zero" if digit else "one" for digit in read[1:]]
+        found.prompts = [WORDS[read[0]], *("zero" if digit else "one" for digit in read[1:])]
+    if name == "moving_digits_judge":
+        found.reward.classifier = Reads()
     yield found
+
+
+class Reads(nn.Module):
+    """In place of a classifier, to which noise stands still: reads a two that goes left in every video."""
+
+    def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        two, left = torch.tensor([2, 0]).repeat(len(videos), 1).unbind(1)
+        return nn.functional.one_hot(two, 10).to(videos), nn.functional.one_hot(left, 5).to(videos)
 
 
 def test_each_image_is_scored_against_its_own_prompt(case: Case) -> None:
@@ -82,6 +96,7 @@ def test_a_score_is_that_of_the_image_alone(case: Case) -> None:
     torch.testing.assert_close(whole, turned.flip(0))
 
 
+@pytest.mark.parametrize("case", [name for name in available_rewards() if name not in MOTION], indirect=True)
 def test_pixels_reach_the_encoder_scaled_once(case: Case) -> None:
     """A known image, of the encoder's size: as CLIP's own processor gives it, or as it was."""
     images = case.images()
@@ -122,8 +137,9 @@ def vision(reward: Any) -> nn.Module:
 def test_gradients_reach_the_pixels(case: Case) -> None:
     """They agree with finite differences, through the resizing too, and stay within their own image."""
     height, width = (16, 16) if case.name in DIGITS else (12, 16)
+    frames = [8] if is_video(case.name) else []
     generator = torch.Generator().manual_seed(2)
-    images = torch.rand(2, 3, height, width, dtype=torch.float64, generator=generator) * 0.6 + 0.2
+    images = torch.rand(2, *frames, 3, height, width, dtype=torch.float64, generator=generator) * 0.6 + 0.2
     images.requires_grad_()
     prompts = case.prompts[:2]
     assert torch.autograd.gradcheck(lambda images: case(images, prompts), images, fast_mode=True)
