@@ -15,8 +15,9 @@ prompt) or to zeroth order (isotropic directions, one a chain), on the embedded 
 variance of a chain's exact gradient through the same steps; V_HO, V_ZO: of the two estimates, per chain and per pair.
 The law's V_ZO is P (|g|² + V_BP) - |g|², its break-even size P* = (r V_HO + |g|²) / (|g|² + V_BP), r = 3 (T - 1) / 2T,
 what a chain of half order costs in pairs: below P* zeroth order is less noisy at equal cost. The last column is
-measured: V_ZO / (r V_HO), below 1 if zeroth order is. Latents have {sizes}. ± are standard errors; where they are large
-the tails are heavy, and V_ZO is as uncertain as V_BP. Machine: {machine}.
+measured: V_ZO / (r V_HO), below 1 if zeroth order is. g² is |g|², unbiased, 0 if the estimate is below. Latents have
+{sizes}. ± are standard errors; where they are large the tails are heavy, and V_ZO is as uncertain as V_BP.
+Machine: {machine}.
 
 {rows}
 """
@@ -27,7 +28,7 @@ def break_even() -> str:
     if not rows:
         return ""
     sizes = {row["recipe"]: math.prod(row["latent_shape"]) for row in rows}
-    heads = ("model", "adapter", "P", "|g|²", "V_BP", "V_HO", "V_ZO", "law's V_ZO", "P*", "V_ZO / (r V_HO)")
+    heads = ("model", "adapter", "P", "g²", "V_BP", "V_HO", "V_ZO", "law's V_ZO", "P*", "V_ZO / (r V_HO)")
     return BREAK_EVEN.format(
         sizes=", ".join(f"{size} numbers ({name})" for name, size in sizes.items()),
         machine=MACHINE,
