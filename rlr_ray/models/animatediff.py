@@ -14,7 +14,7 @@ from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 from torch import Tensor
 
 from rlr_ray.errors import UserError
-from rlr_ray.models.pipelines import could_not, load_pipeline, pipeline_index, place_of
+from rlr_ray.models.loading import could_not, load_pipeline, pipeline_index, place_of
 from rlr_ray.models.stable_diffusion import StableDiffusion
 
 _FRAMES = 16  # of the pipeline's own call

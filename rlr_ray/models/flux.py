@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
-from rlr_ray.models.pipelines import PipelineModel, load_pipeline
+from rlr_ray.models.loading import load_pipeline
+from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import flow_schedule_of
 
 _EMBEDDED = 3.5  # guidance_scale of the pipeline's own call

@@ -1,18 +1,15 @@
-"""What the families of pipelines share: loading one, and calling it as a function of its adapter's numbers."""
+"""What the families of pipelines share: calling one as a function of its adapter's numbers."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,15 +25,6 @@ from rlr_ray.models.recompute import recomputed
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
-FAMILIES = {  # model.name by the class of a pipeline
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl",
-    "StableDiffusion3Pipeline": "stable_diffusion_3",
-    "FluxPipeline": "flux",
-    "AnimateDiffPipeline": "animatediff",
-    "WanPipeline": "wan",
-}
-
 
 def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
     """On the CPU, torch's fused attention has no batching rule and would run chain by chain; the plain one has."""
@@ -47,82 +35,6 @@ def _too_long(tokenizer: Any, limit: int, texts: Sequence[str]) -> set[str]:
     """Those with more tokens than `limit`, the marks of start and end among them."""
     rows = tokenizer(list(texts), verbose=False).input_ids if texts else []
     return {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
-
-
-def place_of(key: str, path: str) -> Path | str:
-    """A folder, or else a name on the hub. Raises UserError for a path that can be neither."""
-    folder = Path(path).expanduser()
-    if folder.exists():
-        return folder
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"{key} {path!r}: there is no such folder (seen from {Path.cwd()}), and a name on the hub is OWNER/NAME; "
-            "correct the path"
-        )
-    return path
-
-
-def source_of(config: Any, words: str) -> Path | str:
-    """The folder of a pipeline, or its name on the hub. Raises UserError for a path that can be neither."""
-    if not config.path:
-        raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
-    source = place_of("model.path", config.path)
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise UserError(
-            f"model.path {config.path!r} is not a diffusers pipeline: it has no model_index.json; "
-            "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
-        )
-    return source
-
-
-def could_not(key: str, path: str, kind: str, error: Exception) -> UserError:
-    """What is said of files that are no such thing, or that are not to be had."""
-    unseen = (
-        " (there is no such folder, so it was looked for on the hub; where the hub is not reached, give a folder, "
-        f"as `hf download {path} --local-dir FOLDER` writes it)"
-    )
-    where = "" if isinstance(place_of(key, path), Path) else unseen
-    return UserError(f"{key} {path!r} could not be loaded as {kind}{where}: {error}")
-
-
-def pipeline_index(config: Any, family: Any, words: str) -> dict[str, Any]:
-    """What a pipeline's model_index.json says: its class and its parts. Raises UserError if there is none."""
-    source = source_of(config, words)
-    try:
-        index: dict[str, Any] = family.load_config(source)
-    except (OSError, ValueError, TypeError) as error:
-        raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
-    return index
-
-
-def refuse_other_class(config: Any, found: str, family: Any, also: Sequence[str] = ()) -> None:
-    """Raise UserError if the pipeline found is not of the family's class, nor of one that will do `also`."""
-    if found in (family.__name__, *also):
-        return
-    other = FAMILIES.get(found)
-    remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
-    raise UserError(
-        f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
-        f"{remedy}"
-    )
-
-
-def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] = (), **options: Any) -> Any:
-    """Load a pipeline of a diffusers class, `also` from the parts of another's.
-
-    Raises UserError if the folder or hub name does not hold one.
-    """
-    index = pipeline_index(config, family, words)
-    refuse_other_class(config, index["_class_name"], family, also)
-    diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
-    transformers.utils.logging.disable_progress_bar()
-    taken = inspect.signature(family).parameters
-    left_out = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
-    try:
-        source, dtype = source_of(config, words), getattr(torch, config.dtype)
-        return family.from_pretrained(source, dtype=dtype, **left_out | options)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
 
 
 class PipelineModel(ABC):

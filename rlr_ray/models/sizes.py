@@ -22,7 +22,8 @@ from rlr_ray.config import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
-from rlr_ray.models.pipelines import FAMILIES, PipelineModel, refuse_other_class, source_of
+from rlr_ray.models.loading import FAMILIES, refuse_other_class, source_of
+from rlr_ray.models.pipelines import PipelineModel
 
 _META = torch.device("meta")
 _EMBEDDED = {  # family and path by model.name

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from rlr_ray.core.schedule import Schedule
-from rlr_ray.models.pipelines import PipelineModel, load_pipeline
+from rlr_ray.models.loading import load_pipeline
+from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from rlr_ray.models.pipelines import load_pipeline
+from rlr_ray.models.loading import load_pipeline
 from rlr_ray.models.stable_diffusion import StableDiffusion
 
 

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
-from rlr_ray.models.pipelines import PipelineModel, load_pipeline, pipeline_index
+from rlr_ray.models.loading import load_pipeline, pipeline_index
+from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import own_flow_schedule
 
 FRAMES_A_SECOND = 16
