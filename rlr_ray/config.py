@@ -187,8 +187,8 @@ class RunConfig(Strict):
     def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
         """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
         size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpoint_steps
-        pairs = self.estimator.zeroth_order.count if plans[0].zeroth_order else 0
-        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + 2 * pairs * plans[0].steps
+        pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
+        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + pairs
         compared = self.train.chains * self.compared_steps
         backwards = sum(size * plan.backwards for plan in plans) + compared
         again = backwards if self.model.gradient_checkpointing else 0

@@ -183,7 +183,8 @@ class Engine(Sampler):
         self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]
     ) -> Tensor:  # [m, B]
         """Of a video only the frames that some reward sees are decoded."""
-        return rewards.scores(self.model.decode(latents, rewards.frames or None), texts, metadata)
+        times = len(latents) // len(texts)
+        return rewards.scores(self.model.decode(latents, rewards.frames or None), texts * times, metadata * times)
 
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:

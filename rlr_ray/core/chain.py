@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,14 +68,10 @@ def sample_chain(
     noise: Tensor,  # [T, B, C, H, W]
     conditioning: Conditioning,
     *,
-    shift: Tensor | None = None,  # [P] or [B, P]
-    shift_steps: Collection[int] = (),
     stop: int | None = None,
 ) -> Trajectory:
-    """Run steps 0 .. stop-1 (default: all) without gradients, at `theta + shift` in `shift_steps`, else at `theta`."""
-    shifted = theta if shift is None else theta + shift
+    """Run steps 0 .. stop-1 (default: all) without gradients."""
     latents = [x_start]
     for k in range(len(schedule) if stop is None else stop):
-        theta_k = shifted if k in shift_steps else theta
-        latents.append(denoise_step(denoiser, theta_k, schedule, k, latents[-1], noise[k], conditioning))
+        latents.append(denoise_step(denoiser, theta, schedule, k, latents[-1], noise[k], conditioning))
     return Trajectory(torch.stack(latents), noise, conditioning)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Conditioning, Denoiser, Objective, Trajectory, sample_chain
+from rlr_ray.core.chain import Conditioning, Denoiser, Objective, Trajectory, denoise_step, sample_chain
 from rlr_ray.core.divergence import divergence_gradient
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order, leave_one_out
@@ -23,7 +23,10 @@ Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step
 
 @dataclass(frozen=True)
 class Chains:
-    """A chunk of chains: how they start, their noises, their prompts and what rates their last latents."""
+    """A chunk of chains: how they start, their noises, their prompts and what rates their last latents.
+
+    Last latents are [B, C, H, W], or [2 B, C, H, W]: of the same chains twice over.
+    """
 
     x_start: Tensor  # [B, C, H, W]
     noise: Tensor  # [T, B, C, H, W]
@@ -79,24 +82,21 @@ def rollout(
 ) -> tuple[Tensor, Tensor]:  # [n], [n]
     """Rewards (residuals) of each chain with its own direction added to, then taken from, theta at zeroth-order steps.
 
-    Both signs run in one batch, from the same start and with the same noises.
+    Both signs run in one batch, from the same start and with the same noises; up to the first perturbed step they are
+    the same chain.
     """
-    shift = torch.cat([step_size * directions, -step_size * directions])
-    both = {name: torch.cat([value, value]) for name, value in chains.conditioning.items()}
-    noise = torch.cat([chains.noise, chains.noise], dim=1)
-    trajectory = sample_chain(
-        denoiser,
-        theta,
-        schedule,
-        torch.cat([chains.x_start, chains.x_start]),
-        noise,
-        both,
-        shift=shift,
-        shift_steps=plan.zeroth_order,
-    )
-    plus, minus = trajectory.latents[-1].chunk(2)
+    first, conditioning = plan.zeroth_order[0], chains.conditioning
+    both = {name: torch.cat([value, value]) for name, value in conditioning.items()}
     with torch.no_grad():
-        return chains.residual(plus), chains.residual(minus)
+        begun = sample_chain(denoiser, theta, schedule, chains.x_start, chains.noise, conditioning, stop=first)
+        latent = torch.cat([begun.latents[-1]] * 2)
+        shifted = theta + torch.cat([step_size * directions, -step_size * directions])
+        for k in range(first, len(schedule)):
+            theta_k = shifted if k in plan.zeroth_order else theta
+            noise = torch.cat([chains.noise[k]] * 2)
+            latent = denoise_step(denoiser, theta_k, schedule, k, latent, noise, both)
+        plus, minus = chains.residual(latent).chunk(2)
+        return plus, minus
 
 
 @dataclass(frozen=True)

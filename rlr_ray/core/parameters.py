@@ -24,6 +24,9 @@ class ParameterVector:
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.shapes])
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views into theta [P] by name, each in its own shape; gradients flow back to theta."""
-        parts = theta.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        """Views into theta by name, each in its own shape; gradients flow back to theta.
+
+        Theta is [P], or [B, P]: then the views are [B, ...].
+        """
+        named = zip(self.shapes.items(), theta.split(self.sizes, dim=-1), strict=True)
+        return {name: part.view(*theta.shape[:-1], *shape) for (name, shape), part in named}

@@ -44,9 +44,14 @@ class Plan:
         return self.residual_from is not None and sub_chain.start >= self.residual_from
 
     def forwards(self, checkpoint_steps: bool = False) -> int:
-        """Denoiser forwards that a chain costs; a perturbation pair costs 2 T more."""
+        """Denoiser forwards that a chain costs."""
         again = len(self.first_order) if checkpoint_steps else 0
         return self.steps + again + sum(map(len, self.sub_chains))
+
+    @property
+    def pair_forwards(self) -> int:
+        """Denoiser forwards that a perturbation pair costs: its chains part at the first perturbed step."""
+        return 2 * self.steps - self.zeroth_order[0] if self.zeroth_order else 0
 
     @property
     def backwards(self) -> int:

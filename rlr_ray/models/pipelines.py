@@ -21,6 +21,7 @@ from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import add_adapter, save_peft, set_adapter, trainable
+from rlr_ray.models.per_chain import take_per_chain_weights
 from rlr_ray.models.recompute import recomputed
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -62,6 +63,7 @@ class PipelineModel(ABC):
         self.module: Any = add_adapter(getattr(pipeline, self.trained), adapter.type, adapter.options, adapter.seed)
         self.parameters = ParameterVector(trainable(self.module))
         self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
+        self.per_chain = take_per_chain_weights(self.module)
         if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
             getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
         self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_on_cpu)
@@ -117,7 +119,7 @@ class PipelineModel(ABC):
         """Prediction as the latent [B, C, H, W] after guidance, at theta [P], or at each chain's own [B, P]."""
         time = torch.full((), timestep, device=self.device)  # filled there: nothing is copied, nothing waits
         predict = functools.partial(self._predict, time=time)
-        if theta.dim() == 1:
+        if theta.dim() == 1 or self.per_chain:
             return predict(theta, latent, dict(conditioning))
 
         def predict_one(theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -130,6 +132,7 @@ class PipelineModel(ABC):
     def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
         guided = "negative" in conditioning
         latents = torch.cat([latent, latent]) if guided else latent
+        theta = torch.cat([theta, theta]) if guided and theta.dim() == 2 else theta
         (output,) = torch.func.functional_call(
             self.module,
             self.parameters.unflatten(theta),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.core.chain import Conditioning, denoise_step
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
@@ -162,3 +165,25 @@ def test_guided_steps_are_as_long_as_isotropic_ones() -> None:
     guided = Directions(PARAMETERS, 0.01, basis)
     lengths = [(guided.step_size * guided.draw((i,), torch.float32)).square().sum() for i in range(4000)]
     assert abs(float(torch.stack(lengths).mean()) / (0.01**2 * PARAMETERS) - 1) < 0.06
+
+
+@pytest.mark.parametrize("zeroth", [(0, 4), (3, 5)])
+def test_a_pair_parts_at_its_first_perturbed_step_and_is_rated_at_once(zeroth: tuple[int, ...]) -> None:
+    plan, calls = Plan(STEPS, range(STEPS, STEPS), (), zeroth), []
+    chains = toy_chains(8, seed=3)
+
+    def counted(theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        calls.append(len(latent))
+        return toy_denoiser(theta, latent, timestep, conditioning)
+
+    rated = replace(chains, objective=lambda latent: calls.append(-len(latent)) or toy_reward(latent))
+    u = torch.randn(8, PARAMETERS, dtype=torch.float64)
+    plus, minus = rollout(counted, toy_theta(), SCHEDULE, plan, rated, u, 0.1)
+    assert sum(calls[:-1]) == 8 * plan.pair_forwards == 8 * (2 * STEPS - zeroth[0])
+    assert calls[-1] == -16
+    for sign, rewards in ((0.1, plus), (-0.1, minus)):
+        latent = chains.x_start
+        for k in range(STEPS):
+            theta = toy_theta() + (sign * u if k in zeroth else 0 * u)
+            latent = denoise_step(toy_denoiser, theta, SCHEDULE, k, latent, chains.noise[k], {})
+        torch.testing.assert_close(rewards, toy_reward(latent))
