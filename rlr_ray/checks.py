@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rlr_ray.dcot_config import STAGES
@@ -185,11 +186,12 @@ def _workers(config: RunConfig) -> None:
     if not config.cluster.worker.demand:
         raise UserError("cluster.worker takes nothing, but Ray Train's workers need something; set its cpus above 0")
     most, gpus = config.cluster.worker_range.max, config.cluster.worker.gpus
-    chunks = config.train.chains // config.train.chunk_size
-    if most > chunks:
+    key = "train.sampling_size" if config.train.sampling_size else "train.chunk_size"
+    shares = math.ceil(config.train.chains / (config.train.sampled_together * config.train.chunk_size))
+    if most > shares:
         raise UserError(
-            f"cluster.workers is {most}, but an update has {chunks} chunks to share (train.chains / "
-            f"train.chunk_size); allowed: 1 to {chunks}; lower cluster.workers or train.chunk_size"
+            f"cluster.workers is {most}, but an update has {shares} chunks to share (train.chains / {key}); allowed: "
+            f"1 to {shares}; lower cluster.workers or {key}"
         )
     if most > 1 and 0 < gpus < 1:
         raise UserError(

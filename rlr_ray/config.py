@@ -58,6 +58,8 @@ class TrainConfig(Strict):
     chains: int = Field(80, ge=1)  # B, an update
     chains_per_prompt: int = Field(8, ge=1)
     chunk_size: int = Field(16, ge=1)  # chains computed at once
+    # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
+    sampling_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
@@ -71,6 +73,11 @@ class TrainConfig(Strict):
             if self.chains % getattr(self, name):
                 raise ValueError(f"chains {self.chains} must be a multiple of {name} {getattr(self, name)}")
         return self
+
+    @property
+    def sampled_together(self) -> int:
+        """Chunks in a row that are sampled in one batch, by one process."""
+        return max((self.sampling_size or 0) // self.chunk_size, 1)
 
 
 class EvaluationConfig(Strict):

@@ -156,6 +156,7 @@ def update(
         engine.groups(),
         lambda: None if batch is None else engine.zeroth_order(request, batch.results),
         checkpoint_steps=config.estimator.checkpoint_steps,
+        sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
         reduce=process.reduce,
     )
@@ -196,7 +197,8 @@ def _reward_columns(engine: Engine, estimate: GradientEstimate, process: Process
 def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:
     """This process's chunks of an update, with the surrogate at its full size."""
     train = engine.config.train
-    own = list(enumerate(_chunks(train.chains, train.chunk_size)))[process.rank :: process.size]
+    numbered = enumerate(_chunks(train.chains, train.chunk_size))
+    own = [(c, indices) for c, indices in numbered if c // train.sampled_together % process.size == process.rank]
     chains = {c: engine.train_chains(step, indices) for c, indices in own}
     if online is None:
         return chains

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config import RunConfig
-from rlr_ray.core.chain import Conditioning, Trajectory, sample_chain
+from rlr_ray.core.chain import Conditioning, Start, Trajectory, sample_chain
 from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model, load_model
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts import Prompt, prompt_sets
-
-# First latents [B, C, H, W] (of videos [B, C, F, H, W], as everywhere), noises [T, B, C, H, W], prompts.
-Start = tuple[Tensor, Tensor, Conditioning]
 
 
 def pick_device(name: str) -> torch.device:

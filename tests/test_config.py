@@ -132,6 +132,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"estimator": {"half_order": {"weight": -1}}}, ["half_order.weight", "-1", "'auto'", "or equal to 0"]),
     ({"cluster": {"workers": 0}}, ["cluster.workers", "found 0", "or equal to 1"]),
     ({"cluster": {"workers": 5}}, ["cluster.workers is 5", "allowed: 1 to 4"]),
+    ({"cluster": {"workers": 3}, "train": {"sampling_size": 5}}, ["allowed: 1 to 2", "or train.sampling_size"]),
     ({"cluster": {"workers": 2, "worker": {"gpus": 0.5}}}, ["0.5 for 2 workers", "NCCL"]),
     ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
     ({"name": ".."}, ["name", "'..'"]),

@@ -215,8 +215,10 @@ def new_run_online(engine: Engine) -> OnlineSurrogate:
     return online
 
 
-def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path) -> None:
-    config = surrogate_run(tmp_path, surrogate={"steps_per_update": 5, "coefficient": 0.7})
+@pytest.mark.parametrize("sampling_size", [None, 4])
+def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path, sampling_size: int | None) -> None:
+    train = {"chains": 8, "chunk_size": 2, "sampling_size": sampling_size}
+    config = surrogate_run(tmp_path, {"train": train}, surrogate={"steps_per_update": 5, "coefficient": 0.7})
     alone = three_updates(Engine(config), Process())
     assert alone[2][0]["surrogate_correlation"] == 0  # measured before Q learned from these chains, its first
     engines = [Engine(config) for _ in range(2)]

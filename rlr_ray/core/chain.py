@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from rlr_ray.core.schedule import Schedule
 
 Conditioning = Mapping[str, Tensor]  # each [B, ...]
+Start = tuple[Tensor, Tensor, Conditioning]  # of chains: first latents [B, C, H, W], noises [T, B, C, H, W], prompts
 # Last latent [B, C, H, W] -> reward [B], higher is better; or the parts of which it is the sum [m, B].
 Objective = Callable[[Tensor], Tensor]
 
@@ -75,3 +76,17 @@ def sample_chain(
     for k in range(len(schedule) if stop is None else stop):
         latents.append(denoise_step(denoiser, theta, schedule, k, latents[-1], noise[k], conditioning))
     return Trajectory(torch.stack(latents), noise, conditioning)
+
+
+def sample_together(
+    denoiser: Denoiser, theta: Tensor, schedule: Schedule, starts: Sequence[Start], *, stop: int | None = None
+) -> list[Trajectory]:
+    """As `sample_chain` for each of several chunks of chains, all of them in one batch."""
+    if len(starts) == 1:
+        return [sample_chain(denoiser, theta, schedule, *starts[0], stop=stop)]
+    x_start, noise, conditioning = zip(*starts, strict=True)
+    prompts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
+    arguments = (torch.cat(x_start), torch.cat(noise, dim=1), prompts)
+    latents = sample_chain(denoiser, theta, schedule, *arguments, stop=stop).latents
+    parts = latents.split([len(one) for one in x_start], dim=1)
+    return [Trajectory(own, *start[1:]) for own, start in zip(parts, starts, strict=True)]

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Conditioning, Denoiser, Objective, Trajectory, denoise_step, sample_chain
+from rlr_ray.core.chain import (
+    Conditioning,
+    Denoiser,
+    Objective,
+    Start,
+    Trajectory,
+    denoise_step,
+    sample_chain,
+    sample_together,
+)
 from rlr_ray.core.divergence import divergence_gradient
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order, leave_one_out
@@ -35,6 +45,10 @@ class Chains:
     surrogate: Objective | None = None  # of [B], differentiable; for plans whose first order carries it
     parts: Objective | None = None  # of [m, B], if the objective is a sum
     black_box: tuple[int, ...] = ()  # which parts have no gradient
+
+    @property
+    def start(self) -> Start:
+        return self.x_start, self.noise, self.conditioning
 
     def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         """The reward, less the surrogate that first order carries."""
@@ -88,7 +102,7 @@ def rollout(
     first, conditioning = plan.zeroth_order[0], chains.conditioning
     both = {name: torch.cat([value, value]) for name, value in conditioning.items()}
     with torch.no_grad():
-        begun = sample_chain(denoiser, theta, schedule, chains.x_start, chains.noise, conditioning, stop=first)
+        begun = sample_chain(denoiser, theta, schedule, *chains.start, stop=first)
         latent = torch.cat([begun.latents[-1]] * 2)
         shifted = theta + torch.cat([step_size * directions, -step_size * directions])
         for k in range(first, len(schedule)):
@@ -133,15 +147,17 @@ def estimate_gradient(
     zeroth_order: Callable[[], TermEstimate | None],
     *,
     checkpoint_steps: bool = False,
+    sampled_together: int = 1,
     penalty: Penalty | None = None,
     reduce: Reduce = lambda value: value,
 ) -> GradientEstimate:
     """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
 
     The batch is cut in chunks of equal size; each is computed by whichever process has it, and their estimates are
-    summed in the chunks' order, so the result does not depend on how many processes share the work. Chunks' plans may
-    differ in how deep first order goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term
-    (None in the processes that do not hold it) and is called last: its rollouts run meanwhile.
+    summed in the chunks' order, so the result does not depend on how many processes share the work. So many chunks in a
+    row are `sampled_together`, without gradients, and belong to one process. Chunks' plans may differ in how deep first
+    order goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term (None in the processes that
+    do not hold it) and is called last: its rollouts run meanwhile.
     """
     plan, chains = next(iter(work.values()))
     count = len(groups) // len(chains.x_start)
@@ -149,9 +165,9 @@ def estimate_gradient(
     gradients = theta.new_zeros(2 + (penalty is not None), count, len(theta))
     divergence = theta.new_zeros(count)
     trajectories, own = {}, {}
-    for c, (plan_c, chains_c) in work.items():
-        trajectories[c], gradients[0, c], own[c] = _sample_and_backpropagate(
-            denoiser, theta, schedule, plan_c, chains_c, checkpoint_steps
+    for c, begun in _begun(denoiser, theta, schedule, work, sampled_together):
+        trajectories[c], gradients[0, c], own[c] = _backpropagate(
+            denoiser, theta, schedule, *work[c], begun, checkpoint_steps
         )
     *parts, left = reduce(_of_all_chunks(own, count))
     if plan.sub_chains:
@@ -191,15 +207,34 @@ def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m,
     return every.flatten(1)
 
 
-def _sample_and_backpropagate(
-    denoiser: Denoiser, theta: Tensor, schedule: Schedule, plan: Plan, chains: Chains, checkpoint_steps: bool
+def _begun(
+    denoiser: Denoiser, theta: Tensor, schedule: Schedule, work: Mapping[int, tuple[Plan, Chains]], together: int
+) -> Iterator[tuple[int, Trajectory]]:
+    """Each chunk's number and its chains up to its first-order steps.
+
+    Chunks whose chains would stop at different steps (first order's depth is random) are sampled one by one.
+    """
+    for _, numbers in groupby(work, lambda c: c // together):
+        group = list(numbers)
+        alike = len({work[c][0].first_order.start for c in group}) == 1
+        for batch in [group] if alike else [[c] for c in group]:
+            starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].first_order.start
+            yield from zip(batch, sample_together(denoiser, theta, schedule, starts, stop=stop), strict=True)
+
+
+def _backpropagate(
+    denoiser: Denoiser,
+    theta: Tensor,
+    schedule: Schedule,
+    plan: Plan,
+    chains: Chains,
+    trajectory: Trajectory,
+    checkpoint_steps: bool,
 ) -> tuple[Trajectory, Tensor, Tensor]:  # the whole trajectory, [P], [m + 1, B] the reward's parts and what is left
-    """Sample a chunk up to its first-order steps, then run those with gradients, meeting the reward or surrogate.
+    """Run a chunk's first-order steps with gradients, meeting the reward or surrogate.
 
     What is left of the reward is what first order does not carry; all of it where it carries the whole.
     """
-    start = (chains.x_start, chains.noise, chains.conditioning)
-    trajectory = sample_chain(denoiser, theta, schedule, *start, stop=plan.first_order.start)
     gradient, met = torch.zeros_like(theta), None
     of_surrogate = chains.surrogate if plan.residual else None
     objective = chains.parts or chains.objective

@@ -139,7 +139,7 @@ def _shared(subject: Subject, shape: PlanShape) -> Subject:
 
 def _exact(subject: Subject, chains: Chains, objective: Objective | None = None) -> Tensor:  # [T, P]
     """Each step's part of the chunk's gradient, by backpropagation through the whole chain."""
-    start = (chains.x_start, chains.noise, chains.conditioning)
+    start = chains.start
     trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
     objective = objective or chains.objective
     return step_gradients(subject.denoiser, subject.theta, subject.schedule, trajectory, objective)[0]

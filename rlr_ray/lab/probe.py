@@ -16,7 +16,7 @@ from rlr_ray.config import RunConfig
 from rlr_ray.core.budget import Line, MemoryModel
 from rlr_ray.core.chain import Trajectory, sample_chain
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import rollout
+from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.engine import Engine
@@ -54,7 +54,8 @@ def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
         _line(peaks, "half", min(2, steps)),
         peaks["rollout"],
     )
-    forward = _seconds(work.sampling, engine.device) / steps
+    chunks = len(work.together.x_start) / len(work.chains.x_start)
+    forward = _seconds(work.sampling, engine.device) / steps / chunks
     deeper = functools.partial(work.first_order, min(2, steps), False) if differentiable else work.sampling
     once = functools.partial(work.first_order, 1, False) if differentiable else work.sampling
     both = _seconds(deeper, engine.device) - _seconds(once, engine.device)  # a step forward and back
@@ -77,7 +78,9 @@ class Work:
     def __init__(self, engine: Engine, subject: Subject):
         self.engine, self.subject = engine, subject
         self.chains = subject.batch(0)[0]
-        self.trajectory = self._chain()
+        self.trajectory = self._chain(self.chains)
+        train = engine.config.train
+        self.together = engine.train_chains(0, range(min(train.sampled_together * train.chunk_size, train.chains)))
         zeroth = engine.config.estimator.zeroth_order
         self.pairs = engine.train_chains(0, range(zeroth.chunk_size))
 
@@ -93,14 +96,13 @@ class Work:
         return parts
 
     def sampling(self) -> Tensor:
-        """A chunk's chains without gradients, decoded and rated."""
+        """As many chains as are sampled at once, without gradients; of them a chunk is decoded and rated."""
         with torch.no_grad():
-            return self.chains.objective(self._chain().latents[-1])
+            return self.chains.objective(self._chain(self.together).latents[-1, : len(self.chains.x_start)])
 
-    def _chain(self) -> Trajectory:
-        chains, subject = self.chains, self.subject
-        start = (chains.x_start, chains.noise, chains.conditioning)
-        return sample_chain(subject.denoiser, subject.theta, subject.schedule, *start)
+    def _chain(self, chains: Chains) -> Trajectory:
+        subject = self.subject
+        return sample_chain(subject.denoiser, subject.theta, subject.schedule, *chains.start)
 
     def first_order(self, steps: int, checkpoint_steps: bool) -> Any:
         whole, subject = self.trajectory, self.subject

@@ -52,7 +52,7 @@ def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     total = torch.zeros(len(subject.schedule), len(subject.theta), dtype=subject.theta.dtype)
     chunks = subject.batch(number)
     for chains in chunks:
-        start = (chains.x_start, chains.noise, chains.conditioning)
+        start = chains.start
         trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
         arguments = (subject.denoiser, subject.theta, subject.schedule, trajectory, chains.objective)
         total += step_gradients(*arguments)[0].cpu()
@@ -65,7 +65,7 @@ def reinforce_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     if int(subject.groups.bincount().min()) < 2:
         return torch.full_like(total, float("nan"))
     chunks = subject.batch(number)
-    starts = [(chains.x_start, chains.noise, chains.conditioning) for chains in chunks]
+    starts = [chains.start for chains in chunks]
     trajectories = [sample_chain(subject.denoiser, subject.theta, subject.schedule, *start) for start in starts]
     with torch.no_grad():
         pairs = zip(chunks, trajectories, strict=True)

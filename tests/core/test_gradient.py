@@ -89,9 +89,36 @@ def test_full_backpropagation_is_the_exact_gradient() -> None:
     torch.testing.assert_close(found.total({}), exact_gradient(chains, range(STEPS)).mean(0), rtol=1e-11, atol=1e-13)
 
 
-def test_two_processes_find_the_same_bits_as_one() -> None:
+def test_chunks_sampled_together_are_the_same_chains() -> None:
+    chains, batches = toy_chains(32, seed=3), []
+
+    def counted(theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        batches.append(len(latent))
+        return toy_denoiser(theta, latent, timestep, conditioning)
+
+    def run(together: int, starts: list[int]) -> GradientEstimate:
+        batches.clear()
+        plans = [Plan(STEPS, range(start, STEPS), (range(0, 2),), ()) for start in starts]
+        work = {c: (plan, chunk(chains, c)) for c, plan in enumerate(plans)}
+        groups = torch.arange(32) // 4
+        return estimate_gradient(counted, toy_theta(), SCHEDULE, work, groups, lambda: None, sampled_together=together)
+
+    alone = run(1, [4] * 4)
+    for together, sampled in ((2, [16] * 8), (3, [24] * 4 + [8] * 4), (9, [32] * 4)):
+        found = run(together, [4] * 4)
+        assert sorted(batches, reverse=True)[: len(sampled)] == sampled
+        for name, term in alone.terms.items():
+            torch.testing.assert_close(found.terms[name].gradient, term.gradient, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(found.rewards, alone.rewards, rtol=1e-12, atol=1e-14)
+    depths = [5, 3, 5, 2]  # each chunk's own: none is sampled further than its first-order steps
+    torch.testing.assert_close(run(4, depths).total({}), run(1, depths).total({}), rtol=0, atol=0)
+    assert max(batches) == SIZE
+
+
+@pytest.mark.parametrize(("together", "shares"), [(1, ([0, 2], [1, 3])), (2, ([0, 1], [2, 3]))])
+def test_two_processes_find_the_same_bits_as_one(together: int, shares: tuple[list[int], list[int]]) -> None:
     chains = toy_chains(32, seed=3)
-    alone = estimate(chains, [0, 1, 2, 3]).total({})
+    alone = estimate(chains, [0, 1, 2, 3], sampled_together=together).total({})
     barrier, buffers = threading.Barrier(2), {}
 
     def reduce_of(rank: int):
@@ -107,7 +134,8 @@ def test_two_processes_find_the_same_bits_as_one() -> None:
     found: dict[int, Tensor] = {}
 
     def run(rank: int) -> None:
-        part = estimate(chains, [[0, 2], [1, 3]][rank], leads=rank == 0, reduce=reduce_of(rank))
+        options = {"reduce": reduce_of(rank), "sampled_together": together}
+        part = estimate(chains, shares[rank], leads=rank == 0, **options)
         found[rank] = part.total({})
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
