@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.background import beside
 from rlr_ray.cluster.fleet import Fleet, growing
 from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.forwarding import forwarding
@@ -37,7 +38,8 @@ def run_on_ray(
 ) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
 
-    `begin` makes the run's folder, once there is room and the first actors have built their engines.
+    `begin` makes the run's folder, once there is room and the first actors have built their engines. The workers start
+    and build theirs meanwhile.
     """
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
@@ -45,12 +47,18 @@ def run_on_ray(
         room(cluster, actors, say, local=local, apart=config.apart) as held,
         rewards_apart(config, held, say) as built,
         _mailbox() as mailbox,
-        _rollouts(config, cluster, actors, held, built, mailbox, say) as rollouts,
+        _fleet(config, cluster, actors, held, built, mailbox, say) as fleet,
         forwarding(mailbox, report, say, lambda: missing_words(cluster)),
     ):
-        begin()
         held.release_workers()
-        fit(config, cluster, rollouts, built, mailbox, say)
+        rollouts = None if fleet is None else _pool(config, cluster, mailbox)
+        training = beside(lambda: fit(config, cluster, rollouts, built, mailbox, say))
+        if fleet is not None:
+            fleet.await_ready()
+        if not training.done():  # else it failed, and an earlier run of this name stays as it was
+            begin()
+            mailbox.begin.remote()
+        training.result()
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
@@ -129,7 +137,7 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
 
 
 @contextmanager
-def _rollouts(
+def _fleet(
     config: RunConfig,
     cluster: ClusterConfig,
     actors: int,
@@ -137,17 +145,23 @@ def _rollouts(
     built: Built,
     mailbox: ActorHandle,
     say: Callable[[str], None],
-) -> Iterator[RolloutPool | None]:
-    """A pool of actors that grows and shrinks, and ends with the block; None if the plan has no zeroth order."""
+) -> Iterator[Fleet | None]:
+    """Actors that start, grow and shrink, and end with the block; None if the plan has no zeroth order."""
     if not actors:
         yield None
         return
     say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
-    fleet, rollouts = Fleet(config, cluster, held, mailbox, os.getcwd(), built), cluster.rollouts
+    fleet = Fleet(config, cluster, held, mailbox, os.getcwd(), built)
     try:
         fleet.start()
         with growing(fleet, mailbox, say):
-            patience = Patience(rollouts.quorum, rollouts.hedge_after, rollouts.timeout_s, rollouts.max_retries)
-            yield RolloutPool(mailbox, patience, config.seed)
+            yield fleet
     finally:
         fleet.end()
+
+
+def _pool(config: RunConfig, cluster: ClusterConfig, mailbox: ActorHandle) -> RolloutPool:
+    """The rollouts of whoever is in the crew that the mailbox tells of."""
+    asked = cluster.rollouts
+    patience = Patience(asked.quorum, asked.hedge_after, asked.timeout_s, asked.max_retries)
+    return RolloutPool(mailbox, patience, config.seed)

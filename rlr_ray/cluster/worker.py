@@ -25,6 +25,8 @@ from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
 from rlr_ray.loop import Process, train
 
+_LOOK_S = 0.1  # between two looks whether the run has begun
+
 
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
@@ -81,13 +83,27 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
 
         if rollouts is not None:
             rollouts.on_news = say
-        if process.leads:
-            say(f"training on {process.size} worker{'s' * (process.size > 1)}")
         try:
-            train(Engine(config, loop_config["built"]), rollouts, report, process, say)
+            engine = Engine(config, loop_config["built"])
+            if not _begun(mailbox, alive):
+                return
+            if process.leads:
+                say(f"training on {process.size} worker{'s' * (process.size > 1)}")
+            train(engine, rollouts, report, process, say)
         finally:
             if rollouts is not None:
                 rollouts.close()
+
+
+def _begun(mailbox: Any, alive: Callable[[], None]) -> bool:
+    """Wait until the driver has made the run's folder; False if it gave up."""
+    try:
+        while not ray.get(mailbox.has_begun.remote()):
+            alive()  # waiting for actors is no hang
+            time.sleep(_LOOK_S)
+    except RayActorError:
+        return False
+    return True
 
 
 @contextmanager
