@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -25,8 +25,10 @@ from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Built
-from rlr_ray.lab.planner import Choice, choose
-from rlr_ray.loop import Report
+
+if TYPE_CHECKING:
+    from rlr_ray.lab.planner import Choice
+    from rlr_ray.loop import Report
 
 
 def run_on_ray(
@@ -70,6 +72,8 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None
 
 
 def _choose(config: RunConfig, built: Built, batches: int | None) -> Choice:
+    from rlr_ray.lab.planner import choose  # only here: the laboratory takes seconds to import
+
     return choose(config, lambda text: None, batches, built)
 
 
@@ -120,7 +124,6 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
     if ray.is_initialized():  # a test's, or a caller's own
         yield True
         return
-    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "TRANSFORMERS_VERBOSITY": "error"}
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     say("connecting to Ray")
     context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
@@ -128,10 +131,12 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
         include_dashboard=None if cluster.address else False,
         logging_level="warning",
         log_to_driver=False,
-        runtime_env={"env_vars": quiet},
     )
+    alone = context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
+    if alone:  # nobody will take this machine away from its only run: one process less
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        yield context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
+        yield alone
     finally:
         ray.shutdown()
 
