@@ -18,10 +18,11 @@ from rlr_ray.recipes import parse_config
 
 # What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
 # updates do not repeat anyway, for options by which a reward says something else, and for the last bits of pictures
-# that are decoded in other slices. A * is any label.
+# that are decoded in other slices, or by which rewards are standardised. A * is any label.
 FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
 FREE_KEYS |= {
     "evaluation.judges",
+    "evaluation.chunk_size",
     "evaluation.clip",
     "rewards.*.actors",
     "rewards.*.invalid",

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
+import importlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 
-from rlr_ray.commands import add_doctor_arguments, add_lab_arguments, add_plan_arguments, choose_plan
 from rlr_ray.config import RunConfig
-from rlr_ray.dcot.command import add_dcot_arguments
 from rlr_ray.describe import describe_plan, describe_prompts, describe_results, describe_sizes
 from rlr_ray.engine import check_reward
 from rlr_ray.errors import UserError
-from rlr_ray.evaluation.command import add_evaluate_arguments, add_sample_arguments
-from rlr_ray.lab.plans import with_plan
-from rlr_ray.lab.report import as_chosen, choice_words, write_choice
 from rlr_ray.lock import locked
 from rlr_ray.progress import progress
 from rlr_ray.resuming import config_of
 from rlr_ray.run_folder import RunFolder
 from rlr_ray.start import run
-from rlr_ray.tune.command import add_tune_arguments
+
+_COMMANDS = {  # what each is for, and what adds its options
+    "train": ("fine-tune a model", "rlr_ray.cli:add_train_arguments"),
+    "evaluate": ("compare finished runs with the base model", "rlr_ray.evaluation.command:add_evaluate_arguments"),
+    "sample": ("draw pictures from a run or a base model", "rlr_ray.evaluation.command:add_sample_arguments"),
+    "lab": ("measure bias, variance, cost and memory of plans", "rlr_ray.commands:add_lab_arguments"),
+    "plan": ("choose the best plan for a memory budget, by measurement", "rlr_ray.commands:add_plan_arguments"),
+    "tune": ("search over a recipe's keys, within memory budgets", "rlr_ray.tune.command:add_tune_arguments"),
+    "dcot": (
+        "prompts for each range of steps, and where the ranges lie",
+        "rlr_ray.dcot.command:add_dcot_arguments",
+    ),
+    "doctor": ("check the machines that a recipe would run on", "rlr_ray.commands:add_doctor_arguments"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something."""
+    atexit.register(gc.freeze)  # else Python looks through all of torch's objects once more, for a second
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of processors that no run uses
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
     errors = Console(stderr=True)
     try:
         return options.command(options) or 0
@@ -41,17 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Of all commands, with the options of the one that is asked for: importing the others' files takes seconds."""
     parser = argparse.ArgumentParser(prog="rlr-ray", description="Fine-tune a diffusion model to raise a reward.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    add_train_arguments(commands.add_parser("train", help="fine-tune a model"))
-    add_evaluate_arguments(commands.add_parser("evaluate", help="compare finished runs with the base model"))
-    add_sample_arguments(commands.add_parser("sample", help="draw pictures from a run or a base model"))
-    add_lab_arguments(commands.add_parser("lab", help="measure bias, variance, cost and memory of plans"))
-    add_plan_arguments(commands.add_parser("plan", help="choose the best plan for a memory budget, by measurement"))
-    add_tune_arguments(commands.add_parser("tune", help="search over a recipe's keys, within memory budgets"))
-    add_dcot_arguments(commands.add_parser("dcot", help="prompts for each range of steps, and where the ranges lie"))
-    add_doctor_arguments(commands.add_parser("doctor", help="check the machines that a recipe would run on"))
+    for name, (purpose, place) in _COMMANDS.items():
+        command = commands.add_parser(name, help=purpose)
+        if name in arguments:
+            module, _, function = place.partition(":")
+            getattr(importlib.import_module(module), function)(command)
     return parser
 
 
@@ -91,18 +105,16 @@ def train_command(options: argparse.Namespace) -> None:
 
 def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool) -> None:
     """Run what nobody else runs now, after the plan is chosen if it is to be."""
-    if resume:
+    if resume and config.estimator.preset == "auto":
+        from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
+
         config = as_chosen(config, RunFolder(config).path)
     RunFolder(config).check(resume=resume, overwrite=overwrite)
-    choice = None
-    if config.estimator.preset == "auto":
-        choice = choose_plan(config, console)
-        console.print(choice_words(choice), markup=False, soft_wrap=True)
-        config = with_plan(config, choice.best.keys)
+    config, leave = _choose(config, console) if config.estimator.preset == "auto" else (config, _leave_nothing)
     folder = RunFolder(config)
 
     def begin() -> None:
-        folder.begin(resume=resume, leave=lambda path: choice and write_choice(path, config, choice))
+        folder.begin(resume=resume, leave=leave)
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -111,3 +123,19 @@ def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool
     with progress(console, config.train.iterations) as report:
         run(config, report, say, begin)
     say(describe_results(folder))
+
+
+def _choose(config: RunConfig, console: Console) -> tuple[RunConfig, Callable[[Path], Any]]:
+    """The config with the plan that measurement chose, and what leaves the choice in the run's folder."""
+    from rlr_ray.commands import choose_plan
+    from rlr_ray.lab.plans import with_plan
+    from rlr_ray.lab.report import choice_words, write_choice
+
+    choice = choose_plan(config, console)
+    console.print(choice_words(choice), markup=False, soft_wrap=True)
+    chosen = with_plan(config, choice.best.keys)
+    return chosen, lambda folder: write_choice(folder, chosen, choice)
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Of a run whose plan is its recipe's."""

@@ -83,6 +83,7 @@ class TrainConfig(Strict):
 class EvaluationConfig(Strict):
     chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
     seed: int | None = None  # that these follow from; None: the run's
+    chunk_size: int | None = Field(None, ge=1)  # chains sampled at once, without gradients; None: as in training
     every: int | None = Field(None, ge=1)  # updates; None: only before and after
     judges: Judges = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
     pictures: int = Field(20, ge=1)  # in the grids
@@ -133,6 +134,11 @@ class RunConfig(Strict):
     @property
     def folder(self) -> Path:
         return Path(self.output_dir).expanduser().absolute() / self.name
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Chains of an evaluation."""
+        return self.evaluation.chunk_size or self.train.chunk_size
 
     @property
     def plan_shape(self) -> PlanShape:

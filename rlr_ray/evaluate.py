@@ -18,7 +18,7 @@ from rlr_ray.pictures import to_show
 from rlr_ray.rewards.clip import Clip
 from rlr_ray.rewards.mixture import Mixture
 
-_COMPARED = 32  # chains at least whose divergence is measured, which takes as long as to sample them
+_COMPARED = 40  # first chains, whose divergence is measured, which takes as long as to sample them
 
 Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W], or videos [B, F, 3, H, W] -> [B, D]
 Distance = Callable[[Tensor], Tensor]  # features [n, D] -> of each pair
@@ -43,11 +43,11 @@ class Evaluation:
 def evaluate(
     engine: Engine, theta: Tensor, look: Callable[[range, Tensor], Any] = lambda indices, images: None
 ) -> Evaluation:
-    """Sample the held-out chains at theta [P], in chunks of the training chunk's size, and score them.
+    """Sample the held-out chains at theta [P], in chunks of evaluation.chunk_size, and score them.
 
     `look` is shown each chunk's indices and images.
     """
-    config, size = engine.config.evaluation, engine.config.train.chunk_size
+    config, size = engine.config.evaluation, engine.config.sampled_at_once
     judges = engine.judges.to(engine.device)
     features_of, distance = image_features(engine.clip)
     engine.rewards.taken()
@@ -61,7 +61,7 @@ def evaluate(
             for label, row in zip(mixture.labels, mixture.scores(*arguments) if mixture.labels else (), strict=True):
                 found[label].append(row.cpu())
         if first < _COMPARED:
-            divergences.append(_divergence(engine, theta, trajectory))
+            divergences.append(_divergence(engine, theta, _first(trajectory, _COMPARED - first)))
         features.append(features_of(pictures).cpu())
         shown += arguments[1]
         if first < config.pictures:
@@ -75,6 +75,11 @@ def evaluate(
         diversity(torch.cat(features), shown, distance),
         engine.rewards.taken()[0] + judges.taken()[0],
     )
+
+
+def _first(trajectory: Trajectory, count: int) -> Trajectory:
+    conditioning = {name: value[:count] for name, value in trajectory.conditioning.items()}
+    return Trajectory(trajectory.latents[:, :count], trajectory.noise[:, :count], conditioning)
 
 
 def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
@@ -130,7 +135,7 @@ def standardise(engine: Engine) -> None:
     """Have the rewards that are to be standardised by the base model's held-out chains be so; no judge is asked."""
     if not any(engine.rewards.normalized):
         return
-    chains, size = engine.config.evaluation.chains, engine.config.train.chunk_size
+    chains, size = engine.config.evaluation.chains, engine.config.sampled_at_once
     scores = []
     for first in range(0, chains, size):
         indices = range(first, min(first + size, chains))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlr_ray.loop import Report
+if TYPE_CHECKING:
+    from rlr_ray.loop import Report
 
 _PRINT_EVERY_S = 10.0  # where there is no terminal
 _SHORT = {"first_order": "FO", "half_order": "HO", "zeroth_order": "ZO"}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
-from rlr_ray.loop import Report, Say, train
+
+if TYPE_CHECKING:
+    from rlr_ray.loop import Report, Say
 
 
 def run(config: RunConfig, report: Report, say: Say, begin: Callable[[], None]) -> None:
     """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
     if config.cluster == "none":
+        from rlr_ray.loop import train  # only here: what draws its pictures takes seconds to import
+
         engine = Engine(config)
         begin()
         train(engine, engine.local_rollouts, report, say=say)

@@ -45,11 +45,14 @@ class Fleet:
         self.wished = Reservation(self.rollouts.demand, wanted, essential=False)
 
     def start(self) -> None:
-        """Start the first actors and wait until each has built its engine. Raises UserError if one cannot."""
+        """Start the first actors, which then build their engines."""
         group = self.room.actors
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         for _ in range(self.rollouts.min_actors):
             self.base[next(self.names)] = self._actor(place)
+
+    def await_ready(self) -> None:
+        """Wait until each of the first actors has built its engine. Raises UserError if one cannot."""
         ready = {f"rollout actor {name}": actor.ready.remote for name, actor in self.base.items()}
         await_ready(ready, self.rollouts.max_retries + 1, "if memory ran out, lower cluster.rollouts.min_actors")
         self._publish()

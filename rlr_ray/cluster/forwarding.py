@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from rlr_ray.cluster.background import repeating
-from rlr_ray.loop import Report, Say
+
+if TYPE_CHECKING:
+    from rlr_ray.loop import Report, Say
 
 _LOOK_S = 0.5  # between two looks into the mailbox
 _AWAITED_S = 60.0  # without a worker; then it is said, and again each time that it has doubled

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlr_ray.cluster.background import beside
 from rlr_ray.cluster.fleet import Fleet, growing
 from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.forwarding import forwarding
@@ -24,8 +25,10 @@ from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Built
-from rlr_ray.lab.planner import Choice, choose
-from rlr_ray.loop import Report
+
+if TYPE_CHECKING:
+    from rlr_ray.lab.planner import Choice
+    from rlr_ray.loop import Report
 
 
 def run_on_ray(
@@ -37,7 +40,8 @@ def run_on_ray(
 ) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
 
-    `begin` makes the run's folder, once there is room and the first actors have built their engines.
+    `begin` makes the run's folder, once there is room and the first actors have built their engines. The workers start
+    and build theirs meanwhile.
     """
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
@@ -45,12 +49,18 @@ def run_on_ray(
         room(cluster, actors, say, local=local, apart=config.apart) as held,
         rewards_apart(config, held, say) as built,
         _mailbox() as mailbox,
-        _rollouts(config, cluster, actors, held, built, mailbox, say) as rollouts,
+        _fleet(config, cluster, actors, held, built, mailbox, say) as fleet,
         forwarding(mailbox, report, say, lambda: missing_words(cluster)),
     ):
-        begin()
         held.release_workers()
-        fit(config, cluster, rollouts, built, mailbox, say)
+        rollouts = None if fleet is None else _pool(config, cluster, mailbox)
+        training = beside(lambda: fit(config, cluster, rollouts, built, mailbox, say))
+        if fleet is not None:
+            fleet.await_ready()
+        if not training.done():  # else it failed, and an earlier run of this name stays as it was
+            begin()
+            mailbox.begin.remote()
+        training.result()
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
@@ -62,6 +72,8 @@ def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None
 
 
 def _choose(config: RunConfig, built: Built, batches: int | None) -> Choice:
+    from rlr_ray.lab.planner import choose  # only here: the laboratory takes seconds to import
+
     return choose(config, lambda text: None, batches, built)
 
 
@@ -112,7 +124,6 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
     if ray.is_initialized():  # a test's, or a caller's own
         yield True
         return
-    quiet = {"PYTHONWARNINGS": "ignore::FutureWarning", "TRANSFORMERS_VERBOSITY": "error"}
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     say("connecting to Ray")
     context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
@@ -120,16 +131,18 @@ def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bo
         include_dashboard=None if cluster.address else False,
         logging_level="warning",
         log_to_driver=False,
-        runtime_env={"env_vars": quiet},
     )
+    alone = context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
+    if alone:  # nobody will take this machine away from its only run: one process less
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        yield context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
+        yield alone
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _rollouts(
+def _fleet(
     config: RunConfig,
     cluster: ClusterConfig,
     actors: int,
@@ -137,17 +150,23 @@ def _rollouts(
     built: Built,
     mailbox: ActorHandle,
     say: Callable[[str], None],
-) -> Iterator[RolloutPool | None]:
-    """A pool of actors that grows and shrinks, and ends with the block; None if the plan has no zeroth order."""
+) -> Iterator[Fleet | None]:
+    """Actors that start, grow and shrink, and end with the block; None if the plan has no zeroth order."""
     if not actors:
         yield None
         return
     say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
-    fleet, rollouts = Fleet(config, cluster, held, mailbox, os.getcwd(), built), cluster.rollouts
+    fleet = Fleet(config, cluster, held, mailbox, os.getcwd(), built)
     try:
         fleet.start()
         with growing(fleet, mailbox, say):
-            patience = Patience(rollouts.quorum, rollouts.hedge_after, rollouts.timeout_s, rollouts.max_retries)
-            yield RolloutPool(mailbox, patience, config.seed)
+            yield fleet
     finally:
         fleet.end()
+
+
+def _pool(config: RunConfig, cluster: ClusterConfig, mailbox: ActorHandle) -> RolloutPool:
+    """The rollouts of whoever is in the crew that the mailbox tells of."""
+    asked = cluster.rollouts
+    patience = Patience(asked.quorum, asked.hedge_after, asked.timeout_s, asked.max_retries)
+    return RolloutPool(mailbox, patience, config.seed)

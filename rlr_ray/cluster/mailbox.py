@@ -14,6 +14,7 @@ class Mailbox:
         self.error: Exception | None = None  # a user's
         self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the crew
+        self.begun = False  # the run's folder is made
         self.furthest = -1  # the last update that came back
         self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
         self.awaited_since: float | None = None  # when workers were asked for that have not started yet
@@ -28,6 +29,13 @@ class Mailbox:
     def take(self) -> list[dict[str, Any] | str]:
         news, self.news = self.news, []
         return news
+
+    def begin(self) -> None:
+        """Note that the run's folder is made: workers may write there."""
+        self.begun = True
+
+    def has_begun(self) -> bool:
+        return self.begun
 
     def start(self, size: int) -> tuple[int, str]:
         """Note that so many workers start; how often they have since the last new update, and why they ended, if known.
@@ -48,7 +56,8 @@ class Mailbox:
         return 0.0 if self.awaited_since is None else time.monotonic() - self.awaited_since
 
     def started(self) -> bool:
-        return self.starts > 0 or self.furthest >= 0
+        """Whether workers have their places, and the first rollout actors their engines."""
+        return self.begun and (self.starts > 0 or self.furthest >= 0)
 
     def note_trouble(self, text: str) -> None:
         """Keep a worker's traceback; the first counts, since one that ends takes the others with it."""

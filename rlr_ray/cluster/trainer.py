@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import ray
 import ray.train
@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from rlr_ray.cluster.placement import listed
+from rlr_ray.cluster.restarts import Restarts
 from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.worker import run_worker
 from rlr_ray.cluster_config import ClusterConfig
@@ -30,19 +31,6 @@ def missing_words(cluster: ClusterConfig) -> str:
     return f"waiting for room for {workers} of {listed(cluster.worker.demand)}; the cluster has {there} free"
 
 
-class _Restarts(ray.train.UserCallback):
-    """Tells the driver that workers ended, and so start again."""
-
-    def __init__(self, mailbox: ActorHandle):
-        self.mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        rank, error = min(worker_exceptions.items())
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        text = f"training worker {rank} ended ({why[:200]}); the workers start again from the last checkpoint"
-        self.mailbox.await_workers.remote(text)
-
-
 def fit(
     config: RunConfig,
     cluster: ClusterConfig,
@@ -52,12 +40,35 @@ def fit(
     say: Callable[[str], None],
 ) -> None:
     """Train, from the moment when the workers have room. Raises UserError if the run failed."""
+    with TemporaryDirectory(prefix="rlr-ray-") as folder:  # of Ray Train: what a run keeps is in its own folder
+        trainer = _trainer(config, cluster, rollouts, built, mailbox, say, folder)
+        mailbox.await_workers.remote()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _failure(mailbox) or UserError(
+                f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
+            ) from error
+    failure = _failure(mailbox)
+    if failure:
+        raise failure
+
+
+def _trainer(
+    config: RunConfig,
+    cluster: ClusterConfig,
+    rollouts: RolloutPool | None,
+    built: Built,
+    mailbox: ActorHandle,
+    say: Callable[[str], None],
+    folder: str,
+) -> TorchTrainer:
     workers = cluster.worker_range
     number = f"{workers.min} to {workers.max}" if workers.min < workers.max else f"{workers.min}"
     actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
     say(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
     role = config.on(cluster.worker.gpus)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         run_worker,
         train_loop_config={
             "config": role,
@@ -77,21 +88,11 @@ def fit(
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(config.folder / "ray"),
+            storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
-            callbacks=[_Restarts(mailbox)],
+            callbacks=[Restarts(mailbox)],
         ),
     )
-    mailbox.await_workers.remote()
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _failure(mailbox) or UserError(
-            f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
-        ) from error
-    failure = _failure(mailbox)
-    if failure:
-        raise failure
 
 
 def _failure(mailbox: ActorHandle) -> Exception | None:

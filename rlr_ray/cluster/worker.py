@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -23,11 +23,17 @@ from rlr_ray.cluster_config import ClusterConfig
 from rlr_ray.config import RunConfig
 from rlr_ray.engine import Engine
 from rlr_ray.errors import UserError
-from rlr_ray.loop import Process, train
+
+if TYPE_CHECKING:
+    from rlr_ray.loop import Process
+
+_LOOK_S = 0.1  # between two looks whether the run has begun
 
 
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
+    from rlr_ray.loop import Process  # only here, as below: the driver, which sends this function, needs none of it
+
     mailbox, context = loop_config["mailbox"], ray.train.get_context()
     try:
         if ray.get(mailbox.failure.remote()):  # restarted after a user's error
@@ -63,6 +69,8 @@ def _check_progress(cluster: ClusterConfig, process: Process, mailbox: Any) -> N
 
 
 def _train(loop_config: dict[str, Any], process: Process) -> None:
+    from rlr_ray.loop import train
+
     config: RunConfig = loop_config["config"]
     mailbox, rollouts = loop_config["mailbox"], loop_config["rollouts"]
     # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
@@ -81,13 +89,27 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
 
         if rollouts is not None:
             rollouts.on_news = say
-        if process.leads:
-            say(f"training on {process.size} worker{'s' * (process.size > 1)}")
         try:
-            train(Engine(config, loop_config["built"]), rollouts, report, process, say)
+            engine = Engine(config, loop_config["built"])
+            if not _begun(mailbox, alive):
+                return
+            if process.leads:
+                say(f"training on {process.size} worker{'s' * (process.size > 1)}")
+            train(engine, rollouts, report, process, say)
         finally:
             if rollouts is not None:
                 rollouts.close()
+
+
+def _begun(mailbox: Any, alive: Callable[[], None]) -> bool:
+    """Wait until the driver has made the run's folder; False if it gave up."""
+    try:
+        while not ray.get(mailbox.has_begun.remote()):
+            alive()  # waiting for actors is no hang
+            time.sleep(_LOOK_S)
+    except RayActorError:
+        return False
+    return True
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def sample_command(options: argparse.Namespace) -> None:
 
 def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Callable[[str, int], None]) -> None:
     """A file a picture, a grid of the first evaluation.pictures, and what each was drawn from."""
-    size, shown = sampler.config.train.chunk_size, sampler.config.evaluation.pictures
+    size, shown = sampler.config.sampled_at_once, sampler.config.evaluation.pictures
     rows, grid = [], []
     for first in range(0, count, size):
         indices = range(first, min(first + size, count))

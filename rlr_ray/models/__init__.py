@@ -44,16 +44,20 @@ class Model(Protocol):
 
 
 def available_models() -> list[str]:
-    """Names of the models in this folder."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
+    """Names of the models in this folder; imports every family."""
+    return [name for name in _files() if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
     """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
-    if config.name not in available_models():
+    family: Any = importlib.import_module(f"{__name__}.{config.name}") if config.name in _files() else None
+    if not hasattr(family, "load"):
         raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
-    model: Model = importlib.import_module(f"{__name__}.{config.name}").load(config, adapter, sampler, device)
+    model: Model = family.load(config, adapter, sampler, device)
     return model
 
 

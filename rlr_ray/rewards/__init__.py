@@ -34,21 +34,25 @@ class Reward(Protocol):
 
 
 def available_rewards() -> list[str]:
-    """Names of the rewards in this folder."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Reward")]
+    """Names of the rewards in this folder; imports them all."""
+    return [name for name in _files() if hasattr(importlib.import_module(f"{__name__}.{name}"), "Reward")]
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def find_reward(name: str) -> Callable[..., Any]:
     """The class or function that `name` stands for, not yet built. Raises UserError if there is none."""
     if ":" in name:
         return _import_own(name)
-    if name not in available_rewards():
+    found = getattr(importlib.import_module(f"{__name__}.{name}"), "Reward", None) if name in _files() else None
+    if found is None:
         raise UserError(
             f"reward {name!r} is not known; allowed: {', '.join(available_rewards())}, "
             "or your own as 'module:function', e.g. 'my_rewards:brightness' for a file my_rewards.py in this folder"
         )
-    return cast(Callable[..., Any], importlib.import_module(f"{__name__}.{name}").Reward)
+    return cast(Callable[..., Any], found)
 
 
 def _import_own(name: str) -> Callable[..., Any]:

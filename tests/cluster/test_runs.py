@@ -159,6 +159,17 @@ def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    """So --overwrite has deleted nothing."""
+    config = short_run(tmp_path, cluster=SMALL, model={"name": "stable_diffusion", "path": "./nowhere"})
+    assert config.cluster != "none"
+    begun: list[bool] = []
+    with pytest.raises(UserError, match="there is no such folder"):
+        run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: begun.append(True))
+    assert not begun and not config.folder.exists()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

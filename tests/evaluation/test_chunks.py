@@ -1,0 +1,33 @@
+"""An evaluation is the same however many chains are sampled at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlr_ray.engine import Engine
+from rlr_ray.evaluate import evaluate
+from tests.runs import short_run
+
+CHAINS = 43
+
+
+@pytest.mark.parametrize("size", [3, 50])
+def test_the_chunk_of_an_evaluation_does_not_change_it_beyond_rounding(tmp_path: Path, size: int) -> None:
+    """In chunks of the training's size, smaller and larger than the chains whose divergence is measured."""
+    usual, other = (
+        Engine(short_run(tmp_path, evaluation={"chains": CHAINS} | chunk)) for chunk in ({}, {"chunk_size": size})
+    )
+    theta = usual.model.initial_theta + 0.05
+    seen: list[int] = []
+    one, two = evaluate(usual, theta), evaluate(other, theta, lambda indices, images: seen.append(len(images)))
+    assert seen == [size] * (CHAINS // size) + [CHAINS % size]
+    assert one.scores.keys() == two.scores.keys() == {"digits", "digits_judge"}
+    for label, scores in one.scores.items():
+        torch.testing.assert_close(two.scores[label], scores, rtol=1e-4, atol=1e-4)
+    assert len(one.divergence) == 40 and float(one.divergence.min()) > 0
+    torch.testing.assert_close(two.divergence, one.divergence, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(two.images, one.images, rtol=0, atol=1e-4)
+    assert two.diversity == pytest.approx(one.diversity, rel=1e-4)
