@@ -1,18 +1,45 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the tests marked gpu, then the benchmarks. No Ray, no network.
+# Speed and memory on this machine: with a GPU at true sizes, without one at reduced size. No Ray, no network.
 #
-#   bash bench/gpu.sh [folder for the results]
+#   bash bench/gpu.sh                   # what is measured already is left as it is; run it again to go on
+#   bash bench/gpu.sh "throughput sdxl" # this step alone; several may be given
 #
-# Packages that the machine lacks are taken from wheels/, if there is such a folder
-# (`pip download --no-deps --dest wheels diffusers pydantic ...` fills it).
-set -euo pipefail
+# Results go to bench/results/speed, one file a step; `python bench/tables.py` puts them into docs/benchmarks.md.
+# A step begins no row after LIMIT_S seconds (240), so that it ends within about five minutes.
+#
+# Packages that the machine lacks are taken from wheels/, if there is such a folder. Beside torch, transformers, peft,
+# accelerate, pyarrow and what they need, these are, with the machine's --python-version and --platform:
+#   pip download --no-deps --only-binary=:all: --dest wheels \
+#       diffusers pydantic pydantic-core annotated-types typing-inspection plotly
+# (pydantic-core in the version that pydantic asks for).
+set -uo pipefail
 cd "$(dirname "$0")/.."
-results=${1:-bench/results}
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD
-mkdir -p "$results"
+export PYTHONPATH=$PWD TRANSFORMERS_VERBOSITY=error DIFFUSERS_VERBOSITY=error PYTHONUNBUFFERED=1
 if [ -d wheels ]; then
-    "$python" -m pip install --quiet --no-index --no-deps wheels/*.whl
+    "$python" -m pip install --quiet --no-index --no-deps wheels/*.whl || exit
 fi
-"$python" -m pytest -m gpu
-"$python" bench/sd_step.py --out "$results/sd_step.json"
+if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
+    steps=(
+        "tests" "demo digits" "update_parts sd14" "throughput sd14" "throughput digits" "overlap digits"
+        "overlap sd14" "update_parts sdxl" "throughput sdxl" "overlap sdxl"
+    )
+else
+    echo "no GPU here: reduced sizes, on the CPU"
+    steps=(
+        "throughput digits" "overlap digits" "demo digits" "update_parts tiny_sd" "update_parts tiny_sdxl"
+        "throughput tiny_sd" "throughput tiny_sdxl"
+    )
+fi
+[ $# -gt 0 ] && steps=("$@")
+failed=0
+for step in "${steps[@]}"; do
+    read -r bench size <<<"$step"
+    echo "== $step"
+    if [ "$bench" = tests ]; then
+        "$python" -m pytest -m gpu tests/gpu -p no:cacheprovider || failed=1
+    else
+        "$python" "bench/$bench.py" --size "$size" --limit-s "${LIMIT_S:-240}" || failed=1
+    fi
+done
+exit $failed

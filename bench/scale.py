@@ -81,20 +81,27 @@ def bare_calls(hosts: Sequence[OverRay], actors: int) -> dict[str, Any]:
 
 
 def simulate(
-    hosts: Sequence[OverRay | InProcess], actors: int, rounds: int, *, spread: bool, hedge: bool
+    hosts: Sequence[OverRay | InProcess],
+    actors: int,
+    rounds: int,
+    *,
+    spread: bool,
+    hedge: bool,
+    rollout_s: float = ROLLOUT_S,
 ) -> dict[str, Any]:
     """A step of `rounds` chunks an actor: the time it takes against the ideal, which knows of no hedges."""
-    slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread) for k in range(actors)]
+    slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread, rollout_s=rollout_s) for k in range(actors)]
     there: Future[Sequence[Member] | None] = Future()
     there.set_result(slots)
     dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None), print)
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
     while len(dispatcher.idle) < actors:
         time.sleep(0.1)
-    calls = "dispatcher alone" if isinstance(hosts[0], InProcess) else "dispatcher over Ray"
+    alone = isinstance(hosts[0], InProcess)
+    calls = "dispatcher alone" if alone else "dispatcher over Ray"
     row: dict[str, Any] = {"calls": calls, "actors": actors, "spread": spread, "hedge": hedge}
     with measured(row):
-        job = dispatcher.submit(ray.put(THETA), chunks, str)
+        job = dispatcher.submit(None if alone else ray.put(THETA), chunks, str)
         assert len(list(job)) == len(chunks)
     dispatcher.close()
     durations = [seconds for slot in slots for seconds in slot.durations]

@@ -77,8 +77,9 @@ class InProcess:
 class Slot:
     """A simulated actor as the dispatcher sees it; how long it takes and whether it dies follow from its seed."""
 
-    def __init__(self, name: str, host: OverRay | InProcess, *, spread: bool):
+    def __init__(self, name: str, host: OverRay | InProcess, *, spread: bool, rollout_s: float = ROLLOUT_S):
         self.name, self.host, self.spread, self.random = name, host, spread, random.Random(name)
+        self.rollout_s = rollout_s
         self.died = False
         self.durations: list[float] = []  # of its chunks that went well
 
@@ -86,7 +87,7 @@ class Slot:
         return self.host.run(None, range(0), RESTART_S if self.died else 0.0)
 
     def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        seconds, dies = ROLLOUT_S, False
+        seconds, dies = self.rollout_s, False
         if self.spread:  # 20 % up or down, 2 % stragglers that take ten times as long, 1 % die half-way
             seconds *= self.random.lognormvariate(0, 0.2) * (10 if self.random.random() < 0.02 else 1)
             dies = self.random.random() < 0.01

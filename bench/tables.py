@@ -11,8 +11,9 @@ import ablation as ablation_runs  # beside this file, as the next ones
 from ablation_page import ablation
 from break_even_page import break_even
 from directions_page import workers
+from gpu_page import speed
 from lab_page import lab, planner
-from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
+from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, table
 from rewards_page import rewards
 from scale_page import kills, scale
 from tune_page import tune
@@ -57,30 +58,6 @@ def _surrogate_row(runs: Sequence[dict[str, Any]]) -> list[str]:
     return [*cells, f"{statistics.median(late):.2f}" if late else ""]
 
 
-STEP = """## Memory and seconds at Stable Diffusion 1.4's true size
-
-`bash bench/gpu.sh` (random weights, T = {steps}, guidance 5, 512 x 512 pixels, {batch} chain at once, LoRA rank 4:
-{trained_numbers:,} numbers; torch {torch}). Peak memory beyond the idle model. Machine: {machine}.
-
-{rows}
-"""
-
-
-NO_STEP = """## Memory and seconds at Stable Diffusion 1.4's true size
-
-Not measured yet: `bash bench/gpu.sh` on a machine with a GPU fills this in.
-"""
-
-
-def step() -> str:
-    facts = read_json("sd_step.json")
-    if facts is None:
-        return NO_STEP
-    parts = facts.pop("rows")
-    rows = [[name, f"{row['seconds']:.3f}", f"{row['peak_gib']:.2f}"] for name, row in parts.items()]
-    return STEP.format(rows=table(("part of an update", "seconds", "peak GiB"), rows), **facts)
-
-
 def fill(page: Path, name: str, block: str) -> None:
     """Put a block between `<!-- name -->` and `<!-- end -->`."""
     start, stop = f"<!-- {name} -->\n", "<!-- end -->"
@@ -102,7 +79,7 @@ def main() -> None:
         tune(),
         surrogate(),
         rewards(),
-        step(),
+        speed(),
     ]
     (DOCS / "benchmarks.md").write_text("\n".join(filter(None, sections)))
     fill(DOCS / "estimators.md", "workers", workers())
