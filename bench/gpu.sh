@@ -5,7 +5,7 @@
 #   bash bench/gpu.sh "throughput sdxl" # this step alone; several may be given
 #
 # Results go to bench/results/speed, one file a step; `python bench/tables.py` puts them into docs/benchmarks.md.
-# A step begins no row after LIMIT_S seconds (240), so that it ends within about five minutes.
+# A step begins no row after LIMIT_S seconds (on a GPU 240, so that it ends within about five minutes; else 1200).
 #
 # Packages that the machine lacks are taken from wheels/, if there is such a folder. Beside torch, transformers, peft,
 # accelerate, pyarrow and what they need, these are, with the machine's --python-version and --platform:
@@ -26,6 +26,7 @@ if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
     )
 else
     echo "no GPU here: reduced sizes, on the CPU"
+    LIMIT_S=${LIMIT_S:-1200}
     steps=(
         "throughput digits" "overlap digits" "demo digits" "update_parts tiny_sd" "update_parts tiny_sdxl"
         "throughput tiny_sd" "throughput tiny_sdxl"

@@ -158,6 +158,7 @@ class Kept:
         """Make and keep a row, unless it is there or the time is over."""
         rows = self.facts["rows"]
         if name in rows:
+            print(f"{name}: measured already", flush=True)
             return
         if time.monotonic() > self.stop:
             print(f"{name}: left for another run", flush=True)
