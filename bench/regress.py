@@ -43,7 +43,7 @@ def rollouts() -> dict[str, float]:
 
 def step() -> dict[str, float]:
     """A small update in two processes, over the longer of its halves."""
-    small = {"train": {"chains": 20}, "estimator": {"zeroth_order": {"count": 20, "chunk_size": 10}}}
+    small = {"train": {"chains": 40}, "estimator": {"zeroth_order": {"count": 40, "chunk_size": 20}}}
     bench = overlap.Bench("digits", **small)
     turns = bench.turns(3, budget_s=30)
     bench.other.end()
