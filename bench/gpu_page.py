@@ -67,6 +67,27 @@ half too, so at what the machine gives to two at once. Seconds and ratios are me
 {machines}
 """
 
+PAIR_DEMO = """### `make demo`, before and now
+
+`bench/demo_pair.py`: the command start to finish (imports, Ray, evaluations and report included), revision {before} and
+{now}, in turn. Median ratio: {ratio:.2f}. Machine: {machine} ({date}).
+
+{rows}
+"""
+
+TRIED = """### What was tried for speed
+
+`bench/speedups.py`: each against the call without it, in turns, in one process; above 1 is faster. The first row says
+how far a ratio is from 1 by chance. Kept: own weights by a batched product, calls for many chains at once, and one call
+for both signs of a pair (it saves little here, but a reward that is elsewhere is asked half as often). An option,
+`model.compile`: `torch.compile`, whose first calls take long (the clock's seconds, nothing cached). Not kept:
+channels-last, and oneDNN switched off.
+
+{rows}
+
+{machines}
+"""
+
 DEMO = """### `make demo`'s job in one process
 
 `bench/demo.py` (`cluster: none`); start to finish includes imports, evaluation and the report.
@@ -80,8 +101,8 @@ def speed() -> str:
     lacking = {size: [bench for bench in names if not _kept(bench, size, "cuda")] for size, names in BENCHES.items()}
     words = [f"{', '.join(benches)} of {NAMES[size]}" for size, benches in lacking.items() if benches]
     missing = f"Not measured yet on a GPU: {'; '.join(words)}." if words else ""
-    sections = [HEAD.format(missing=missing), *(_parts(size) for size in SMALL), _throughput(), _overlap(), _demo()]
-    return "\n".join(filter(None, sections))
+    sections = [HEAD.format(missing=missing), *(_parts(size) for size in SMALL), _throughput(), _overlap()]
+    return "\n".join(filter(None, [*sections, _tried(), _demo_pair(), _demo()]))
 
 
 def _kept(bench: str, size: str, device: str) -> Facts | None:
@@ -222,3 +243,38 @@ def _demo() -> str:
         cells = [f"{row['start_to_finish']:.0f}", f"{row['seconds']:.0f}", f"{row['gain']:.2f} ± {row['gain_se']:.2f}"]
         rows.append([f"{facts['machine']} ({facts['date']})", *cells])
     return DEMO.format(rows=table(heads, rows)) if rows else ""
+
+
+def _demo_pair() -> str:
+    facts = read_json("demo_pair.json")
+    if facts is None:
+        return ""
+    heads = ("turn", "revision", "start to finish, s", "updates, s", "gain", "load at the end")
+    rows = []
+    for number, turn in enumerate(facts["turns"], 1):
+        for name, run in turn.items():
+            cells = [
+                f"{run['start_to_finish']:.0f}",
+                f"{run['seconds']:.0f}",
+                f"{run['gain']:.2f} ± {run['gain_se']:.2f}",
+            ]
+            rows.append([str(number), name, *cells, f"{run['load']:.1f}"])
+    ratio = statistics.median(
+        turn["now"]["start_to_finish"] / turn["before"]["start_to_finish"] for turn in facts["turns"]
+    )
+    told = {name: facts[name] for name in ("machine", "date")} | facts["revisions"]
+    return PAIR_DEMO.format(ratio=ratio, rows=table(heads, rows), **told)
+
+
+def _tried() -> str:
+    heads = ("what", "size", "times as fast", "quartiles", "first call, s")
+    rows, told = [], []
+    for facts in _all("speedups"):
+        told.append(_told(facts))
+        for name, row in facts["rows"].items():
+            taken = row["seconds"]
+            ratios = [one / other for one, other in zip(taken["without"], taken["with"], strict=True)]
+            low, _, high = statistics.quantiles(ratios, n=4)
+            cells = [f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['first_call']:.2g}"]
+            rows.append([name, facts["size"], *cells])
+    return TRIED.format(rows=table(heads, rows), machines="; ".join(told) + ".") if rows else ""

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import overlap  # beside this file, as the next
@@ -88,10 +89,10 @@ def _run(*words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def revision() -> str:
+def revision(checkout: Path = ROOT) -> str:
     """The git revision; `-dirty` if files have changed since."""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def shown(now: dict[str, Any], last: dict[str, Any] | None) -> str:

@@ -79,8 +79,8 @@ def _check_alike(recipe: RunConfig, whose: str, run: Run) -> None:
 
 
 def _without_thrift(part: Any) -> Any:
-    """A part of a recipe without the keys of a model that save memory and change no picture."""
-    saving = {"gradient_checkpointing": False, "decode_slice": None}
+    """A part of a recipe without the keys of a model that save memory or time and change no picture."""
+    saving = {"gradient_checkpointing": False, "decode_slice": None, "compile": False}
     return part.model_copy(update=saving) if isinstance(part, ModelConfig) else part
 
 

@@ -66,6 +66,8 @@ class PipelineModel(ABC):
         self.per_chain = take_per_chain_weights(self.module)
         if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
             getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
+        if config.compile:  # dynamic shapes are slower; there are few here, each compiled when it first comes
+            self.module.compile(dynamic=False)
         self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_on_cpu)
 
     @property

@@ -1,0 +1,64 @@
+"""`make demo`'s command, start to finish, in another checkout and in this one, in turn.
+
+    git worktree add ../before REVISION
+    python bench/demo_pair.py --other ../before    # two turns, about a quarter of an hour; bench/results/demo_pair.json
+
+Both with this environment's packages, on Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from measuring import machine  # beside this file, as the next
+from page import RESULTS
+from regress import revision
+from whole_runs import ROOT
+
+FILE = RESULTS / "demo_pair.json"
+
+
+def demo(checkout: Path) -> dict[str, Any]:
+    """Seconds of the command and of its updates, and what it gained."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rlr_ray", "train", "--config", "configs/digits.yaml"]
+        began = time.monotonic()
+        subprocess.run(
+            [*command, "--set", f"output_dir={folder}"],
+            cwd=checkout,
+            env=os.environ | {"PYTHONPATH": str(checkout)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        taken = time.monotonic() - began
+        summary = json.loads((Path(folder) / "digits" / "summary.json").read_text())
+    kept = ("seconds", "denoiser_forwards", "denoiser_backwards", "gain", "gain_se")
+    return {"start_to_finish": taken, "load": os.getloadavg()[0]} | {name: summary[name] for name in kept}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--other", type=Path, required=True, help="a checkout of the revision to compare with")
+    parser.add_argument("--turns", type=int, default=2)
+    given = parser.parse_args()
+    checkouts = {"before": given.other.resolve(), "now": ROOT}
+    facts: dict[str, Any] = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
+    facts |= {"revisions": {name: revision(checkout) for name, checkout in checkouts.items()}}
+    turns: list[dict[str, Any]] = []
+    for _ in range(given.turns):
+        turns.append({name: demo(checkout) for name, checkout in checkouts.items()})
+        print(json.dumps(turns[-1]), flush=True)
+        FILE.write_text(json.dumps(facts | {"turns": turns}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
