@@ -21,14 +21,16 @@ if [ -d wheels ]; then
 fi
 if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
     steps=(
-        "tests" "demo digits" "update_parts sd14" "throughput sd14" "throughput digits" "overlap digits"
+        "tests" "demo digits" "speedups digits" "update_parts sd14" "throughput sd14" "throughput digits"
+        "overlap digits"
         "overlap sd14" "update_parts sdxl" "throughput sdxl" "overlap sdxl"
     )
 else
     echo "no GPU here: reduced sizes, on the CPU"
     LIMIT_S=${LIMIT_S:-1200}
     steps=(
-        "throughput digits" "overlap digits" "demo digits" "update_parts tiny_sd" "update_parts tiny_sdxl"
+        "throughput digits" "overlap digits" "demo digits" "speedups digits"
+        "update_parts tiny_sd" "update_parts tiny_sdxl"
         "throughput tiny_sd" "throughput tiny_sdxl"
     )
 fi

@@ -23,7 +23,7 @@ NAMES = {
 }
 SMALL = {"sd14": "tiny_sd", "sdxl": "tiny_sdxl"}
 BENCHES = {size: ("update_parts", "throughput", "overlap") for size in SMALL}  # of bench/gpu.sh on a GPU
-BENCHES |= {"digits": ("throughput", "overlap", "demo")}
+BENCHES |= {"digits": ("throughput", "overlap", "speedups", "demo")}
 GB = 2**30 / 1e9  # in a GiB
 
 HEAD = """## Speed and memory at true sizes
