@@ -32,8 +32,8 @@ from rlr_ray.engine import Engine
 from rlr_ray.recipes import load_config
 
 FILE, REFUSED = RESULTS / "peers.jsonl", RESULTS / "peers_refused.json"
-COST = 144_000  # of a run, in denoiser forwards: that of the ablation
-POINTS = 8  # held-out evaluations along a run
+COST = 72_000  # of a run, in denoiser forwards: half of the ablation's
+POINTS = 6  # held-out evaluations along a run
 SEEDS, LEARNING_RATES = (0, 1, 2), (0.01, 0.03)
 CHECKED = 2  # chains of each run that both environments must draw alike
 CHUNK = 100  # held-out chains at once

@@ -13,6 +13,7 @@ from break_even_page import break_even
 from directions_page import workers
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, read_json, table
+from peers_page import peers
 from rewards_page import rewards
 from scale_page import kills, scale
 from tune_page import tune
@@ -101,6 +102,7 @@ def main() -> None:
         break_even(),
         tune(),
         surrogate(),
+        peers(),
         rewards(),
         step(),
     ]
