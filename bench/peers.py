@@ -2,10 +2,11 @@
 
     python -m venv ENV && ENV/bin/pip install -r bench/peers-requirements.txt
     nice python bench/peers.py --python ENV/bin/python          # resumable: a finished run is not run again
+    nice python bench/peers.py --python ENV/bin/python --long   # one seed, three times as long
 
 TRL's trainers run in an environment of their own (bench/peers_trl.py) on the same pipeline, adapter and its initial
 values, reward and prompts. What they leave at some points of a run is the adapter's numbers; those are judged here, on
-the held-out chains of the ablation, whose runs of our plans they are compared with. Cost: rows that pass the denoiser
+the held-out chains of the ablation, whose runs of our plans they are compared with; one more plan runs here. Cost: rows that pass the denoiser
 forwards, counted by hooks, a backward as two; guidance's passes count both. Every trainer gets each learning rate once,
 on a seed of its own, at half the cost; the best one runs on the seeds of the table. Results: bench/results/peers*.
 """
@@ -18,6 +19,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ from whole_runs import RESULTS, ROOT, SWEEP_SEED, Job, best_rate, read, run_miss
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.engine import Engine
+from rlr_ray.loop import Process, update
 from rlr_ray.recipes import load_config
+from rlr_ray.state import TrainState
 
-FILE, REFUSED = RESULTS / "peers.jsonl", RESULTS / "peers_refused.json"
+FILE, LONG, REFUSED = (RESULTS / name for name in ("peers.jsonl", "peers_long.jsonl", "peers_refused.json"))
 COST = 72_000  # of a run, in denoiser forwards: half of the ablation's
-POINTS = 6  # held-out evaluations along a run
+POINTS = 6  # held-out evaluations in that time
 SEEDS, LEARNING_RATES = (0, 1, 2), (0.01, 0.03)
 CHECKED = 2  # chains of each run that both environments must draw alike
 CHUNK = 100  # held-out chains at once
@@ -66,6 +70,15 @@ PEERS = {
     "DDPO, as shipped": Peer("DDPO", {}, repaired=False, chunk_size=40, optimizer_steps=2),
     "AlignProp, random truncation, as shipped": Peer("AlignProp", FITTING, repaired=False, chunk_size=40),
 }
+# Plan of ours that the ablation has not -> overrides of configs/digits.yaml
+OURS = {
+    "ddpo without the last step": [
+        "reward.differentiable=false",
+        "estimator={first_order_steps: 0, sub_chain: {length: 1, count: 9, place: [0, 8]}, rest: none}",
+        "estimator.half_order.weight=1.0",
+    ],
+}
+ALL = [*PEERS, *OURS]
 # What the trainers refuse as shipped: settings -> guidance scale and trainer.
 REFUSALS = {
     "AlignProp, guidance 1": (1.0, Peer("AlignProp", last(1), repaired=False)),
@@ -99,10 +112,25 @@ class Trl:
 
 
 @functools.lru_cache(maxsize=1)
-def engine_of(seed: int) -> Engine:
+def engine_of(seed: int, *overrides: str) -> Engine:
     """Whose held-out chains are those of the ablation's run with this seed."""
-    keys = ["cluster=none", "evaluation.chains=200", f"seed={seed}"]
+    keys = ["cluster=none", "evaluation.chains=200", f"seed={seed}", *overrides]
     return Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
+
+
+def train_here(engine: Engine, points: list[int]) -> dict[str, Any]:
+    """A run of our own plan, told as peers_trl.py tells of TRL's."""
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    found, cost, seconds = [], 0, 0.0
+    while points:
+        begun = time.process_time()
+        row = update(engine, state, engine.local_rollouts, Process())
+        seconds += time.process_time() - begun
+        cost += row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
+        if cost >= points[0]:
+            found.append({"cost": cost, "updates": state.step, "seconds": seconds, "theta": state.kept.clone()})
+            points = [point for point in points if point > cost]
+    return {"points": found}
 
 
 @torch.no_grad()
@@ -155,21 +183,32 @@ def difference(engine: Engine, found: dict[str, Any]) -> float:
     return largest
 
 
-def make(job: Job, trl: Trl) -> dict[str, Any]:
+def make(job: Job, trl: Trl, cost: int) -> dict[str, Any]:
     name, rate, seed = job
-    engine = engine_of(seed)
-    points = [COST // 2] if seed == SWEEP_SEED else [COST * (k + 1) // POINTS for k in range(POINTS)]
-    found = trl.ask(spec_of(PEERS[name], engine, rate, points))
-    if "error" in found:
-        raise RuntimeError(f"{job}: {found['error']}")
-    before, judge_before = held_out(engine, engine.model.initial_theta)
-    curve = [{"cost": 0, "updates": 0, "reward": before, "judge": judge_before}]
-    for point in found["points"]:
+    points = [COST // 2] if seed == SWEEP_SEED else list(range(COST // POINTS, cost + 1, COST // POINTS))
+    if name in OURS:
+        engine, more = engine_of(seed, *OURS[name], f"train.learning_rate={rate}"), {}
+        found = train_here(engine, points)
+    else:
+        engine = engine_of(seed)
+        found = trl.ask(spec_of(PEERS[name], engine, rate, points))
+        if "error" in found:
+            raise RuntimeError(f"{job}: {found['error']}")
+        more = {"difference": difference(engine, found), "versions": found["versions"]}
+    curve = judged(engine, found["points"])
+    row = {"variant": name, "learning_rate": rate, "seed": seed, "gain": curve[-1]["reward"] - curve[0]["reward"]}
+    row |= {"judge_after": curve[-1]["judge"], "seconds": found["points"][-1]["seconds"], "curve": curve}
+    return row | more
+
+
+def judged(engine: Engine, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Held-out reward and judge at the start and at the points of a run."""
+    start = {"cost": 0, "updates": 0, "theta": engine.model.initial_theta}
+    curve = []
+    for point in (start, *points):
         reward, judge = held_out(engine, point["theta"])
         curve.append({"cost": point["cost"], "updates": point["updates"], "reward": reward, "judge": judge})
-    row = {"variant": name, "learning_rate": rate, "seed": seed, "gain": curve[-1]["reward"] - before}
-    row |= {"judge_after": curve[-1]["judge"], "seconds": found["points"][-1]["seconds"], "curve": curve}
-    return row | {"difference": difference(engine, found), "versions": found["versions"]}
+    return curve
 
 
 def refusals(trl: Trl) -> dict[str, str]:
@@ -184,18 +223,23 @@ def refusals(trl: Trl) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="of the environment of bench/peers-requirements.txt")
+    parser.add_argument("--trainers", nargs="+", choices=ALL, default=ALL, help="these alone")
+    parser.add_argument("--long", action="store_true", help="one seed, three times as long: does it collapse?")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         trl = Trl(options.python, Path(folder))
 
-        def run_all(jobs: list[Job]) -> None:
-            run_missing(FILE, jobs, lambda job: make(job, trl), 1)
+        def run_all(file: Path, jobs: list[Job], cost: int = COST) -> None:
+            run_missing(file, jobs, lambda job: make(job, trl, cost), 1)
 
         if not REFUSED.exists():
             REFUSED.write_text(json.dumps(refusals(trl), indent=1) + "\n")
-        run_all([(name, rate, SWEEP_SEED) for name in PEERS for rate in LEARNING_RATES])
-        rows = read(FILE)
-        run_all([(name, best_rate(rows, name), seed) for seed in SEEDS for name in PEERS])
+        run_all(FILE, [(name, rate, SWEEP_SEED) for name in options.trainers for rate in LEARNING_RATES])
+        best = {name: best_rate(read(FILE), name) for name in options.trainers}
+        if options.long:
+            run_all(LONG, [(name, best[name], SEEDS[0]) for name in options.trainers], 3 * COST)
+        else:
+            run_all(FILE, [(name, best[name], seed) for seed in SEEDS for name in options.trainers])
 
 
 if __name__ == "__main__":

@@ -42,12 +42,15 @@ seeds, differ by {difference:.0e} at most (repaired; a pixel lies in [0, 1]). Co
 hooks, a backward as two, recomputing and both passes of guidance counted. Learning rates: for TRL's trainers the best
 of {rates} on a seed of its own at half the cost, for ours the ablation's. Best gain and the cost of a gain: of the mean
 over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. Seconds of one thread per 1,000 forwards
-and peak memory are for 20 chains at once. Long enough to see a collapse, three times the cost of their best mean, are:
-{long}. Machine: {machine}.
+and peak memory are for 20 chains at once. Machine: {machine}.
 
 {rows}
 
 ![Held-out gain against denoiser forwards](images/peers.png)
+
+Three times as long (`--long`, seed 0), to see whether they collapse:
+
+{long}
 
 **As shipped and repaired.** `bench/peers_trl.py` subclasses TRL's classes and copies none of their code. *As shipped*
 is that code with settings that it takes, and guidance 1.0001, since it stops at 1; so every step is computed twice. For
@@ -81,6 +84,7 @@ class Line:
     label: str
     rows: Sequence[Row]
     curves: Sequence[Sequence[Point]]
+    long: Sequence[Point] = ()  # of one seed, three times as long
 
     @property
     def black_box(self) -> bool:
@@ -115,16 +119,12 @@ def gain_at(curve: Sequence[Point], cost: float) -> float:
 
 def lines() -> dict[str, Line]:
     """TRL's first, then ours, by the names of peers_costs.json."""
-    found = {}
-    theirs = [row for row in read(RESULTS / "peers.jsonl") if row["seed"] in SEEDS]
-    for name in dict.fromkeys(row["variant"] for row in theirs):
-        rows = [row for row in theirs if row["variant"] == name]
-        before = [row["curve"][0]["reward"] for row in rows]
-        curves = [
-            [(point["cost"], point["reward"] - first) for point in row["curve"]]
-            for row, first in zip(rows, before, strict=True)
-        ]
-        found[name] = Line(f"TRL: {name}", rows, curves)
+    found, long = {}, {row["variant"]: _points(row) for row in read(RESULTS / "peers_long.jsonl")}
+    own = [row for row in read(RESULTS / "peers.jsonl") if row["seed"] in SEEDS]
+    for name in dict.fromkeys(row["variant"] for row in own):
+        rows = [row for row in own if row["variant"] == name]
+        whose = "TRL" if "versions" in rows[0] else "ours"
+        found[name] = Line(f"{whose}: {name}", rows, [_points(row) for row in rows], long.get(name, ()))
     ours = [*read(RESULTS / "ablation.jsonl"), *read(RESULTS / "surrogate.jsonl")]
     for name, label in OURS.items():
         own = [row for row in ours if row["variant"] == name and "curve" in row]
@@ -132,6 +132,11 @@ def lines() -> dict[str, Line]:
         rows = rows or [max(own, key=lambda row: row["gain"])]  # of the sweep, while there is nothing else
         found[name] = Line(label, rows, [_curve(row) for row in rows])
     return found
+
+
+def _points(row: Row) -> list[Point]:
+    """Of a run of bench/peers.py; the next: of the ablation."""
+    return [(point["cost"], point["reward"] - row["curve"][0]["reward"]) for point in row["curve"]]
 
 
 def _curve(row: Row) -> list[Point]:
@@ -146,11 +151,11 @@ def peers() -> str:
     known = lines()
     figure(list(known.values()), IMAGES / "peers.png")
     return PEERS.format(
-        **rows[0]["versions"],
-        difference=max(row["difference"] for row in rows if "as shipped" not in row["variant"]),
+        **next(row["versions"] for row in rows if "versions" in row),
+        difference=max(row.get("difference", 0) for row in rows if "as shipped" not in row["variant"]),
         rates=", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
         seeds=", ".join(map(str, SEEDS)),
-        long=_long_enough(list(known.values())),
+        long=_long(list(known.values())),
         machine=MACHINE,
         rows=table(HEADS, [_row(line, costs["costs"].get(name)) for name, line in known.items()]),
         alike=_alike(costs["alike"]),
@@ -173,10 +178,13 @@ def _row(line: Line, cost: dict[str, float] | None) -> list[str]:
     return [*cells, f"{1000 * cost['seconds'] / cost['cost']:.2f}", f"{cost['peak_mib']:.1f}"]
 
 
-def _long_enough(known: Sequence[Line]) -> str:
-    """Runs of at least three times the cost of their best mean."""
-    long = [line.label for line in known if 0 < 3 * line.best()[0] <= line.end]
-    return "; ".join(long) or "none"
+def _long(known: Sequence[Line]) -> str:
+    """How the runs went that are three times as long."""
+    rows = []
+    for line in (line for line in known if line.long):
+        cost, best = max(line.long, key=lambda point: point[1])
+        rows.append([line.label, f"{best:.2f}", f"{cost:,}", f"{line.long[-1][1]:.2f}", f"{line.long[-1][0]:,}"])
+    return table(("trainer", "best gain", "at cost", "gain at the end", "at cost"), rows)
 
 
 def _alike(pair: dict[str, Any]) -> str:
@@ -195,7 +203,7 @@ def _sweep(rows: Sequence[Row]) -> str:
 
 
 def figure(known: Sequence[Line], path: Path) -> None:
-    """Mean gain over seeds against cost, its range as a band; TRL's solid, ours dashed."""
+    """Mean gain over seeds against cost, its range as a band; TRL's solid, ours dashed; thin: one seed, longer."""
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharey=True)
     for axis, black_box in zip(axes, (False, True), strict=True):
         for line in (line for line in known if line.black_box == black_box):
@@ -205,6 +213,10 @@ def figure(known: Sequence[Line], path: Path) -> None:
             thousands = [cost / 1000 for cost in costs]
             (drawn,) = axis.plot(thousands, [statistics.mean(gain) for gain in gains], style, lw=2, label=line.label)
             color = drawn.get_color()
+            if line.long:
+                axis.plot(
+                    [cost / 1000 for cost, _ in line.long], [gain for _, gain in line.long], style, color=color, lw=0.7
+                )
             axis.fill_between(thousands, list(map(min, gains)), list(map(max, gains)), color=color, alpha=0.12, lw=0)
         axis.axhline(0, color="grey", lw=0.5)
         axis.set_title("black-box reward" if black_box else "differentiable reward", fontsize=10)
