@@ -6,9 +6,10 @@
 
 TRL's trainers run in an environment of their own (bench/peers_trl.py) on the same pipeline, adapter and its initial
 values, reward and prompts. What they leave at some points of a run is the adapter's numbers; those are judged here, on
-the held-out chains of the ablation, whose runs of our plans they are compared with; one more plan runs here. Cost: rows that pass the denoiser
-forwards, counted by hooks, a backward as two; guidance's passes count both. Every trainer gets each learning rate once,
-on a seed of its own, at half the cost; the best one runs on the seeds of the table. Results: bench/results/peers*.
+the held-out chains of the ablation, whose runs of our plans they are compared with; one more plan runs here. Cost: rows
+that pass the denoiser forwards, counted by hooks, a backward as two; guidance's passes count both. Every trainer gets
+each learning rate once, on a seed of its own, at half the cost; the best one runs on the seeds of the table. Results:
+bench/results/peers*.
 """
 
 from __future__ import annotations
