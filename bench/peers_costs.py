@@ -2,13 +2,15 @@
 
     nice python bench/peers_costs.py --python ENV/bin/python     # ENV as for bench/peers.py; writes peers_costs.json
 
-CPU seconds of one thread, without the first update; the peak is what tensors took in one more update beyond what
-was held before it, by the same meter on both sides (rlr_ray/memory.py).
+CPU seconds of one thread in the quickest update after the first, since other work on a machine only slows; the peak is
+what tensors took in one more update beyond what was held before it, by the same meter on both sides
+(rlr_ray/memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 from ablation import VARIANTS  # beside this file, as the next ones
 from peers import LEARNING_RATES, PEERS, Trl, engine_of, spec_of
+from peers import OURS as PLANS
 from whole_runs import RESULTS, ROOT
 
 from rlr_ray.engine import Engine
@@ -29,15 +32,15 @@ from rlr_ray.state import TrainState
 
 FILE = RESULTS / "peers_costs.json"
 CHUNK = 20  # chains at once
-MEASURED = 7_000  # denoiser forwards, a backward as two, the first update among them
+MEASURED = 12_000  # denoiser forwards, a backward as two, the first update among them
 MIB = 2**20
 OURS = {
     "full backprop": VARIANTS["full backprop"],
     "planner's choice, FO(4) + REINFORCE": VARIANTS["planner's choice, FO(4) + REINFORCE"],
     "FO + HO + ZO (rlr)": VARIANTS["FO + HO + ZO (rlr)"],
     "DDPO (REINFORCE)": VARIANTS["DDPO (REINFORCE)"],
+    "ddpo without the last step": PLANS["ddpo without the last step"],
     "surrogate alone": ["estimator={preset: surrogate, rest: none}", "reward.differentiable=false"],
-    "ES": VARIANTS["ES"],
 }
 
 
@@ -52,20 +55,28 @@ def ours(overrides: Sequence[str]) -> dict[str, float]:
         row = update(engine, state, engine.local_rollouts, Process(), online)
         return row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
 
-    spent = step()
-    begun, cost = time.process_time(), 0
-    while spent + cost < MEASURED:
+    points, cost, seconds = [], 0, 0.0
+    while cost < MEASURED:
+        begun = time.process_time()
         cost += step()
-    seconds = time.process_time() - begun
-    return {"seconds": seconds, "cost": cost, "peak_mib": peak_bytes(step, engine.device) / MIB}
+        seconds += time.process_time() - begun
+        points.append({"cost": cost, "seconds": seconds})
+    return {"seconds_per_1000": quickest(points), "peak_mib": peak_bytes(step, engine.device) / MIB}
 
 
 def theirs(trl: Trl, name: str) -> dict[str, float]:
     peer = replace(PEERS[name], chunk_size=CHUNK)
-    found = trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], [1, MEASURED], traced=True))
-    first, last = found["points"]
-    part = {"seconds": last["seconds"] - first["seconds"], "cost": last["cost"] - first["cost"]}
-    return part | {"peak_mib": found["peak_bytes"] / MIB}
+    every_update = list(range(1, MEASURED, 100))
+    found = trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], every_update, traced=True))
+    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / MIB}
+
+
+def quickest(points: Sequence[dict[str, Any]]) -> float:
+    """Seconds per 1,000 forwards; of points one an update."""
+    pairs = itertools.pairwise(points)
+    return min(
+        1000 * (after["seconds"] - before["seconds"]) / (after["cost"] - before["cost"]) for before, after in pairs
+    )
 
 
 def alike(trl: Trl, name: str) -> dict[str, Any]:
@@ -87,10 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="of the environment of bench/peers-requirements.txt")
     options = parser.parse_args()
-    found: dict[str, Any] = {name: ours(overrides) for name, overrides in OURS.items()}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         trl = Trl(options.python, Path(folder))
-        found |= {name: theirs(trl, name) for name in PEERS}
+        for own, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
+            found |= {own: ours(OURS[own]), peer: theirs(trl, peer)}
         same = alike(trl, "AlignProp, all steps")
     FILE.write_text(json.dumps({"costs": found, "alike": same}, indent=1) + "\n")
 

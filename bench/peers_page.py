@@ -41,8 +41,8 @@ on the same 200 held-out chains of a seed; at a run's end pictures of one theta,
 seeds, differ by {difference:.0e} at most (repaired; a pixel lies in [0, 1]). Cost in denoiser forwards, counted by
 hooks, a backward as two, recomputing and both passes of guidance counted. Learning rates: for TRL's trainers the best
 of {rates} on a seed of its own at half the cost, for ours the ablation's. Best gain and the cost of a gain: of the mean
-over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. Seconds of one thread per 1,000 forwards
-and peak memory are for 20 chains at once. Machine: {machine}.
+over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. CPU seconds of one thread per 1,000
+forwards (of the quickest update) and peak memory are for 20 chains at once. Machine: {machine}.
 
 {rows}
 
@@ -175,7 +175,7 @@ def _row(line: Line, cost: dict[str, float] | None) -> list[str]:
     cells += [f"{reached:,.0f}" if reached is not None else "never"]
     if cost is None:
         return [*cells, "", ""]
-    return [*cells, f"{1000 * cost['seconds'] / cost['cost']:.2f}", f"{cost['peak_mib']:.1f}"]
+    return [*cells, f"{cost['seconds_per_1000']:.2f}", f"{cost['peak_mib']:.1f}"]
 
 
 def _long(known: Sequence[Line]) -> str:
