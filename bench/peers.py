@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers_folder import older_folder  # beside this file, as the next
+from ablation import VARIANTS  # beside this file, as the next ones
+from peers_folder import older_folder
 from torch import Tensor
 from whole_runs import RESULTS, ROOT, SWEEP_SEED, Job, best_rate, read, run_missing
 
@@ -80,6 +81,8 @@ OURS = {
     ],
 }
 ALL = [*PEERS, *OURS]
+# Plan of the ablation, run longer here; its chains at once change nothing but the last bits.
+LONGER = {"full backprop": [*VARIANTS["full backprop"], "train.chunk_size=80"]}
 # What the trainers refuse as shipped: settings -> guidance scale and trainer.
 REFUSALS = {
     "AlignProp, guidance 1": (1.0, Peer("AlignProp", last(1), repaired=False)),
@@ -187,8 +190,8 @@ def difference(engine: Engine, found: dict[str, Any]) -> float:
 def make(job: Job, trl: Trl, cost: int) -> dict[str, Any]:
     name, rate, seed = job
     points = [COST // 2] if seed == SWEEP_SEED else list(range(COST // POINTS, cost + 1, COST // POINTS))
-    if name in OURS:
-        engine, more = engine_of(seed, *OURS[name], f"train.learning_rate={rate}"), {}
+    if name in OURS | LONGER:
+        engine, more = engine_of(seed, *(OURS | LONGER)[name], f"train.learning_rate={rate}"), {}
         found = train_here(engine, points)
     else:
         engine = engine_of(seed)
@@ -224,7 +227,7 @@ def refusals(trl: Trl) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="of the environment of bench/peers-requirements.txt")
-    parser.add_argument("--trainers", nargs="+", choices=ALL, default=ALL, help="these alone")
+    parser.add_argument("--trainers", nargs="+", choices=[*ALL, *LONGER], default=ALL, help="these alone")
     parser.add_argument("--long", action="store_true", help="one seed, three times as long: does it collapse?")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -235,8 +238,9 @@ def main() -> None:
 
         if not REFUSED.exists():
             REFUSED.write_text(json.dumps(refusals(trl), indent=1) + "\n")
-        run_all(FILE, [(name, rate, SWEEP_SEED) for name in options.trainers for rate in LEARNING_RATES])
-        best = {name: best_rate(read(FILE), name) for name in options.trainers}
+        run_all(FILE, [(name, rate, SWEEP_SEED) for name in options.trainers if name in ALL for rate in LEARNING_RATES])
+        swept = [*read(FILE), *read(RESULTS / "ablation.jsonl")]
+        best = {name: best_rate(swept, name) for name in options.trainers}
         if options.long:
             run_all(LONG, [(name, best[name], SEEDS[0]) for name in options.trainers], 3 * COST)
         else:

@@ -40,9 +40,10 @@ update. Our plans are the ablation's runs, the surrogate `bench/surrogate.py`'s.
 on the same 200 held-out chains of a seed; at a run's end pictures of one theta, drawn there and here from the same
 seeds, differ by {difference:.0e} at most (repaired; a pixel lies in [0, 1]). Cost in denoiser forwards, counted by
 hooks, a backward as two, recomputing and both passes of guidance counted. Learning rates: for TRL's trainers the best
-of {rates} on a seed of its own at half the cost, for ours the ablation's. Best gain and the cost of a gain: of the mean
-over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. CPU seconds of one thread per 1,000
-forwards (of the quickest update) and peak memory are for 20 chains at once. Machine: {machine}.
+of {rates} on a seed of its own at half the cost or more, for ours the ablation's. Best gain and the cost of a gain: of
+the mean over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. CPU seconds of one thread per
+1,000 forwards (of the quickest update) and peak memory are for 20 chains at once; empty: not measured yet. Machine:
+{machine}.
 
 {rows}
 
@@ -54,15 +55,16 @@ Three times as long (`--long`, seed 0), to see whether they collapse:
 
 **As shipped and repaired.** `bench/peers_trl.py` subclasses TRL's classes and copies none of their code. *As shipped*
 is that code with settings that it takes, and guidance 1.0001, since it stops at 1; so every step is computed twice. For
-AlignProp with a fixed truncation there is nothing else to repair, and both make the same updates ({alike}): it is run
-repaired, and as shipped needs twice the forwards. *Repaired*: no pass for guidance at scale 1; random truncation draws
-one depth a batch (as shipped every step draws anew whether it is cut); DDPO's log-probabilities are sums (as shipped
-means over the latent's numbers), its last step, whose sigma is small and whose score swamps the others', has no say,
-advantages are by prompt, and an epoch has one optimizer step (as shipped two). Both: the adapter is the recipe's (which
-one TRL trains is written into its code); the range of random truncation is (0, 9) instead of (0, 50), since the chain
-has 10 steps; clipping of the gradient's norm at 1, weight decay and betas are TRL's defaults. And both read a copy of
-the pipeline's folder: of the one that transformers 5 wrote, transformers 4 refuses the tokenizer, and starts the text
-encoder from random weights with no more than a warning.
+AlignProp with a fixed truncation there is nothing else to repair, and both make the same updates ({alike}):
+it is run repaired, and as shipped needs twice the forwards. *Repaired*: no pass for guidance at scale 1; random
+truncation draws one depth a batch (as shipped every step draws anew whether it is cut); DDPO's log-probabilities are
+sums (as shipped means over the latent's numbers), its last step, whose sigma is small and whose score swamps the
+others', has no say, advantages are by prompt, and an epoch has one optimizer step (as shipped two). Both: the adapter is
+the recipe's (which one TRL trains is written into its code); the range of random truncation is (0, 9) instead of (0,
+50), since the chain has 10 steps; clipping of the gradient's norm at 1, weight decay and betas are TRL's defaults. And
+both read a copy of the pipeline's folder: of the one that transformers 5 wrote, transformers 4 refuses the tokenizer,
+and starts the text encoder from random weights with no more than a warning. DDPO uses no gradient of the reward, so its
+runs stand for both kinds.
 
 What TRL refuses as shipped:
 
@@ -130,7 +132,7 @@ def lines() -> dict[str, Line]:
         own = [row for row in ours if row["variant"] == name and "curve" in row]
         rows = [row for row in own if row["seed"] in SEEDS]
         rows = rows or [max(own, key=lambda row: row["gain"])]  # of the sweep, while there is nothing else
-        found[name] = Line(label, rows, [_curve(row) for row in rows])
+        found[name] = Line(label, rows, [_curve(row) for row in rows], long.get(name, ()))
     return found
 
 
@@ -157,7 +159,7 @@ def peers() -> str:
         seeds=", ".join(map(str, SEEDS)),
         long=_long(list(known.values())),
         machine=MACHINE,
-        rows=table(HEADS, [_row(line, costs["costs"].get(name)) for name, line in known.items()]),
+        rows=table(HEADS, [_row(line, costs["costs"].get(name, {})) for name, line in known.items()]),
         alike=_alike(costs["alike"]),
         refusals=table(
             ("settings", "error", "updates before it"),
@@ -167,15 +169,14 @@ def peers() -> str:
     )
 
 
-def _row(line: Line, cost: dict[str, float] | None) -> list[str]:
+def _row(line: Line, cost: dict[str, float]) -> list[str]:
     best, reached = line.best(), line.reached(GAIN)
     cells = [line.label, f"{line.rows[0]['learning_rate']:g}", ", ".join(str(row["seed"]) for row in line.rows)]
     cells += [f"{best[1]:.2f}", f"{best[0]:,.0f}", mean_se([gain_at(curve, COST) for curve in line.curves])]
     cells += [f"{line.mean(line.end):.2f} at {line.end:,.0f}", mean_se([row["judge_after"] for row in line.rows])]
     cells += [f"{reached:,.0f}" if reached is not None else "never"]
-    if cost is None:
-        return [*cells, "", ""]
-    return [*cells, f"{cost['seconds_per_1000']:.2f}", f"{cost['peak_mib']:.1f}"]
+    known = (("seconds_per_1000", ".2f"), ("peak_mib", ".1f"))
+    return [*cells, *(f"{cost[key]:{form}}" if key in cost else "" for key, form in known)]
 
 
 def _long(known: Sequence[Line]) -> str:
@@ -195,11 +196,12 @@ def _alike(pair: dict[str, Any]) -> str:
 def _sweep(rows: Sequence[Row]) -> str:
     rates = sorted({row["learning_rate"] for row in rows})
     swept = {(row["variant"], row["learning_rate"]): row for row in rows}
-    cells = [
-        [name, *(f"{swept[name, rate]['gain']:.2f}" if (name, rate) in swept else "" for rate in rates)]
-        for name in dict.fromkeys(row["variant"] for row in rows)
-    ]
-    return table(["trainer", *(f"{rate:g}" for rate in rates)], cells)
+    cells = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [swept[name, rate] for rate in rates]
+        costs = dict.fromkeys(f"{row['curve'][-1]['cost']:,}" for row in own)
+        cells.append([name, *(f"{row['gain']:.2f}" for row in own), ", ".join(costs)])
+    return table(["trainer", *(f"{rate:g}" for rate in rates), "at cost"], cells)
 
 
 def figure(known: Sequence[Line], path: Path) -> None:
