@@ -59,8 +59,8 @@ AlignProp with a fixed truncation there is nothing else to repair, and both make
 it is run repaired, and as shipped needs twice the forwards. *Repaired*: no pass for guidance at scale 1; random
 truncation draws one depth a batch (as shipped every step draws anew whether it is cut); DDPO's log-probabilities are
 sums (as shipped means over the latent's numbers), its last step, whose sigma is small and whose score swamps the
-others', has no say, advantages are by prompt, and an epoch has one optimizer step (as shipped two). Both: the adapter is
-the recipe's (which one TRL trains is written into its code); the range of random truncation is (0, 9) instead of (0,
+others', has no say, advantages are by prompt, and an epoch has one optimizer step (as shipped two). Both: the adapter
+is the recipe's (which one TRL trains is written into its code); the range of random truncation is (0, 9) instead of (0,
 50), since the chain has 10 steps; clipping of the gradient's norm at 1, weight decay and betas are TRL's defaults. And
 both read a copy of the pipeline's folder: of the one that transformers 5 wrote, transformers 4 refuses the tokenizer,
 and starts the text encoder from random weights with no more than a warning. DDPO uses no gradient of the reward, so its
