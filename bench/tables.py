@@ -14,6 +14,7 @@ from directions_page import workers
 from gpu_page import speed
 from lab_page import lab, planner
 from page import DOCS, IMAGES, MACHINE, RESULTS, mean_se, table
+from peers_page import peers
 from rewards_page import rewards
 from scale_page import kills, scale
 from tune_page import tune
@@ -78,6 +79,7 @@ def main() -> None:
         break_even(),
         tune(),
         surrogate(),
+        peers(),
         rewards(),
         speed(),
     ]

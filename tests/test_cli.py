@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from rlr_ray.cli import main
+from rlr_ray.core.plan import PlanShape
 from tests.runs import RECIPE
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +96,10 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(recipe: Path, capsys: pytest
     assert main(["train", "--config", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "first order on the last 1; half order on a sub-chain of 2 steps; zeroth order on the other 2" in said
-    # 8 chains of 5 steps, 2 again for half order; 8 pairs of 5 steps; backwards through 1 + 2 steps
-    assert "136 denoiser forwards, 24 backwards; 4 updates" in said
+    # 8 chains of 5 steps, 2 again for half order; 8 pairs of 5 steps, of which 2 before the perturbed ones are shared;
+    # backwards through 1 + 2 steps
+    assert PlanShape(5, 1, 2).draw(0, 0).zeroth_order == (2, 3)
+    assert "120 denoiser forwards, 24 backwards; 4 updates" in said
     assert not Path("runs").exists()
 
 

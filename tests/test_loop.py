@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlr_ray.assets import DIGITS
 from rlr_ray.checkpoints import Checkpoints
 from rlr_ray.config import RunConfig
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.describe import describe_results
 from rlr_ray.engine import Engine, RolloutRequest
@@ -165,8 +166,10 @@ def test_summary_says_what_was_measured(finished: RunConfig) -> None:
     assert summary["gain_se"] > 0
     assert 0 <= summary["scores"]["digits_judge"]["before"] <= 1
     assert summary["steps"] == 4
-    # 8 chains of 5 steps, 2 of them run again for half order; 8 pairs of chains of 5 steps; 4 updates
-    assert summary["denoiser_forwards"] == 4 * (8 * (5 + 2) + 2 * 8 * 5)
+    # 8 chains of 5 steps, 2 of them again for half order; 8 pairs of chains of 5 steps, one until they are perturbed
+    shared = [PlanShape(5, 1, 2).draw(finished.seed, step).zeroth_order[0] for step in range(4)]
+    assert summary["denoiser_forwards"] == 4 * (8 * (5 + 2) + 2 * 8 * 5) - 8 * sum(shared)
+    assert sorted(set(shared)) == [0, 2]
     assert summary["denoiser_backwards"] == 4 * 8 * (1 + 2)
     assert {"python", "torch", "diffusers", "peft", "rlr-ray"} <= summary["versions"].keys()
 

@@ -1,0 +1,111 @@
+"""Seconds and peak memory of an update of TRL's trainers and of our plans, 20 chains at once.
+
+    nice python bench/peers_costs.py --python ENV/bin/python     # ENV as for bench/peers.py; writes peers_costs.json
+
+CPU seconds of one thread in the quickest update after the first, since other work on a machine only slows; the peak is
+what tensors took in one more update beyond what was held before it, by the same meter on both sides
+(rlr_ray/memory.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ablation import VARIANTS  # beside this file, as the next ones
+from peers import LEARNING_RATES, PEERS, Trl, engine_of, spec_of
+from peers import OURS as PLANS
+from whole_runs import RESULTS, ROOT
+
+from rlr_ray.engine import Engine
+from rlr_ray.loop import Process, update
+from rlr_ray.memory import peak_bytes
+from rlr_ray.recipes import load_config
+from rlr_ray.state import TrainState
+
+FILE = RESULTS / "peers_costs.json"
+CHUNK = 20  # chains at once
+MEASURED = 12_000  # denoiser forwards, a backward as two, the first update among them
+MIB = 2**20
+OURS = {
+    "full backprop": VARIANTS["full backprop"],
+    "planner's choice, FO(4) + REINFORCE": VARIANTS["planner's choice, FO(4) + REINFORCE"],
+    "FO + HO + ZO (rlr)": VARIANTS["FO + HO + ZO (rlr)"],
+    "DDPO (REINFORCE)": VARIANTS["DDPO (REINFORCE)"],
+    "ddpo without the last step": PLANS["ddpo without the last step"],
+    "surrogate alone": ["estimator={preset: surrogate, rest: none}", "reward.differentiable=false"],
+}
+
+
+def ours(overrides: Sequence[str]) -> dict[str, float]:
+    keys = ["cluster=none", f"train.chunk_size={CHUNK}", *overrides]
+    engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
+    config = engine.config
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    online = engine.online_surrogate()
+
+    def step() -> int:
+        row = update(engine, state, engine.local_rollouts, Process(), online)
+        return row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
+
+    points, cost, seconds = [], 0, 0.0
+    while cost < MEASURED:
+        begun = time.process_time()
+        cost += step()
+        seconds += time.process_time() - begun
+        points.append({"cost": cost, "seconds": seconds})
+    return {"seconds_per_1000": quickest(points), "peak_mib": peak_bytes(step, engine.device) / MIB}
+
+
+def theirs(trl: Trl, name: str) -> dict[str, float]:
+    peer = replace(PEERS[name], chunk_size=CHUNK)
+    every_update = list(range(1, MEASURED, 100))
+    found = trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], every_update, traced=True))
+    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / MIB}
+
+
+def quickest(points: Sequence[dict[str, Any]]) -> float:
+    """Seconds per 1,000 forwards; of points one an update."""
+    pairs = itertools.pairwise(points)
+    return min(
+        1000 * (after["seconds"] - before["seconds"]) / (after["cost"] - before["cost"]) for before, after in pairs
+    )
+
+
+def alike(trl: Trl, name: str) -> dict[str, Any]:
+    """How far the same updates take a trainer as shipped from where they take it repaired, and at what cost.
+
+    As shipped it runs with both of guidance's passes at a scale of nearly 1.
+    """
+    peer, engine = PEERS[name], engine_of(0)
+    repaired = trl.ask(spec_of(peer, engine, LEARNING_RATES[0], [MEASURED]))
+    shipped = trl.ask(spec_of(replace(peer, repaired=False), engine, LEARNING_RATES[0], [2 * MEASURED]))
+    ends = repaired["points"][-1], shipped["points"][-1]
+    thetas = [end["theta"] for end in ends]
+    apart = float((thetas[1] - thetas[0]).norm() / (thetas[0] - engine.model.initial_theta).norm())
+    updates = [end["updates"] for end in ends]
+    return {"apart": apart, "cost_ratio": ends[1]["cost"] / ends[0]["cost"], "updates": updates}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", required=True, help="of the environment of bench/peers-requirements.txt")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trl = Trl(options.python, Path(folder))
+        for own, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
+            found |= {own: ours(OURS[own]), peer: theirs(trl, peer)}
+        same = alike(trl, "AlignProp, all steps")
+    FILE.write_text(json.dumps({"costs": found, "alike": same}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
