@@ -37,7 +37,7 @@ MIB = 2**20
 OURS = {
     "full backprop": VARIANTS["full backprop"],
     "planner's choice, FO(4) + REINFORCE": VARIANTS["planner's choice, FO(4) + REINFORCE"],
-    "FO + HO + ZO (rlr)": VARIANTS["FO + HO + ZO (rlr)"],
+    "FO + HO + ZO (rlr)": ["estimator.zeroth_order.chunk_size=20"],
     "DDPO (REINFORCE)": VARIANTS["DDPO (REINFORCE)"],
     "ddpo without the last step": PLANS["ddpo without the last step"],
     "surrogate alone": ["estimator={preset: surrogate, rest: none}", "reward.differentiable=false"],
@@ -45,7 +45,7 @@ OURS = {
 
 
 def ours(overrides: Sequence[str]) -> dict[str, float]:
-    keys = ["cluster=none", f"train.chunk_size={CHUNK}", *overrides]
+    keys = ["cluster=none", f"train.chunk_size={CHUNK}", "train.sampling_size=null", *overrides]
     engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
     config = engine.config
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
