@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from measuring import machine  # beside this file, as the next
+from demo import demo  # beside this file, as the next
+from measuring import machine
 from page import RESULTS
 from regress import revision
 from whole_runs import ROOT
@@ -27,22 +24,8 @@ from whole_runs import ROOT
 FILE = RESULTS / "demo_pair.json"
 
 
-def demo(checkout: Path) -> dict[str, Any]:
-    """Seconds of the command and of its updates, and what it gained."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "rlr_ray", "train", "--config", "configs/digits.yaml"]
-        began = time.monotonic()
-        subprocess.run(
-            [*command, "--set", f"output_dir={folder}"],
-            cwd=checkout,
-            env=os.environ | {"PYTHONPATH": str(checkout)},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        taken = time.monotonic() - began
-        summary = json.loads((Path(folder) / "digits" / "summary.json").read_text())
-    kept = ("seconds", "denoiser_forwards", "denoiser_backwards", "gain", "gain_se")
-    return {"start_to_finish": taken, "load": os.getloadavg()[0]} | {name: summary[name] for name in kept}
+def run(checkout: Path) -> dict[str, Any]:
+    return demo(checkout=checkout) | {"load": os.getloadavg()[0]}
 
 
 def main() -> None:
@@ -55,7 +38,7 @@ def main() -> None:
     facts |= {"revisions": {name: revision(checkout) for name, checkout in checkouts.items()}}
     turns: list[dict[str, Any]] = []
     for _ in range(given.turns):
-        turns.append({name: demo(checkout) for name, checkout in checkouts.items()})
+        turns.append({name: run(checkout) for name, checkout in checkouts.items()})
         print(json.dumps(turns[-1]), flush=True)
         FILE.write_text(json.dumps(facts | {"turns": turns}, indent=1) + "\n")
 

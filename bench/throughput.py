@@ -86,8 +86,7 @@ class Bench:
         return {ROLLOUT: lambda: self.engine.rollout(request, range(count)), CHAIN: chain, PIPELINE: pipeline}
 
     def _sample(self, chains: Chains) -> Tensor:
-        start = (chains.x_start, chains.noise, chains.conditioning)
-        return sample_chain(self.model, self.theta, self.schedule, *start).latents[-1]
+        return sample_chain(self.model, self.theta, self.schedule, *chains.start).latents[-1]
 
     def _pipeline(self, start: Tensor, conditioning: Conditioning, output: str) -> Tensor:
         sampler, dtype = self.engine.config.sampler, self.model.dtype

@@ -43,8 +43,7 @@ class Parts:
         self.whole = self.sample(self.chains)
 
     def sample(self, chains: Chains, stop: int | None = None) -> Trajectory:
-        start = (chains.x_start, chains.noise, chains.conditioning)
-        return sample_chain(self.model, self.theta, self.schedule, *start, stop=stop)
+        return sample_chain(self.model, self.theta, self.schedule, *chains.start, stop=stop)
 
     def first_order(self, count: int, checkpointed: bool = False, head: Trajectory | None = None) -> Trajectory:
         """On the last `count` steps; the whole chain."""
