@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from whole_runs import read  # beside this file
 
-from rlr_ray.config import RunConfig
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.lab.compare import Laboratory
 from rlr_ray.lab.measure import variance, variance_se
 from rlr_ray.lab.plans import reinforce
 from rlr_ray.lab.reference import exact_by_step
-from rlr_ray.lab.run import Laboratory
-from rlr_ray.recipes import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "break_even.jsonl"

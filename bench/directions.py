@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.config.recipe import load_config
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Trajectory, sample_chain
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
-from rlr_ray.engine import Engine, RolloutRequest
-from rlr_ray.loop import Process, update
-from rlr_ray.recipes import load_config
-from rlr_ray.state import TrainState
+from rlr_ray.train.engine import Engine, RolloutRequest
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "bench" / "results" / "directions.json"

@@ -25,9 +25,9 @@ from sizes import DEVICE, SIZES
 from torch.utils.flop_counter import FlopCounterMode
 from whole_runs import ROOT
 
-from rlr_ray.engine import Engine
 from rlr_ray.errors import OutOfMemory
-from rlr_ray.memory import GIB, peak_bytes
+from rlr_ray.train.engine import Engine
+from rlr_ray.utils.memory import GIB, peak_bytes
 
 SPEED = RESULTS / "speed"
 # Dense bfloat16 TFLOP/s that the makers state, by the start of the device's name.

@@ -28,11 +28,11 @@ import torch
 from measuring import Kept, facts_of, options, rounded, seconds  # beside this file, as the next
 from sizes import DEVICE, TRUE_SIZES, recipe
 
-from rlr_ray.config import RunConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import RolloutResult
-from rlr_ray.engine import Engine, RolloutBatch, RolloutRequest
-from rlr_ray.loop import Process, update
-from rlr_ray.state import TrainState
+from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
 
 WALL = time.perf_counter  # two processes share what is timed
 

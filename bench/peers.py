@@ -32,10 +32,10 @@ from torch import Tensor
 from whole_runs import RESULTS, ROOT, SWEEP_SEED, Job, best_rate, read, run_missing
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.engine import Engine
-from rlr_ray.loop import Process, update
-from rlr_ray.recipes import load_config
-from rlr_ray.state import TrainState
+from rlr_ray.config.recipe import load_config
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
 
 FILE, LONG, REFUSED = (RESULTS / name for name in ("peers.jsonl", "peers_long.jsonl", "peers_refused.json"))
 COST = 72_000  # of a run, in denoiser forwards: half of the ablation's

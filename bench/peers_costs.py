@@ -24,11 +24,11 @@ from peers import LEARNING_RATES, PEERS, Trl, engine_of, spec_of
 from peers import OURS as PLANS
 from whole_runs import RESULTS, ROOT
 
-from rlr_ray.engine import Engine
-from rlr_ray.loop import Process, update
-from rlr_ray.memory import peak_bytes
-from rlr_ray.recipes import load_config
-from rlr_ray.state import TrainState
+from rlr_ray.config.recipe import load_config
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+from rlr_ray.utils.memory import peak_bytes
 
 FILE = RESULTS / "peers_costs.json"
 CHUNK = 20  # chains at once

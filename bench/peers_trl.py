@@ -26,9 +26,9 @@ from trl import (
     DefaultDDPOStableDiffusionPipeline,
 )
 
-from rlr_ray.core.parameters import ParameterVector
-from rlr_ray.memory import peak_bytes
+from rlr_ray.models.adapters import ParameterVector
 from rlr_ray.rewards.digits import Reward
+from rlr_ray.utils.memory import peak_bytes
 
 NEVER = 10**9
 VERSIONS = {name: version(name) for name in ("trl", "torch", "transformers", "diffusers", "peft", "accelerate")}

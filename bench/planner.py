@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlr_ray.lab.measure import estimate_batch
+from rlr_ray.config.recipe import load_config
+from rlr_ray.lab.measure import candidate_of, estimate_batch
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
 from rlr_ray.lab.report import write_json
-from rlr_ray.lab.subject import candidate_of
-from rlr_ray.memory import peak_bytes
-from rlr_ray.recipes import load_config
+from rlr_ray.utils.memory import peak_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "planner.json"

@@ -27,15 +27,14 @@ import torch
 from page import RESULTS  # beside this file, as the next
 from simulated_actors import ROLLOUT_S, Host, InProcess, OverRay, Slot
 
+from rlr_ray.cluster.coordinator import Mailbox
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.mailbox import Mailbox
-from rlr_ray.cluster.members import Member
+from rlr_ray.cluster.jobs import Member, Patience
 from rlr_ray.cluster.rollouts import RolloutActor, RolloutPool
+from rlr_ray.config.recipe import load_config
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.engine import RolloutRequest
-from rlr_ray.recipes import load_config
+from rlr_ray.train.engine import RolloutRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 8  # a chunk, of two rollouts each

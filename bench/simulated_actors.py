@@ -13,7 +13,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from rlr_ray.cluster.members import Fate
+from rlr_ray.cluster.jobs import Fate
 from rlr_ray.cluster.rollouts import actor_future
 from rlr_ray.core.gradient import RolloutResult
 

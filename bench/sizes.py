@@ -12,10 +12,10 @@ import torch
 from random_pipelines import DTYPES, FAMILIES, saved  # beside this file
 from whole_runs import ROOT
 
-from rlr_ray.config import RunConfig
-from rlr_ray.engine import Engine
-from rlr_ray.presets import merge
-from rlr_ray.recipes import load_config, parse_config
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import load_config, parse_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Engine
 
 SIZES = (*FAMILIES, "digits")
 TRUE_SIZES = ("sd14", "sdxl")

@@ -17,9 +17,9 @@ from measuring import DEVICE, Kept, Part, facts_of, interleaved, median_ratio, o
 from sizes import engine
 from torch import Tensor
 
-from rlr_ray.core.chain import sample_chain
 from rlr_ray.core.first_order import first_order
-from rlr_ray.engine import Engine
+from rlr_ray.core.sampler import sample_chain
+from rlr_ray.train.engine import Engine
 
 CHECK = "the same call twice (a check)"
 

@@ -23,12 +23,12 @@ from sizes import TRUE_SIZES, engine
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlr_ray.core.chain import Conditioning, sample_chain
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.sampler import Conditioning, sample_chain
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.engine import Engine, RolloutRequest
 from rlr_ray.models.schedulers import ddim_scheduler
+from rlr_ray.train.engine import Engine, RolloutRequest
 
 DIRECTIONS = (1, 8, 32)
 ROLLOUT, CHAIN, PIPELINE = "rollout", "chain", "pipeline"

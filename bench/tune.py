@@ -13,7 +13,7 @@ import pyarrow.parquet
 from page import RESULTS  # beside this file
 
 from rlr_ray.cli import main
-from rlr_ray.tune.config import load_tune_config
+from rlr_ray.config.tune import load_tune_config
 
 SEARCHES = Path(__file__).resolve().parent / "searches"
 KEPT = ("budget_gib", "status", "gain", "gain_se", "updates", "cost", "peak_gib", "predicted_gib", "seconds")

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from page import IMAGES, MACHINE, mean_se, read_json, table  # beside this file, as the next one
 from tune import SEARCHES
 
-from rlr_ray.tune.config import load_tune_config
+from rlr_ray.config.tune import load_tune_config
 
 LENGTH, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 Row = dict[str, Any]

@@ -20,12 +20,12 @@ from measuring import Kept, Part, facts_of, measure, options  # beside this file
 from sizes import engine
 from torch import Tensor
 
-from rlr_ray.core.chain import Trajectory, sample_chain
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan
-from rlr_ray.models.recompute import recomputed
+from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.models.pipelines import recomputed
 
 HALF = "half order, h = {}"
 ROLLOUT = "rollout of one pair a chain"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from rlr_ray.recipes import load_config
+from rlr_ray.config.recipe import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

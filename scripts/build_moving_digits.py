@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlr_ray.assets import MOVING_DIGITS
-from rlr_ray.pictures import to_pil
+from rlr_ray.loggers.pictures import to_pil
 from rlr_ray.rewards.digit_classifier import WORDS
 from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, FRAMES, STILL, VideoClassifier, load_classifier
 from scripts import building

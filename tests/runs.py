@@ -10,9 +10,9 @@ import pyarrow.parquet
 import yaml
 from safetensors.torch import load_file
 
-from rlr_ray.config import RunConfig
-from rlr_ray.presets import merge
-from rlr_ray.recipes import parse_config
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import RunConfig
 
 TIMED = ("seconds", "rollouts_per_s", "reward_s")  # columns of an update that do not repeat
 RECIPE: dict[str, Any] = {

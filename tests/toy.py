@@ -7,8 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import denoise_step
 from rlr_ray.core.gradient import Chains
+from rlr_ray.core.sampler import denoise_step
 from rlr_ray.lab.toy import toy_denoiser, toy_schedule, toy_theta
 
 

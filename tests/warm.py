@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tests.test_checkpoints  # noqa: F401  # the functions that they call
-from rlr_ray.engine import Engine
+import tests.train.test_checkpoints  # noqa: F401  # the functions that they call
+from rlr_ray.train.engine import Engine
 from tests.runs import small_run
 
 Engine(small_run(Path("nowhere")))

@@ -18,8 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rlr_ray.cluster.jobs import Chunk, Job, Patience
-from rlr_ray.cluster.members import Fate, Member
+from rlr_ray.cluster.jobs import Chunk, Fate, Job, Member, Patience
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
 

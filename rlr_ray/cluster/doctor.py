@@ -11,10 +11,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlr_ray.cluster.launch import connected
-from rlr_ray.cluster.placement import bundles_of, listed, place
-from rlr_ray.cluster_config import ClusterConfig, Resources
-from rlr_ray.config import RunConfig
-from rlr_ray.doctor import MachineReport, Verdict, examine
+from rlr_ray.cluster.machine import MachineReport, Verdict, examine
+from rlr_ray.cluster.resources import bundles_of, listed, place
+from rlr_ray.config.cluster import ClusterConfig, Resources
+from rlr_ray.config.run import RunConfig
 
 _ANSWER_S = 60.0  # of all nodes
 _GROWS_S = 60.0  # who waits longer for room expects nodes to come

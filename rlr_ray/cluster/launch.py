@@ -12,23 +12,20 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rlr_ray.cluster.background import beside
-from rlr_ray.cluster.fleet import Fleet, growing
-from rlr_ray.cluster.folder import enter
-from rlr_ray.cluster.forwarding import forwarding
+from rlr_ray.cluster.actor_pool import Fleet, growing
+from rlr_ray.cluster.coordinator import Mailbox, beside, forwarding
 from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.mailbox import Mailbox
-from rlr_ray.cluster.preflight import Room, check_reachable, room
-from rlr_ray.cluster.reward_crew import rewards_apart
+from rlr_ray.cluster.resources import Room, check_reachable, enter, room
+from rlr_ray.cluster.reward_actors import rewards_apart
 from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.trainer import fit, missing_words
-from rlr_ray.cluster_config import ClusterConfig
-from rlr_ray.config import RunConfig
-from rlr_ray.engine import Built
+from rlr_ray.config.cluster import ClusterConfig
+from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Built
 
 if TYPE_CHECKING:
     from rlr_ray.lab.planner import Choice
-    from rlr_ray.loop import Report
+    from rlr_ray.loggers import Report
 
 
 def run_on_ray(

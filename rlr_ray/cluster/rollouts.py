@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,14 +20,13 @@ from ray.exceptions import (
 )
 
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.folder import enter
-from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.members import Fate, Member
-from rlr_ray.config import RunConfig
+from rlr_ray.cluster.jobs import Fate, Member, Patience
+from rlr_ray.cluster.resources import enter
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.engine import Built, Engine, RolloutBatch, RolloutRequest
 from rlr_ray.errors import UserError
+from rlr_ray.train.engine import Built, Engine, RolloutBatch, RolloutRequest
 
 
 class RolloutActor:
@@ -145,3 +145,33 @@ class RolloutPool:
 
     def _say(self, text: str) -> None:
         self.mailbox.put.remote(text)
+
+
+_RETURN_S = 3.0  # until an actor that died is asked again
+
+
+def await_ready(ready: Mapping[str, Callable[[], ray.ObjectRef]], tries: int, remedy: str) -> None:
+    """Wait for all of them, each by what it is called; one that dies, Ray starts again.
+
+    Raises UserError if one cannot start, or died `tries` times; `remedy` is what may help then.
+    """
+    calls = {name: ask() for name, ask in ready.items()}  # all at once
+    for name, call in calls.items():
+        _await(name, call, ready[name], tries, remedy)
+
+
+def _await(name: str, call: ray.ObjectRef, ask: Callable[[], ray.ObjectRef], tries: int, remedy: str) -> None:
+    for _ in range(tries):
+        try:
+            ray.get(call)
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise UserError(f"{name} cannot start: {error}") from error
+        except RuntimeEnvSetupError as error:
+            raise UserError(f"{name} cannot start in its environment: {error}") from error
+        except RayActorError:
+            time.sleep(_RETURN_S)
+            call = ask()
+    raise UserError(f"{name} died {tries} times while it started; {remedy}")

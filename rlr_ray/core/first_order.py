@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlr_ray.core.chain import Denoiser, Objective, Trajectory, denoise_step
+from rlr_ray.core.sampler import Denoiser, Objective, Trajectory, denoise_step
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 

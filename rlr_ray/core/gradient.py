@@ -10,7 +10,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import (
+from rlr_ray.core.first_order import first_order
+from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.kl import divergence_gradient
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import (
     Conditioning,
     Denoiser,
     Objective,
@@ -20,12 +24,8 @@ from rlr_ray.core.chain import (
     sample_chain,
     sample_together,
 )
-from rlr_ray.core.divergence import divergence_gradient
-from rlr_ray.core.first_order import first_order
-from rlr_ray.core.half_order import half_order, leave_one_out
-from rlr_ray.core.plan import Plan
 from rlr_ray.core.schedule import Schedule
-from rlr_ray.core.terms import TermEstimate, average
+from rlr_ray.core.weighting import TermEstimate, average
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
 Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Denoiser, Trajectory, denoise_step, step_mean
+from rlr_ray.core.sampler import Denoiser, Trajectory, denoise_step, step_mean
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rlr_ray.core.place import covering_blocks, uniform_blocks, weighted_block
+from rlr_ray.core.positions import covering_blocks, uniform_blocks, weighted_block
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.seeds import uniform
 from rlr_ray.errors import UserError

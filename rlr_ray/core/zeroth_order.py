@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.seeds import normal
-from rlr_ray.core.terms import TermEstimate, term_estimate
+from rlr_ray.core.weighting import TermEstimate, term_estimate
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 
 import yaml
 
-from rlr_ray.config import ModelConfig, RunConfig
+from rlr_ray.config.recipe import find_run, load_config, parse_config, parse_overrides, run_config
+from rlr_ray.config.run import ModelConfig, RunConfig
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL
-from rlr_ray.recipes import load_config, parse_config, parse_overrides
-from rlr_ray.resuming import find_run, run_config
-from rlr_ray.run_folder import RunFolder
+from rlr_ray.train.run_folder import RunFolder
 
 _ALIKE = ("model", "sampler", "dcot")  # keys without which the same seed does not mean the same picture
 

@@ -16,11 +16,11 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from rlr_ray.config import RunConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models import frames_a_second
-from rlr_ray.pictures import to_pil
-from rlr_ray.prompts import prompt_sets
+from rlr_ray.loggers.pictures import to_pil
+from rlr_ray.models.loading import frames_a_second
+from rlr_ray.prompts.load import prompt_sets
 
 Results = dict[str, dict[str, float]]  # by model, by dimension: 0 to 1
 _LONGEST = 240  # bytes of a file's name

@@ -10,13 +10,10 @@ from types import MappingProxyType
 
 import torch
 
-from rlr_ray.config import RunConfig
-from rlr_ray.core.budget import closed_form_length
-from rlr_ray.engine import Built, Engine, check_reward
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.evaluate import standardise
-from rlr_ray.lab.families import Families, Spread, gather
-from rlr_ray.lab.measure import Subject, sample, summarise
+from rlr_ray.lab.cost import Probe, closed_form_length, probe
+from rlr_ray.lab.measure import Subject, candidate_of, guides_of, sample, subject_of, summarise
 from rlr_ray.lab.plans import (
     DDPO,
     FULL,
@@ -30,11 +27,12 @@ from rlr_ray.lab.plans import (
     truncated,
     with_plan,
 )
-from rlr_ray.lab.probe import Probe, probe
-from rlr_ray.lab.subject import candidate_of, guides_of, subject_of
-from rlr_ray.loop import Process, update
-from rlr_ray.memory import GIB, memory_errors, peak_bytes
-from rlr_ray.state import TrainState
+from rlr_ray.lab.reference import Families, Spread, gather
+from rlr_ray.train.engine import Built, Engine, check_reward
+from rlr_ray.train.held_out import standardise
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 
 _BATCHES = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0

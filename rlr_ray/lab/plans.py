@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from rlr_ray.config import RunConfig
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.presets import merge
-from rlr_ray.recipes import parse_config
 
 Estimator = dict[str, Any]  # keys of config.estimator
 

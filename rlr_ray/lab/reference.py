@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import sample_chain
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
-from rlr_ray.lab.measure import Subject
+from rlr_ray.core.plan import inverse_probabilities
+from rlr_ray.core.sampler import sample_chain
+from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,124 @@ def _gather(subject: Subject, kind: str, gradients: Iterable[Tensor]) -> Referen
     signals = (halves[0].double() * halves[1].double()).sum(1) / (even * odd)
     variances = size * (squares / n - signals)
     return Reference(kind, torch.stack(rows), signals.tolist(), variances.tolist())
+
+
+Spread = tuple[float, float]  # a variance per chain and its standard error
+
+
+@dataclass
+class Moments:
+    """Running mean and spread of estimates [P]."""
+
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))  # [P]
+    parts: list[float] = field(default_factory=list)  # what each added to the sum of squared deviations (Welford)
+
+    def add(self, estimate: Tensor) -> None:
+        off = estimate.double() - self.mean
+        self.mean = self.mean + off / (self.count + 1)
+        self.parts.append(float((off * (estimate.double() - self.mean)).sum()))
+
+    @property
+    def count(self) -> int:
+        return len(self.parts)
+
+    def variance(self) -> float:
+        """E |estimate - expectation|^2."""
+        return sum(self.parts) / (self.count - 1)
+
+    def variance_se(self) -> float:
+        """Standard error of the variance."""
+        return statistics.stdev(self.parts[1:]) / self.count**0.5 if self.count > 2 else float("inf")
+
+
+@dataclass
+class Families:
+    """Statistics by K of the batches seen so far; `size` chains each, variances per chain."""
+
+    steps: int
+    size: int
+    exact: bool  # the reward has a gradient
+    last: list[Moments] = field(default_factory=list)  # [T + 1] first order on the last K
+    mixed: list[Moments] = field(default_factory=list)  # [T + 1] with REINFORCE on the others
+    first_order: list[Moments] = field(default_factory=list)  # [T] the exact gradient of one step
+    half_order: list[Moments] = field(default_factory=list)  # [T] REINFORCE on one step
+    roulettes: dict[int, list[float]] = field(default_factory=dict)  # least depth -> each batch's mean squared norm
+    rows: list[Tensor] = field(default_factory=list)  # each batch's gradient [P], exact if there is one
+
+    def __post_init__(self) -> None:
+        self.last = [Moments() for _ in range(self.steps + 1)]
+        self.mixed = [Moments() for _ in range(self.steps + 1)]
+        self.first_order = [Moments() for _ in range(self.steps)]
+        self.half_order = [Moments() for _ in range(self.steps)]
+        self.roulettes = {least: [] for least in sorted({max(self.steps * part // 4, 1) for part in range(4)})}
+
+    def add(self, exact: Tensor, reinforce: Tensor) -> None:  # [T, P], [T, P]; nan where REINFORCE cannot be
+        zero = torch.zeros_like(exact[:1])
+        last = torch.cat([zero, exact.flip(0).cumsum(0)])  # [T + 1, P] by K
+        others = torch.cat([zero, reinforce.cumsum(0)]).flip(0)  # [T + 1, P] by K
+        for k in range(self.steps + 1):
+            self.last[k].add(last[k])
+            self.mixed[k].add(last[k] + others[k])
+        for k in range(self.steps):
+            self.first_order[k].add(exact[k])
+            self.half_order[k].add(reinforce[k])
+        for least in self.roulettes:
+            self.roulettes[least].append(roulette_square(exact, least))
+        self.rows.append(last[-1] if self.exact else others[0])
+
+    @property
+    def gradient(self) -> Tensor:  # [P]
+        return self.last[self.steps].mean if self.exact else self.mixed[0].mean
+
+    def reinforce_variance(self, k: int) -> Spread:
+        """Of first order on the last k steps and REINFORCE on the others."""
+        return self._spread(self.mixed[k])
+
+    def truncated_variance(self, k: int) -> Spread:
+        """Of first order on the last k steps alone."""
+        return self._spread(self.last[k])
+
+    def _spread(self, moments: Moments) -> Spread:
+        return self.size * moments.variance(), self.size * moments.variance_se()
+
+    def truncated_bias(self, k: int) -> float:
+        """Relative bias along the gradient of first order on the last k steps alone."""
+        g = self.gradient
+        return float(self.last[k].mean @ g / (g @ g)) - 1
+
+    def roulette_variance(self, least: int) -> Spread:
+        """Of Russian roulette over at least `least` steps (one of `roulettes`), its depth averaged exactly."""
+        mean = self.last[self.steps].mean
+        square = float(mean @ mean)
+        pairs = zip(self.roulettes[least], self.rows, strict=True)
+        parts = [moment - 2 * float(row.double() @ mean) + square for moment, row in pairs]  # about the mean
+        count = len(parts)
+        return self.size * sum(parts) / (count - 1), self.size * statistics.stdev(parts) / count**0.5
+
+    def signal(self, k: int) -> float:
+        """Squared norm of the expected gradient through step k, unbiased."""
+        moments = self.first_order[k]
+        return float(moments.mean.double().square().sum()) - moments.variance() / moments.count
+
+
+def roulette_square(exact: Tensor, least: int) -> float:
+    """Mean over the depth K, uniform on least .. T, of the squared norm of Russian roulette's estimate.
+
+    `exact` [T, P] is a batch's gradient by step. An estimate of depth K is the sum over the last K steps of the
+    step's gradient divided by the probability that it is reached.
+    """
+    weights = torch.tensor(inverse_probabilities(len(exact), least), dtype=exact.dtype)
+    estimates = (weights[:, None] * exact).flip(0).cumsum(0)  # [T, P] by depth
+    return float(estimates[least - 1 :].double().square().sum(1).mean())
+
+
+def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> Families:
+    """Statistics of `batches` batches, or of as many, but 8 at least, as `patience_s` allows."""
+    families = Families(len(subject.schedule), len(subject.groups), exact)
+    started = time.monotonic()
+    for number in range(batches):
+        reinforce = reinforce_by_step(subject, number)
+        families.add(exact_by_step(subject, number) if exact else torch.zeros_like(reinforce), reinforce)
+        if number + 1 >= LEAST_BATCHES and time.monotonic() - started > patience_s:
+            break
+    return families

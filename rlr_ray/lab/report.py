@@ -15,19 +15,19 @@ import pyarrow.parquet
 import yaml
 from rich.table import Table
 
-from rlr_ray.config import RunConfig
-from rlr_ray.disk import replace_file
+from rlr_ray.config.run import RunConfig
+from rlr_ray.lab.compare import Result
+from rlr_ray.lab.cost import Probe
 from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
-from rlr_ray.lab.probe import Probe
 from rlr_ray.lab.reference import Reference
-from rlr_ray.lab.run import Result
+from rlr_ray.utils.files import replace_file
 
 if TYPE_CHECKING:
     from rlr_ray.lab.certificate import Certified
+from matplotlib import pyplot
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 def certificate_table(rows: Sequence[Certified]) -> Table:

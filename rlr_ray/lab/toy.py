@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rlr_ray.core.chain import Conditioning, Trajectory, sample_chain
 from rlr_ray.core.gradient import Chains
+from rlr_ray.core.sampler import Conditioning, Trajectory, sample_chain
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.models.schedulers import schedule_of
 

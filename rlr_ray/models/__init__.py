@@ -5,18 +5,14 @@ A family's file is imported when it is asked for: diffusers and PEFT take second
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from rlr_ray.core.chain import Conditioning
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.schedule import Schedule
-from rlr_ray.errors import UserError
 
 
 class Model(Protocol):
@@ -41,29 +37,6 @@ class Model(Protocol):
     def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...
 
     def load_adapter(self, folder: Path) -> Tensor: ...  # theta [P] that was saved in the folder
-
-
-def available_models() -> list[str]:
-    """Names of the models in this folder; imports every family."""
-    return [name for name in _files() if hasattr(importlib.import_module(f"{__name__}.{name}"), "load")]
-
-
-def _files() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
-
-
-def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
-    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
-    family: Any = importlib.import_module(f"{__name__}.{config.name}") if config.name in _files() else None
-    if not hasattr(family, "load"):
-        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
-    model: Model = family.load(config, adapter, sampler, device)
-    return model
-
-
-def frames_a_second(name: str) -> int:
-    """Of the videos that the model of this name was trained on: its file's FRAMES_A_SECOND."""
-    return int(getattr(importlib.import_module(f"{__name__}.{name}"), "FRAMES_A_SECOND", 8))
 
 
 def module_bytes(module: object) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from rlr_ray.errors import UserError
 
@@ -93,3 +96,57 @@ def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+class ParameterVector:
+    """The order and shapes of named tensors inside one vector theta of P numbers."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:  # [P]
+        """Copy the named tensors into one vector."""
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.shapes])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views into theta by name, each in its own shape; gradients flow back to theta.
+
+        Theta is [P], or [B, P]: then the views are [B, ...].
+        """
+        named = zip(self.shapes.items(), theta.split(self.sizes, dim=-1), strict=True)
+        return {name: part.view(*theta.shape[:-1], *shape) for (name, shape), part in named}
+
+
+class PerChainLinear(nn.Linear):
+    """A linear layer without bias; its weight is [out, in], or [B, out, in] for inputs [B * m, ..., in].
+
+    A chain's m rows stand together, as wherever a model folds frames or pixels into its batch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return linear(input, self.weight)
+        chains, rows = len(self.weight), len(input)
+        assert rows % chains == 0, f"{rows} rows do not belong to {chains} chains"
+        own = input.reshape(chains, -1, input.shape[-1]) @ self.weight.mT
+        return own.view(*input.shape[:-1], -1)
+
+
+def take_per_chain_weights(module: nn.Module) -> bool:
+    """Let the LoRA layers inside take weights of each chain's own; False if some trained number is not of such layers.
+
+    Those are LoRA on linear layers. What else PEFT has (convolutions, DoRA, biases, other adapters) has weights that
+    only `torch.func.vmap` can run in one batch, at a higher price.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, LoraLinear) and not layer.lora_variant]
+    pairs = [part for layer in layers for parts in (layer.lora_A, layer.lora_B) for part in parts.values()]
+    taking = [part for part in pairs if type(part) is nn.Linear and part.bias is None]
+    if {id(part.weight) for part in taking} != {id(one) for one in module.parameters() if one.requires_grad}:
+        return False
+    for part in taking:
+        part.__class__ = PerChainLinear  # its weight stays where it is, under its name
+    return True

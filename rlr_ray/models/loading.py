@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import transformers
 
 from rlr_ray.errors import UserError
+from rlr_ray.models import Model, families
 
 FAMILIES = {  # model.name by the class of a pipeline
     "StableDiffusionPipeline": "stable_diffusion",
@@ -97,3 +100,26 @@ def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] =
         return family.from_pretrained(source, dtype=dtype, **left_out | options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
+
+
+def available_models() -> list[str]:
+    """Names of the models in this folder; imports every family."""
+    return [name for name in _files() if hasattr(importlib.import_module(f"{families.__name__}.{name}"), "load")]
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(families.__path__)]
+
+
+def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
+    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
+    family: Any = importlib.import_module(f"{families.__name__}.{config.name}") if config.name in _files() else None
+    if not hasattr(family, "load"):
+        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
+    model: Model = family.load(config, adapter, sampler, device)
+    return model
+
+
+def frames_a_second(name: str) -> int:
+    """Of the videos that the model of this name was trained on: its file's FRAMES_A_SECOND."""
+    return int(getattr(importlib.import_module(f"{families.__name__}.{name}"), "FRAMES_A_SECOND", 8))

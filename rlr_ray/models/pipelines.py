@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from rlr_ray.core.chain import Conditioning
-from rlr_ray.core.parameters import ParameterVector
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
-from rlr_ray.models.adapters import add_adapter, save_peft, set_adapter, trainable
-from rlr_ray.models.per_chain import take_per_chain_weights
-from rlr_ray.models.recompute import recomputed
+from rlr_ray.models.adapters import (
+    ParameterVector,
+    add_adapter,
+    save_peft,
+    set_adapter,
+    take_per_chain_weights,
+    trainable,
+)
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -229,3 +234,14 @@ class PipelineModel(ABC):
                 "with which it was saved"
             )
         return {name.removeprefix(prefix): value for name, value in saved.items()}
+
+
+def recomputed(block: nn.Module, *arguments: Any) -> Any:
+    """Run a block, and again for its gradient, both times with the parameters that it has now.
+
+    Inside a `functional_call` these are not the module's own. Torch's checkpointing alone would take its own ones the
+    second time, when that call is over, and the gradient would silently be of other values.
+    """
+    now: dict[str, Tensor] = dict(block.named_parameters())
+    call = functools.partial(functional_call, block, now, tie_weights=False)
+    return checkpoint(call, arguments, use_reentrant=False, preserve_rng_state=False)

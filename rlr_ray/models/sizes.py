@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import transformers
 from torch import nn
 
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
-from rlr_ray.config import RunConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.loading import FAMILIES, refuse_other_class, source_of
 from rlr_ray.models.pipelines import PipelineModel
+from rlr_ray.rewards.mixture import view_of
+from rlr_ray.utils.memory import GIB
 
 _META = torch.device("meta")
 _EMBEDDED = {  # family and path by model.name
@@ -132,10 +135,51 @@ def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
 
 def _class_of(name: str) -> Any:
     """The PipelineModel of a family's file."""
-    module = importlib.import_module(f"rlr_ray.models.{name}")
+    module = importlib.import_module(f"rlr_ray.models.families.{name}")
     own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     return next(kind for kind in own if issubclass(kind, PipelineModel))
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def describe_sizes(config: RunConfig) -> str:
+    """What the model, the adapter and a chain take in memory, as far as the pipeline's config files tell.
+
+    Raises UserError if model and adapter do not go together, or if half order may end at a step without noise.
+    """
+
+    unmeasured = (
+        "not known without a measurement: activations of denoiser, VAE and reward, and the reward's own weights; "
+        "`rlr-ray plan` and `rlr-ray lab` measure memory, memory_budget_gib holds a run to a limit"
+    )
+    try:
+        sizes = sizes_of(config)
+    except Unknown as unknown:
+        return f"sizes: unknown; {unknown}\n{unmeasured}"
+    model, dtype = sizes.model, config.model.dtype
+    if config.estimator.preset != "auto":
+        config.plan_shape.check_noise(model.schedule)
+    for label, reward in {**config.rewards, **config.evaluation.judges}.items():
+        view_of(label, reward, model.frames)
+    latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size
+    rows = {**sizes.parts, "together": tuple(map(sum, zip(*sizes.parts.values(), strict=True)))}
+    width = max(map(len, rows))
+    trained = f"{sizes.trained:,} numbers in {model.trained}"
+    return "\n".join(
+        [
+            f"sizes, from the pipeline's config files, weights in {dtype}, in every process that draws pictures:",
+            *(f"  {name:{width}}  {count:>16,} parameters  {_size(size)}" for name, (count, size) in rows.items()),
+            f"trained: {trained} (P), float32: {_size(4 * sizes.trained)}; AdamW's state {_size(8 * sizes.trained)}",
+            f"latent: {' x '.join(map(str, model.latent_shape))}, float32; a chain of {steps} steps, with its noises, "
+            f"{_size((2 * steps + 1) * latent)}; {chunk} at once (train.chunk_size): "
+            f"{_size(chunk * (2 * steps + 1) * latent)}",
+            unmeasured,
+        ]
+    )
+
+
+def _size(count: float) -> str:  # of bytes
+    unit, name = next((u, n) for u, n in ((GIB, "GiB"), (2**20, "MiB"), (1024, "KiB")) if count >= u / 10 or u == 1024)
+    return f"{count / unit:.2f} {name}"

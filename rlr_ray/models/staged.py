@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rlr_ray.core.chain import Conditioning
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.models import Model
 
 

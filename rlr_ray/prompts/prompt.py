@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlr_ray.dcot_config import STAGES
+from rlr_ray.config.estimator import STAGES
 from rlr_ray.errors import UserError
 
 TEXT = ("prompt", "prompts", "caption", "text")  # the first of these that a row has; the rest is for public lists

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.pixels import kind_of
+from rlr_ray.rewards.images import kind_of
 
 
 class Reward(Protocol):

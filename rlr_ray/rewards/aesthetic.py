@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.clip import Clip, load_clip
-from rlr_ray.rewards.weights import Source, linear_head
+from rlr_ray.rewards.hub import Source, linear_head
 
 _REPOSITORY = "openai/clip-vit-large-patch14"
 _HEAD_REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"

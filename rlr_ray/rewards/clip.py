@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlr_ray.rewards.pixels import prepared
-from rlr_ray.rewards.weights import Source
+from rlr_ray.rewards.hub import Source
+from rlr_ray.rewards.images import prepared
 
 _TOKENIZER = "vocab.json or tokenizer.json"
 

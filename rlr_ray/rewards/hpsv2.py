@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.clip import Clip, load_tokenizer
-from rlr_ray.rewards.pixels import padded
-from rlr_ray.rewards.weights import Source
+from rlr_ray.rewards.hub import Source
+from rlr_ray.rewards.images import padded
 
 _REPOSITORY, _TOKENIZER = "xswu/HPSv2", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}

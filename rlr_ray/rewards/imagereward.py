@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlr_ray.rewards.pixels import prepared
-from rlr_ray.rewards.weights import Source, linear_head
+from rlr_ray.rewards.hub import Source, linear_head
+from rlr_ray.rewards.images import prepared
 
 _REPOSITORY, _TOKENIZER = "zai-org/ImageReward", "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's scores, from the official code

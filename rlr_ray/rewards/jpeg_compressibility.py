@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.rewards.pixels import pictures
+from rlr_ray.rewards.images import pictures
 
 _QUALITY = 95
 

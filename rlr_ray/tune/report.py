@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import html
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rlr_ray.disk import replace_file
-from rlr_ray.page import drawn, page, table
-from rlr_ray.tune.config import TuneConfig
-from rlr_ray.tune.figures import cell, figures, short
-from rlr_ray.tune.results import Row, best_rows
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+
+from rlr_ray.config.tune import TuneConfig
+from rlr_ray.loggers.page import drawn, page, table
+from rlr_ray.tune.results import Row, best_rows, plain
+from rlr_ray.utils.files import replace_file
 
 
 def write_report(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> None:
@@ -53,3 +57,137 @@ def _found(row: Row) -> list[str]:
 
 def _values(config: TuneConfig, row: Row) -> list[str]:
     return [cell(row["point"][key]) for key in config.space]
+
+
+LENGTH = "estimator.sub_chain.length"  # the key of h
+_COLORS = qualitative.D3
+_SYMBOLS = {"finished": "circle", "stopped early": "circle-open"}
+
+
+def figures(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> dict[str, go.Figure]:
+    """By title. `lengths`: the closed form's h* by budget."""
+    drawn = {"Reward against memory": _pareto(config, rows)}
+    drawn |= {f"Reward over {key}": _over(config, rows, key) for key in config.space}
+    drawn["All keys at once"] = _parallel(config, rows)
+    if LENGTH in config.space:
+        drawn["Length of the sub-chain for each budget"] = _lengths(config, rows, lengths)
+    return drawn
+
+
+def short(key: str) -> str:
+    return key.split(".", 1)[-1]
+
+
+def cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(plain(value))
+
+
+def _measured(rows: Sequence[Row], budget: float | None = None) -> list[Row]:
+    found = [row for row in rows if row["status"] in _SYMBOLS and row["peak_gib"] is not None]
+    return [row for row in found if budget in (None, row["budget_gib"])]
+
+
+def _points(config: TuneConfig, rows: Sequence[Row], key: str | None) -> list[go.Scatter]:
+    """Each budget's trials over a key, or over their peak memory; open circles were stopped early."""
+    traces = []
+    for number, budget in enumerate(config.budgets_gib):
+        own = _measured(rows, budget)
+        traces.append(
+            go.Scatter(
+                x=[row["peak_gib"] if key is None else plain(row["point"][key]) for row in own],
+                y=[row["reward"] for row in own],
+                error_y={"array": [row["reward_se"] for row in own], "thickness": 1},
+                mode="markers",
+                name=f"{budget:g} GiB",
+                marker={
+                    "size": 9,
+                    "color": _COLORS[number % len(_COLORS)],
+                    "symbol": [_SYMBOLS[row["status"]] for row in own],
+                },
+                text=[_hover(row) for row in own],
+            )
+        )
+    return traces
+
+
+def _hover(row: Row) -> str:
+    point = "<br>".join(f"{short(key)} {cell(value)}" for key, value in row["point"].items())
+    return f"{row['trial']}, {row['status']}<br>{point}"
+
+
+def _pareto(config: TuneConfig, rows: Sequence[Row]) -> go.Figure:
+    figure = go.Figure(_points(config, rows, None))
+    front, highest = [], float("-inf")
+    for row in sorted(
+        (row for row in _measured(rows) if row["status"] == "finished"),
+        key=lambda row: (row["peak_gib"], -row["reward"]),
+    ):
+        if row["reward"] > highest:
+            highest = row["reward"]
+            front.append(row)
+    figure.add_scatter(
+        x=[row["peak_gib"] for row in front],
+        y=[row["reward"] for row in front],
+        mode="lines+markers",
+        line={"shape": "hv", "color": "#888"},
+        marker={"size": 15, "symbol": "circle-open", "color": "#888"},
+        name="Pareto front",
+    )
+    for budget in config.budgets_gib:
+        figure.add_vline(budget, line_dash="dot", annotation_text=f"{budget:g} GiB")
+    _add_untrained(figure, rows)
+    return figure.update_layout(xaxis_title="peak memory, GiB", yaxis_title="held-out reward ± standard error")
+
+
+def _add_untrained(figure: go.Figure, rows: Sequence[Row]) -> None:
+    """A line at the base model's reward, if all trials are judged on the same chains."""
+    before = {round(row["reward"] - row["gain"], 5) for row in rows if row["gain"] is not None}
+    if len(before) == 1:
+        figure.add_hline(before.pop(), line_dash="dash", line_color="#bbb", annotation_text="base model")
+
+
+def _logarithmic(config: TuneConfig, key: str) -> bool:
+    return any(name.startswith("log") for name in config.space[key])
+
+
+def _over(config: TuneConfig, rows: Sequence[Row], key: str) -> go.Figure:
+    figure = go.Figure(_points(config, rows, key))
+    figure.update_xaxes(title=key, type="log" if _logarithmic(config, key) else None)
+    _add_untrained(figure, rows)
+    return figure.update_layout(yaxis_title="held-out reward ± standard error")
+
+
+def _parallel(config: TuneConfig, rows: Sequence[Row]) -> go.Figure:
+    """A line a trial across all keys, its reward and its peak."""
+    found: list[Row] = _measured(rows)
+    dimensions = [_axis([plain(row["point"][key]) for row in found], _logarithmic(config, key)) for key in config.space]
+    dimensions = [{"label": short(key)} | axis for key, axis in zip(config.space, dimensions, strict=True)]
+    dimensions += [{"label": name, "values": [row[name] for row in found]} for name in ("peak_gib", "reward")]
+    line = {"color": [row["reward"] for row in found], "colorscale": "Viridis", "showscale": True}
+    return go.Figure(go.Parcoords(dimensions=dimensions, line=line)).update_layout(margin_t=80)
+
+
+def _axis(values: Sequence[Any], logarithmic: bool) -> dict[str, Any]:
+    """Places on an axis of parallel coordinates, which knows numbers on a linear scale alone."""
+    if not all(isinstance(value, int | float) for value in values):
+        texts = sorted({str(value) for value in values})
+        return {
+            "values": [texts.index(str(value)) for value in values],
+            "tickvals": list(range(len(texts))),
+            "ticktext": texts,
+        }
+    if not logarithmic:
+        return {"values": list(values)}
+    places = [math.log10(value) for value in values]
+    ticks = sorted({*places}) if len({*places}) < 6 else [min(places), (min(places) + max(places)) / 2, max(places)]
+    return {"values": places, "tickvals": ticks, "ticktext": [f"{10**tick:.2g}" for tick in ticks]}
+
+
+def _lengths(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> go.Figure:
+    """The best h of each budget's finished trials beside the closed form's."""
+    best = best_rows(config, rows)
+    found = {budget: row["point"][LENGTH] for budget, row in best.items()}
+    figure = go.Figure(go.Scatter(x=list(found), y=list(found.values()), mode="lines+markers", name="best measured h"))
+    drawn = {"mode": "lines+markers", "line_dash": "dash", "name": "h* of the closed form (the paper's equation 8)"}
+    figure.add_scatter(x=list(lengths), y=list(lengths.values()), **drawn)
+    return figure.update_layout(xaxis_title="memory budget, GiB", yaxis_title="sub-chain length h")

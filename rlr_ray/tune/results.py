@@ -12,10 +12,10 @@ import pyarrow.parquet
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from rlr_ray.disk import replace_file
-from rlr_ray.recipes import parse_config
-from rlr_ray.tune.config import TuneConfig, base_values
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.tune import TuneConfig, base_values
 from rlr_ray.tune.trial import over_budget, run_of
+from rlr_ray.utils.files import replace_file
 
 Row = dict[str, Any]
 _FACTS = ("reward", "reward_se", "gain", "gain_se", "judge_after", "updates", "cost", "evaluation", "theta_sha256")

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,24 +16,29 @@ import numpy
 import ray
 from ray import tune
 from ray.exceptions import RayTaskError
+from ray.tune import Callback
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
-from rlr_ray.cluster.folder import enter
 from rlr_ray.cluster.launch import connected, on_worker
-from rlr_ray.cluster.placement import bundles_of, missing_of
-from rlr_ray.cluster_config import ClusterConfig, Resources
-from rlr_ray.config import RunConfig
-from rlr_ray.disk import replace_file
-from rlr_ray.engine import Built
+from rlr_ray.cluster.resources import bundles_of, enter, missing_of
+from rlr_ray.config.cluster import ClusterConfig, Resources
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.config.tune import TuneConfig, base_values
 from rlr_ray.lab.planner import Planner
-from rlr_ray.recipes import parse_config
-from rlr_ray.tune.config import TuneConfig, base_values
-from rlr_ray.tune.estimates import Estimates, measured_parts
-from rlr_ray.tune.points import Points
-from rlr_ray.tune.progress import Progress
+from rlr_ray.train.engine import Built
+from rlr_ray.tune.points import Estimates, Points, measured_parts
 from rlr_ray.tune.results import Row, filtered_row, row_of
-from rlr_ray.tune.schedulers import scheduler_of
-from rlr_ray.tune.searcher import FittingSearch
-from rlr_ray.tune.trial import Trial
+from rlr_ray.tune.searcher import FittingSearch, domain
+from rlr_ray.tune.trial import Trial, over_budget
+from rlr_ray.utils.files import replace_file
 
 
 def search(
@@ -175,3 +181,66 @@ def _concurrent(base: RunConfig) -> int | None:
     while one and not missing_of(one * (count + 1), nodes):
         count += 1
     return count
+
+
+def scheduler_of(config: TuneConfig) -> TrialScheduler:
+    """By the number of evaluations, between which every trial spends the same."""
+    given, last = config.scheduler, config.evaluations
+    common: dict[str, Any] = {"time_attr": "evaluation", "metric": "reward", "mode": "max"}
+    if given.name == "asha":
+        halving = {"grace_period": min(given.grace, last), "reduction_factor": given.reduction_factor}
+        return ASHAScheduler(**common, **halving, max_t=last)
+    if given.name == "pbt":
+        perturbed = {key: values.get("choice") or domain(values) for key, values in config.space.items()}
+        common |= {"burn_in_period": given.grace, "perturbation_interval": 1}
+        common |= {"hyperparam_mutations": {"launch": {"point": perturbed}}}
+        return PopulationBasedTraining(**common, custom_explore_fn=functools.partial(_within_bounds, config))
+    if given.name == "hyperband":
+        return HyperBandScheduler(**common, max_t=last, reduction_factor=given.reduction_factor)
+    if given.name == "median":
+        return MedianStoppingRule(**common, grace_period=given.grace, min_samples_required=2)
+    return FIFOScheduler()
+
+
+def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:
+    point = mutated["launch"]["point"]
+    for key, given in config.space.items():
+        if "choice" not in given:
+            low, high = next(iter(given.values()))[:2]
+            point[key] = min(max(point[key], low), high)
+    return mutated
+
+
+class Progress(Callback):
+    """A line for each trial that ends. Ray Tune keeps it with the search, so it holds nothing that cannot be saved."""
+
+    def __init__(self, config: TuneConfig, budget_gib: float):
+        self.config, self.budget_gib, self.ended = config, budget_gib, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        at = result["evaluation"]
+        stopped = "" if at == self.config.evaluations else f", stopped at {at} of {self.config.evaluations} evaluations"
+        self._say(trial, f"reward {result['reward']:.3g} ± {result['reward_se']:.2g}{stopped}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        over = over_budget(parse_config(trial.config["launch"]["run"]))
+        if over is not None:
+            self._say(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
+        else:
+            self._say(trial, "failed; results.parquet and report.html will say why")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Ray Tune takes Ctrl-C for a search's end; here it ends all."""
+        if sys.exception() is None and any(trial.status not in ("TERMINATED", "ERROR") for trial in trials):
+            raise KeyboardInterrupt
+
+    def _say(self, trial: Any, words: str) -> None:
+        self.ended += 1
+        values = trial.config["launch"]["point"].items()
+        point = ", ".join(f"{key.split('.')[-1]} {_short(value)}" for key, value in values)
+        print(f"{self.budget_gib:g} GiB: {self.ended}/{self.config.trials}  {point}: {words}", flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

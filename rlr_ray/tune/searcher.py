@@ -6,20 +6,20 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from ray import cloudpickle as ray_pickle
+from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.tune import Distribution, TuneConfig
 from rlr_ray.errors import UserError
-from rlr_ray.recipes import parse_config
-from rlr_ray.tune.config import Distribution, TuneConfig
 from rlr_ray.tune.points import Point, Points
-from rlr_ray.tune.space import domain, grid
 from rlr_ray.tune.trial import over_budget
 
 _MORE = 1.01  # than what it got at its peak is what a run asked for that was refused
@@ -170,3 +170,15 @@ def _optuna(config: TuneConfig, seed: int) -> OptunaSearch:
     else:
         sampler = optuna.samplers.RandomSampler(seed=seed)
     return OptunaSearch(space, metric="reward", mode="max", sampler=sampler)
+
+
+def domain(given: Distribution) -> Any:
+    """Ray Tune's distribution of that name."""
+    (name, arguments), *_ = given.items()
+    return tune.choice(arguments) if name == "choice" else getattr(tune, name)(*arguments)
+
+
+def grid(space: Mapping[str, Distribution]) -> Iterator[Point]:
+    """Every point of a space of choices."""
+    for values in itertools.product(*(given["choice"] for given in space.values())):
+        yield dict(zip(space, values, strict=True))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import queue
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from rlr_ray.cluster.folder import enter
-from rlr_ray.config import RunConfig
-from rlr_ray.disk import replace_file
+from rlr_ray.cluster.resources import enter
+from rlr_ray.config.recipe import parse_config, put
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import OutOfMemory
-from rlr_ray.recipes import parse_config, put
-from rlr_ray.run_folder import RunFolder
-from rlr_ray.tune.apart import run_apart, run_here
-from rlr_ray.tune.estimates import cost_of_update
-from rlr_ray.tune.stepwise import Stepwise
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.tune.driver import run_apart, run_here
+from rlr_ray.tune.points import cost_of_update
+from rlr_ray.utils.files import replace_file
 
 _OVER = "over_budget.json"  # in the run's folder
 
@@ -120,3 +121,55 @@ class _Reporter:
     ) -> None:
         result = {"evaluation": evaluation, "updates": updates, "cost": updates * self.cost}
         self.report(result | {"reward": reward, "reward_se": error, "peak_gib": self.peak} | (facts or {}))
+
+
+class _Ended(BaseException):
+    """Raised in the work, at its report, so that it unwinds and frees what it holds."""
+
+
+class Stepwise:
+    """Runs `work`, which calls the function that it is given with each result, in a thread that waits in between."""
+
+    def __init__(self, work: Callable[[Callable[[Any], None]], None]):
+        self.work = work
+        self.results: queue.Queue[Any] = queue.Queue()
+        self.wanted = threading.Semaphore(0)
+        self.ending = False
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def next(self) -> Any:
+        """The work's next result, None at its end. Raises what the work raised."""
+        self.wanted.release()
+        if self.thread.ident is None:
+            self.thread.start()
+        result = self.results.get()
+        if self.error is not None:
+            raise self.error
+        return result
+
+    def end(self) -> None:
+        """Give up a work that waits at a report, and wait until it has unwound."""
+        self.ending = True
+        self.wanted.release()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._wait()
+            self.work(self._report)
+        except _Ended:
+            pass
+        except BaseException as error:
+            self.error = error
+        self.results.put(None)
+
+    def _report(self, result: Any) -> None:
+        self.results.put(result)
+        self._wait()
+
+    def _wait(self) -> None:
+        self.wanted.acquire()
+        if self.ending:
+            raise _Ended

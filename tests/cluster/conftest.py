@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from rlr_ray.engine import Engine
-from rlr_ray.loop import train
-from rlr_ray.run_folder import RunFolder
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
 from tests.runs import short_run
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rlr_ray.cluster_config import ClusterConfig
-from rlr_ray.recipes import load_config
+from rlr_ray.config.cluster import ClusterConfig
+from rlr_ray.config.recipe import load_config
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 LAUNCHER = ["cluster.yaml", "cluster.local.yaml"]
 KUBERAY = ["deploy/kuberay.yaml", "deploy/kuberay_job.yaml"]
 Config = dict[str, Any]

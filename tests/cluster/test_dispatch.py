@@ -13,8 +13,7 @@ import pytest
 
 from rlr_ray.cluster import dispatch
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.members import Fate, Member
+from rlr_ray.cluster.jobs import Fate, Member, Patience
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
 

@@ -19,18 +19,16 @@ from torch import Tensor
 
 from rlr_ray.cluster.batching import Answer, Asked, Batches
 from rlr_ray.cluster.launch import on_worker, run_on_ray
-from rlr_ray.cluster.placement import bundles_of
-from rlr_ray.cluster.preflight import room
-from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor
-from rlr_ray.cluster.reward_crew import rewards_apart
-from rlr_ray.cluster_config import ClusterConfig
-from rlr_ray.config import RunConfig
-from rlr_ray.engine import Engine
+from rlr_ray.cluster.resources import bundles_of, room
+from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor, rewards_apart
+from rlr_ray.config.cluster import ClusterConfig
+from rlr_ray.config.rewards import RewardActorsConfig, RewardConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.reward_config import RewardActorsConfig, RewardConfig
 from rlr_ray.rewards import load_reward
 from rlr_ray.rewards.mixture import Mixture
-from rlr_ray.run_folder import RunFolder
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.run_folder import RunFolder
 from tests.runs import short_run
 
 CPU = torch.device("cpu")

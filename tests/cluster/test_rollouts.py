@@ -12,15 +12,15 @@ import pytest
 import ray
 import torch
 
+from rlr_ray.cluster.coordinator import Mailbox
 from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.mailbox import Mailbox
 from rlr_ray.cluster.rollouts import RolloutPool, check_generator
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.engine import RolloutRequest
 from rlr_ray.errors import UserError
+from rlr_ray.train.engine import RolloutRequest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 REQUEST = RolloutRequest(3, PlanShape(4, 0, 0).draw(0), torch.arange(3.0), Directions(3, 0.1))

@@ -18,15 +18,15 @@ import pytest
 import yaml
 
 from rlr_ray.cluster.launch import run_on_ray
-from rlr_ray.engine import Engine
+from rlr_ray.config.estimator import merge
 from rlr_ray.errors import UserError
-from rlr_ray.loop import train
-from rlr_ray.presets import merge
-from rlr_ray.run_folder import RunFolder
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
 from tests.runs import RECIPE, short_run
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 Report = Callable[[dict[str, Any]], None]
 
 

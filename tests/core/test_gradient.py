@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Conditioning, denoise_step
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.terms import TermEstimate, average, mse_weight
+from rlr_ray.core.sampler import Conditioning, denoise_step
+from rlr_ray.core.weighting import TermEstimate, average, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, zeroth_order
 from rlr_ray.lab.toy import (
     PARAMETERS,

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from rlr_ray.core.place import softmax_of_norms
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.positions import softmax_of_norms
 from rlr_ray.lab.toy import toy_schedule
 
 

@@ -14,7 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from rlr_ray.config import SamplerConfig
+from rlr_ray.config.run import SamplerConfig
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models.schedulers import ddim_scheduler, flow_schedule_of, schedule_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rlr_ray.core.parameters import ParameterVector
 from rlr_ray.core.seeds import chain_noise, normal, permutation, seed_of
+from rlr_ray.models.adapters import ParameterVector
 
 
 def test_numbers_follow_from_their_names_alone() -> None:

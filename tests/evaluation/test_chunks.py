@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlr_ray.engine import Engine
-from rlr_ray.evaluate import evaluate
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.held_out import evaluate
 from tests.runs import short_run
 
 CHAINS = 43

@@ -10,9 +10,9 @@ import imageio.v3
 import pytest
 import torch
 
+from rlr_ray.config.recipe import parse_config
 from rlr_ray.errors import UserError
 from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table, weighted_average
-from rlr_ray.recipes import parse_config
 from tests.runs import RECIPE
 
 PROMPTS = ["a three moving left", 'a "four", moving: up?']

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config import RunConfig
-from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
+from rlr_ray.core.sampler import Trajectory, sample_chain
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.engine import Engine, RolloutRequest
-from rlr_ray.loop import Process, train, update
-from rlr_ray.run_folder import RunFolder
-from rlr_ray.state import TrainState
+from rlr_ray.train.engine import Engine, RolloutRequest
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
 from tests.runs import short_run
 
 pytestmark = pytest.mark.gpu

@@ -14,8 +14,8 @@ from torch import Tensor
 import rlr_ray.core.gradient as gradient
 import rlr_ray.lab.measure as measure
 from rlr_ray.cli import main
-from rlr_ray.core.chain import Trajectory
 from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates, worst_z
 

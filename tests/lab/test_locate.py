@@ -13,12 +13,12 @@ import yaml
 from torch import Tensor
 
 from rlr_ray.cli import main
-from rlr_ray.core.chain import Conditioning, Denoiser, sample_chain
+from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.engine import Engine
+from rlr_ray.core.sampler import Conditioning, Denoiser, sample_chain
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate
-from rlr_ray.lab.subject import subject_of
-from rlr_ray.recipes import load_config
+from rlr_ray.lab.measure import subject_of
+from rlr_ray.train.engine import Engine
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 BATCHES = 3  # of 40 chains
@@ -116,8 +116,8 @@ def located(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: Location, *sets: str
 ) -> tuple[str, dict[str, Any]]:
     """What the command says of such a range, and the keys that it proposes, which the recipe must take as said."""
-    monkeypatch.setattr("rlr_ray.dcot.command.forecasts", lambda *_: torch.zeros(11, 2))
-    monkeypatch.setattr("rlr_ray.dcot.command.locate", lambda *_: found)
+    monkeypatch.setattr("rlr_ray.cli.dcot.forecasts", lambda *_: torch.zeros(11, 2))
+    monkeypatch.setattr("rlr_ray.cli.dcot.locate", lambda *_: found)
     words = [word for key in ("cluster=none", *sets) for word in ("--set", key)]
     assert main(["dcot", "locate", "--config", RECIPE, *words, "--out", str(folder)]) == 0
     said, told = capsys.readouterr().out, json.loads((folder / "locate.json").read_text())["proposal"]

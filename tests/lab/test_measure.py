@@ -8,14 +8,13 @@ import math
 import pytest
 import torch
 
-from rlr_ray.core.chain import sample_chain
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.sampler import sample_chain
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.lab.certificate import toy_subject
-from rlr_ray.lab.families import gather, roulette_square
 from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
-from rlr_ray.lab.reference import exact_by_step, exact_reference
+from rlr_ray.lab.reference import exact_by_step, exact_reference, gather, roulette_square
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains
 
 SIZE = 10

@@ -13,14 +13,13 @@ import yaml
 
 import rlr_ray.lab.planner as planning
 from rlr_ray.cli import main
+from rlr_ray.config.recipe import load_config, parse_config
 from rlr_ray.errors import UserError
-from rlr_ray.lab.measure import estimate_batch
+from rlr_ray.lab.measure import candidate_of, estimate_batch
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
 from rlr_ray.lab.report import write_choice
-from rlr_ray.lab.subject import candidate_of
-from rlr_ray.memory import peak_bytes
-from rlr_ray.recipes import load_config, parse_config
+from rlr_ray.utils.memory import peak_bytes
 from tests.runs import RECIPE, short_run
 
 LENGTHS = (1, 2, 5, 8)  # bench/planner.py: all of 1 .. 8
@@ -118,7 +117,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(RECIPE | {"output_dir": "runs"}))
     few = lambda config, say, batches: planning.choose(config, say, 8)  # noqa: E731
-    monkeypatch.setattr("rlr_ray.commands.choose", few)
+    monkeypatch.setattr("rlr_ray.cli.lab.choose", few)
     return file
 
 

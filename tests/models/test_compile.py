@@ -12,8 +12,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.models import load_model
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.models.loading import load_model
 
 pytestmark = pytest.mark.system
 LORA = {"type": "LORA", "r": 2, "target_modules": ["attn2.to_out.0"]}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.models import load_model
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.models.loading import load_model
 from rlr_ray.rewards.digit_classifier import load_classifier
 from scripts.build_digits import accuracy, load_data, plain_samples, split_data
 

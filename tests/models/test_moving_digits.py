@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from rlr_ray.assets import MOVING_DIGITS
-from rlr_ray.recipes import load_config
+from rlr_ray.config.recipe import load_config
 from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, load_classifier
-from rlr_ray.sampler import Sampler, chain_rows
+from rlr_ray.train.engine import Sampler, chain_rows
 from scripts.build_moving_digits import CAPTIONS, accuracy, load_pipeline, plain_samples
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLES = 200
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.models import load_model
-from rlr_ray.models.per_chain import PerChainLinear
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.models.adapters import PerChainLinear
+from rlr_ray.models.loading import load_model
 
 LINEAR, CONVOLUTION = ["attn2.to_out.0", "to_q"], ["attn2.to_q", "conv1"]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.chain import Trajectory, sample_chain
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from rlr_ray.memory import peak_bytes
-from rlr_ray.models import load_model
+from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.models.loading import load_model
+from rlr_ray.utils.memory import peak_bytes
 from tests.models.tiny_flow import save_stable_diffusion_3
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_nothing_is_computed_again_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("digits", None, True, LORA)
     theta, calls = model.initial_theta, []
-    monkeypatch.setattr("rlr_ray.models.recompute.checkpoint", lambda *a, **k: calls.append(a) or a[0](a[1]))
+    monkeypatch.setattr("rlr_ray.models.pipelines.checkpoint", lambda *a, **k: calls.append(a) or a[0](a[1]))
     start = chains(model, theta)
     with torch.no_grad():
         model(theta.expand(2, -1), start.latents[0], 500.0, start.conditioning)  # as rollouts do

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from rlr_ray.cli import main
-from rlr_ray.config import RunConfig
-from rlr_ray.describe import describe_sizes
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models import load_model, module_bytes
-from rlr_ray.models.sizes import sizes_of
+from rlr_ray.models import module_bytes
+from rlr_ray.models.loading import load_model
+from rlr_ray.models.sizes import describe_sizes, sizes_of
 from tests.models.tiny_flow import save_flux, save_stable_diffusion_3
 from tests.models.updates import recipe
 

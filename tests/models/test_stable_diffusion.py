@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.chain import sample_chain
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.sampler import sample_chain
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
-from rlr_ray.models import available_models, load_model
-from rlr_ray.models.stable_diffusion import StableDiffusion
+from rlr_ray.models.families.stable_diffusion import StableDiffusion
+from rlr_ray.models.loading import available_models, load_model
 from tests.models.updates import recipe, twenty_updates
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]

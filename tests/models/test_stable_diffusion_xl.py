@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.chain import sample_chain
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.sampler import sample_chain
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
-from rlr_ray.models import load_model
+from rlr_ray.models.loading import load_model
 from tests.models.updates import recipe, twenty_updates
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]

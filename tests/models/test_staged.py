@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chain import Trajectory, sample_chain
 from rlr_ray.core.first_order import step_gradients
+from rlr_ray.core.sampler import Trajectory, sample_chain
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.models.staged import Staged
-from rlr_ray.surrogate import OnlineSurrogate
+from rlr_ray.train.surrogate import OnlineSurrogate
 from tests.models.test_stable_diffusion import SEEDS, load, plain_pipeline, some_theta
 
 TRIPLES = [

@@ -22,12 +22,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlr_ray.config import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.chain import sample_chain
+from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.sampler import sample_chain
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
-from rlr_ray.memory import peak_bytes
-from rlr_ray.models import load_model
+from rlr_ray.models.loading import load_model
+from rlr_ray.utils.memory import peak_bytes
 from tests.models.tiny_flow import TOKENS
 from tests.models.tiny_video import save_animatediff, save_motion_adapter, save_stable_diffusion, save_wan
 from tests.models.updates import recipe, twenty_updates

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlr_ray.config import RunConfig
-from rlr_ray.engine import Engine
-from rlr_ray.loop import train
-from rlr_ray.presets import merge
-from rlr_ray.recipes import parse_config
-from rlr_ray.run_folder import RunFolder
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
 
 
 def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from rlr_ray.rewards.pixels import prepared
+from rlr_ray.rewards.images import prepared
 from tests.rewards import tiny
 
 PROMPTS = ["a handwritten two", "seven", "nine and a handwritten three"]

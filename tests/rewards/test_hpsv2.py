@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.pixels import normalised
+from rlr_ray.rewards.images import normalised
 from tests.rewards import tiny
 
 PROMPTS = ["a handwritten two", "seven", "nine and a handwritten three"]

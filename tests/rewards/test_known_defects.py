@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil
 
 from rlr_ray.rewards import available_rewards, is_differentiable, is_video, score
 from rlr_ray.rewards.digit_classifier import WORDS
-from rlr_ray.rewards.pixels import pictures
+from rlr_ray.rewards.images import pictures
 from tests.rewards import tiny
 from tests.rewards.servers import brightness, pixels, server
 

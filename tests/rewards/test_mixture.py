@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.rewards import RewardActorsConfig, RewardConfig
 from rlr_ray.errors import UserError
-from rlr_ray.recipes import parse_config
-from rlr_ray.reward_config import RewardActorsConfig, RewardConfig
 from rlr_ray.rewards.mixture import Mixture
 from tests.runs import RECIPE
 

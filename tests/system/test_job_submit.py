@@ -25,7 +25,7 @@ from tests.system.derive import free_ports
 
 pytest.importorskip("aiohttp_cors", reason="needs ray[default]: pip install -e '.[cluster]'")
 pytestmark = pytest.mark.system
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 
 

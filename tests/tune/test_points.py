@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 
-from rlr_ray.config import RunConfig
-from rlr_ray.core.budget import Line, MemoryModel
-from rlr_ray.engine import Engine
+from rlr_ray.config.run import RunConfig
+from rlr_ray.config.tune import load_tune_config
 from rlr_ray.errors import UserError
-from rlr_ray.lab.probe import Probe
-from rlr_ray.loop import Process, update
-from rlr_ray.memory import GIB, peak_bytes
-from rlr_ray.state import TrainState
-from rlr_ray.tune.config import load_tune_config
-from rlr_ray.tune.estimates import Estimates, cost_of_update, measured_parts
-from rlr_ray.tune.points import Points
+from rlr_ray.lab.cost import Line, MemoryModel, Probe
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+from rlr_ray.tune.points import Estimates, Points, cost_of_update, measured_parts
 from rlr_ray.tune.trial import run_of
-from tests.tune.test_tune_config import SECONDS, written
+from rlr_ray.utils.memory import GIB, peak_bytes
+from tests.config.test_tune import SECONDS, written
 
 # A step of a sub-chain takes 1 GiB, all else is free of charge.
 MODEL = MemoryModel(0.0, 0.0, Line(0, 0), Line(0, 0), Line(GIB, GIB), 0.0)

@@ -10,15 +10,15 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from rlr_ray.cli.tune import _begin
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.tune import TuneConfig, load_tune_config
 from rlr_ray.errors import UserError
-from rlr_ray.recipes import load_config
-from rlr_ray.tune.command import _begin
-from rlr_ray.tune.config import TuneConfig, load_tune_config
-from rlr_ray.tune.progress import Progress
 from rlr_ray.tune.report import write_report
 from rlr_ray.tune.results import best_rows, filtered_row, write_results
+from rlr_ray.tune.search import Progress
+from tests.config.test_tune import written
 from tests.runs import small_run
-from tests.tune.test_tune_config import written
 
 K = "estimator.first_order_steps"
 

@@ -20,10 +20,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlr_ray.cli import main
-from rlr_ray.presets import merge
-from rlr_ray.tune.config import TuneConfig, load_tune_config
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.tune import TuneConfig, load_tune_config
+from tests.config.test_tune import ROOT, written
 from tests.runs import RECIPE, SMALL
-from tests.tune.test_tune_config import ROOT, written
 
 H, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 SPACE = {H: {"choice": [1, 2, 3]}, SCALE: {"loguniform": [0.001, 1.0]}}
@@ -211,7 +211,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # as if all were alike, so that the greedy one is not left out, as it is otherwise
-        patch.setattr("rlr_ray.tune.estimates._parts_of", lambda run: "all")
+        patch.setattr("rlr_ray.tune.points._parts_of", lambda run: "all")
         names = ["digits", "some:Greedy", "some:Odd"]
         rows = real(folder, space={"reward.name": {"choice": names}}, budgets_gib=[0.05], trials=3)
     assert nothing_left()

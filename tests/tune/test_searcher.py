@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlr_ray.recipes import parse_config
-from rlr_ray.tune.config import load_tune_config
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.tune import load_tune_config
 from rlr_ray.tune.points import Points
 from rlr_ray.tune.searcher import FittingSearch
+from tests.config.test_tune import written
 from tests.tune.test_points import KNOWN, H
-from tests.tune.test_tune_config import written
 
 SCALE = "estimator.zeroth_order.scale"
 TOP = math.log10(0.03)

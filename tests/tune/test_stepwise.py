@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rlr_ray.tune.stepwise import Stepwise
+from rlr_ray.tune.trial import Stepwise
 
 
 def test_results_come_one_by_one_and_the_work_waits_in_between() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rlr_ray.checkpoints import Checkpoints
-from rlr_ray.tune.apart import run_here
-from rlr_ray.tune.estimates import cost_of_update
+from rlr_ray.train.checkpoints import Checkpoints
+from rlr_ray.tune.driver import run_here
+from rlr_ray.tune.points import cost_of_update
 from rlr_ray.tune.trial import Trial, run_trial
 from tests.runs import small_run
 

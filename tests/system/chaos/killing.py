@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from rlr_ray.presets import merge
+from rlr_ray.config.estimator import merge
 from tests.runs import RECIPE
 
 ROOT = Path(__file__).parent.parent.parent.parent

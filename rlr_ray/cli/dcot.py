@@ -1,0 +1,151 @@
+"""`rlr-ray dcot expand` and `rlr-ray dcot locate`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from rlr_ray.cli.lab import standing
+from rlr_ray.config.estimator import SubChainConfig
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
+from rlr_ray.lab.compare import Laboratory
+from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, step_rows
+from rlr_ray.lab.report import steps_table, write_json
+from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
+from rlr_ray.prompts.load import load_prompts
+from rlr_ray.utils.memory import memory_errors
+
+_BATCHES = 8
+_SHARE = 5  # a range whose end is not seen has a fifth of the steps, as the paper's for hands
+
+
+def add_dcot_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_expand(commands.add_parser("expand", help="write a coarse, a mid and a fine prompt for each plain one"))
+    _add_locate(commands.add_parser("locate", help="measure which range of steps loses the reward"))
+
+
+def _add_expand(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", required=True, help="a file of plain prompts: .txt, .jsonl, .csv or .parquet")
+    parser.add_argument("--out", required=True, type=Path, help="the prompts file to write, or to go on with: .jsonl")
+    default = ", ".join(f"{stage}={text!r}" for stage, text in TEMPLATE.items())
+    parser.add_argument("--template", nargs="+", default=[], metavar="STAGE=TEXT", help=f"default: {default}")
+    parser.add_argument("--endpoint", metavar="URL", help="ask a language model at URL/chat/completions (OpenAI's API)")
+    parser.add_argument("--model", metavar="NAME", help="of the endpoint")
+    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the endpoint's key")
+    parser.set_defaults(command=expand_command)
+
+
+def expand_command(options: argparse.Namespace) -> None:
+    if options.out.suffix != ".jsonl":
+        raise UserError(f"--out {str(options.out)!r} ends in {options.out.suffix!r}; allowed: .jsonl")
+    console = Console(highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    template = parse_template(options.template)
+    triple_of = _endpoint(options) or functools.partial(fill, template)
+    prompts = load_prompts(options.prompts, say)
+    left, others = remaining(prompts, options.out)
+    done = len(prompts) - len(left)
+    if done:
+        say(f"{done} of {len(prompts)} prompts kept as they are in {options.out}; remove it to have them written anew")
+    if others:
+        say(f"{others} rows of other prompts stay in {options.out}")
+    rows = expand(left, triple_of)
+    try:
+        for row in track(rows, "prompts", len(left), console=console, disable=not console.is_terminal):
+            append_row(options.out, row)
+            done += 1
+    except UserError:
+        say(f"{done} of {len(prompts)} prompts are in {options.out}; the same command goes on from there")
+        raise
+    say(f"{len(prompts)} prompts: {options.out}")
+
+
+def _endpoint(options: argparse.Namespace) -> Endpoint | None:
+    if options.endpoint is None:
+        if options.model or options.api_key_env:
+            raise UserError("--model and --api-key-env belong to an endpoint; give --endpoint URL, or leave them out")
+        return None
+    if options.template or not options.model:
+        raise UserError("--endpoint asks a language model: give its name with --model, and no --template")
+    key = os.environ.get(options.api_key_env) if options.api_key_env else None
+    if options.api_key_env and not key:
+        raise UserError(f"--api-key-env {options.api_key_env!r} is not set in the environment; export it first")
+    return Endpoint(options.endpoint, options.model, key)
+
+
+def _add_locate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe: its model, reward and prompts are measured")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
+    parser.add_argument("--batches", type=int, default=_BATCHES, help=f"of chains (default {_BATCHES})")
+    parser.add_argument("--length", type=int, help="steps of a range whose end is not seen (default: a fifth of all)")
+    parser.add_argument("--out", type=Path, default=Path("locate"), help="folder of locate.json")
+    parser.set_defaults(command=locate_command)
+
+
+@memory_errors()
+def locate_command(options: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+    if options.batches < 1:
+        raise UserError(f"--batches is {options.batches}; allowed: 1 or more")
+    config = load_config(options.config, options.set)
+    steps = config.sampler.steps
+    length = max(steps // _SHARE, config.estimator.sub_chain.length, 1) if options.length is None else options.length
+    if steps < 3 or not 0 < length <= steps:
+        raise UserError(f"--length is {length} of {steps} steps; allowed: 1 to sampler.steps, which must be 3 or more")
+    laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
+    subject = laboratory.subject
+    rewards = forecasts(subject, options.batches)
+    rows, found = step_rows(rewards, subject.schedule), locate(rewards, length)
+    console.print(steps_table(f"Promised reward, {rewards.shape[1]} chains", rows))
+    proposal = None
+    if found is None:
+        console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
+    else:
+        proposal, why = _proposal(options, config, found, subject.schedule)
+        end = "" if found.recovers else f"; its end was not seen, so it has --length {length}"
+        console.print(f"steps {found.first}-{found.last} lose {found.loss:.3g} of the reward{end}", markup=False)
+        if why:
+            console.print(f"no sub-chain to place there: {why}", markup=False, soft_wrap=True)
+        for key, value in proposal.items():
+            console.print(f"{key}: {value}".replace("'", ""), markup=False, soft_wrap=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    told = {"chains": rewards.shape[1], "end": float(rewards[-1].mean()), "steps": rows, "proposal": proposal}
+    write_json(options.out / "locate.json", told | {"location": asdict(found) if found else None})
+    console.print(f"locate.json is in {options.out}", markup=False)
+
+
+def _proposal(
+    options: argparse.Namespace, config: RunConfig, found: Location, schedule: Schedule
+) -> tuple[dict[str, Any], str]:
+    """Keys with which the recipe loads, and why there is no sub-chain among them if there is none."""
+    dcot, given = {"dcot": bounds(found, config.sampler.steps)}, config.estimator.sub_chain
+    free, steps = free_steps(found, config.plan_shape, schedule), f"{found.first}-{found.last}"
+    if config.estimator.preset == "auto":
+        return dcot, "preset 'auto' chooses the plan"
+    if config.plan_shape.free_stop <= found.first:
+        return dcot, f"first order carries steps {steps} already"
+    if not free:
+        return dcot, f"the sampler adds no noise at those of steps {steps} that first order leaves"
+    count = min(given.count, len(free))
+    length = min(given.length or SubChainConfig().length, len(free) // count)
+    sub_chain: dict[str, Any] = {"place": [free[0], free[-1]], "length": length}
+    sub_chain |= {"count": count} if count != given.count else {}
+    try:
+        keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
+        keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]
+        load_config(options.config, [*options.set, *keys]).plan_shape.check_noise(schedule)
+    except UserError as error:
+        return dcot, str(error)
+    return {"estimator": {"sub_chain": sub_chain}} | dcot, ""

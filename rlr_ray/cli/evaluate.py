@@ -1,0 +1,178 @@
+"""`rlr-ray evaluate` and `rlr-ray sample`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from rlr_ray.config.recipe import load_config, run_config
+from rlr_ray.errors import UserError
+from rlr_ray.evaluation.bootstrap import unit
+from rlr_ray.evaluation.measure import (
+    BASE,
+    Measured,
+    chain_table,
+    comparisons,
+    measure,
+    save_chains,
+    save_pictures,
+    score_table,
+    summary,
+)
+from rlr_ray.evaluation.runs import finished_run, finished_runs, overrides_of, recipe_of
+from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
+from rlr_ray.lab.report import write_json
+from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
+from rlr_ray.train.engine import Sampler, chain_rows
+from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.files import disk_errors
+from rlr_ray.utils.memory import memory_errors
+
+_RUN = "a finished run: its name under output_dir, or its folder"
+_PROMPTS = "a file or a shipped list (default: the held-out prompts of the recipe)"
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUN)
+    parser.add_argument("--config", metavar="RECIPE", help="instead of the first run's own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
+    parser.add_argument("--chains", type=int, metavar="N", help="of each model (default: evaluation.chains)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the held-out chains of a run with seed N (default: chains of no run)"
+    )
+    parser.add_argument(
+        "--reward", action="append", default=[], metavar="LABEL[={KEYS}]", help="one more score, as under `rewards`"
+    )
+    parser.add_argument("--level", type=float, default=0.95, help="of the confidence intervals (default 0.95)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="of the results (default: evaluate in the first run)"
+    )
+    parser.add_argument(
+        "--vbench", type=Path, metavar="FOLDER", help="leave all videos there for VBench; or show the results it left"
+    )
+    parser.set_defaults(command=evaluate_command)
+
+
+@memory_errors()
+def evaluate_command(options: argparse.Namespace) -> None:
+    console = wide_console()
+    if not 0 < options.level < 1:
+        raise UserError(f"--level is {options.level:g}; allowed: between 0 and 1, e.g. 0.95")
+    runs = finished_runs(options.runs, options.set)
+    if options.vbench is not None and (known := read_results(options.vbench, [BASE, *(run.name for run in runs)])):
+        console.print(vbench_table(known))
+        console.print("read from the results of VBench there; nothing was sampled", markup=False)
+        return
+    config = recipe_of(options, runs)
+    keep = VBenchVideos(options.vbench, config) if options.vbench is not None else None
+    with _progress(console, config.evaluation.chains * (1 + len(runs))) as report:
+
+        def look(name: str, indices: range, images: Tensor) -> None:
+            if keep is not None:
+                keep(name, indices, images)
+            report(name, len(indices))
+
+        measured = measure(config, runs, look)
+    found = comparisons(measured, options.level)
+    folder = options.out or runs[0].folder / "evaluate"
+    with disk_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "chains.json", chain_rows(measured.seeds, measured.prompts))
+        save_chains(folder, measured)
+        save_pictures(folder, measured)
+        write_json(folder / "evaluate.json", summary(measured, found, options.level))
+    console.print(score_table(measured, found, options.level))
+    console.print(chain_table(measured))
+    console.print(_words(measured), markup=False, soft_wrap=True)
+    said = f"evaluate.json, evaluate.parquet, chains.json and grids are in {folder}"
+    console.print(said if keep is None else f"{said}\n{keep.next_step}", markup=False, soft_wrap=True)
+
+
+def _words(measured: Measured) -> str:
+    """What the numbers rest on."""
+    prompts = len(set(measured.groups))
+    lines = [
+        f"{len(measured.seeds)} chains of {prompts} prompts, --seed {measured.config.evaluation.seed}",
+        "intervals are bootstrapped over prompts, so they speak of prompts like these"
+        if unit(measured.groups) == "prompts"
+        else "intervals are bootstrapped over chains, so they speak of these prompts alone",
+    ]
+    lines += [
+        f"warning: {found.invalid} scores of {name} were not finite and were replaced"
+        for name, found in measured.found.items()
+        if found.invalid
+    ]
+    return "\n".join([*lines, *measured.notes])
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
+    """Yields what is to be called with every chunk's model and size."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("chains"), BarColumn(24))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(BASE, total=total)
+        yield lambda name, count: bar.update(task, advance=count, description=name)
+
+
+def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
+    parser.add_argument("--config", metavar="RECIPE", help="instead of a run: the base model of this recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="other pictures (default: the recipe's held-out chains)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the pictures (default: sample, in the run)")
+    parser.set_defaults(command=sample_command)
+
+
+@memory_errors()
+def sample_command(options: argparse.Namespace) -> None:
+    console = wide_console()
+    if (options.run is None) == (options.config is None):
+        raise UserError(
+            "sample draws from a run or from a recipe's base model; give RUN or --config RECIPE, one of them"
+        )
+    if options.count < 1:
+        raise UserError(f"--count is {options.count}; allowed: 1 or more")
+    overrides = [*options.set, *overrides_of(options)]
+    run = finished_run(options.run, options.set) if options.run else None
+    sampler = Sampler(run_config(run.folder, overrides) if run else load_config(options.config, overrides))
+    theta = sampler.model.load_adapter(run.folder) if run else sampler.model.initial_theta
+    folder = options.out or (run.folder if run else Path()) / "sample"
+    count = options.count * len(sampler.held_out_prompts)
+    with disk_errors(), _progress(console, count) as report:
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw(sampler, theta, folder, count, report)
+    console.print(f"{count} pictures, a grid of them and chains.json are in {folder}", markup=False, soft_wrap=True)
+
+
+def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Callable[[str, int], None]) -> None:
+    """A file a picture, a grid of the first evaluation.pictures, and what each was drawn from."""
+    size, shown = sampler.config.sampled_at_once, sampler.config.evaluation.pictures
+    rows, grid = [], []
+    for first in range(0, count, size):
+        indices = range(first, min(first + size, count))
+        images = sampler.sample(theta, indices)[1].cpu()
+        for index, row, image in zip(indices, chain_rows(*sampler.held_out(indices)), images, strict=True):
+            repeat, prompt = divmod(index, len(sampler.held_out_prompts))
+            row["file"] = save_picture(folder / f"{prompt:04d}_{_slug(row['prompt'])}_{repeat}", image).name
+            rows.append(row)
+        grid += list(to_show(images[: max(shown - first, 0)]))
+        report("pictures", len(indices))
+    save_grid(folder / "grid", torch.stack(grid))
+    write_json(folder / "chains.json", rows)
+
+
+def _slug(prompt: str) -> str:
+    """A prompt's letters and digits, as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "prompt"

@@ -1,0 +1,125 @@
+"""The commands `rlr-ray lab`, `rlr-ray plan` and `rlr-ray doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.lab.compare import Laboratory, compare
+from rlr_ray.lab.measure import LEAST_BATCHES
+from rlr_ray.lab.plans import default_plans, parse_plans
+from rlr_ray.lab.report import (
+    certificate_table,
+    lab_table,
+    profile_table,
+    write_json,
+    write_lab,
+)
+from rlr_ray.train.state import TrainState
+from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.files import load_sealed
+
+_COST = 20_000.0  # denoiser forwards a plan
+_BATCHES, _TOY_BATCHES = 40, 400
+
+
+def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--config", help="a YAML recipe: its model, reward and prompts are measured")
+    subject.add_argument("--model", choices=["toy"], help="toy: the unbiasedness certificate on an analytic chain")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
+    parser.add_argument(
+        "--plan", action="append", default=[], metavar="NAME={KEYS}", help="a plan to measure, as keys of `estimator`"
+    )
+    parser.add_argument("--only", action="store_true", help="the plans of --plan alone, without the usual ones")
+    parser.add_argument("--cost", type=float, help=f"denoiser forwards a plan (default {_COST:g})")
+    parser.add_argument("--batches", type=int, help="of the reference (default 400 for toy, else 40)")
+    parser.add_argument("--out", type=Path, default=Path("lab"), help="folder of lab.json, lab.parquet and lab.png")
+    parser.add_argument("--json", action="store_true", help="write no table, but lab.json to the terminal")
+    parser.set_defaults(command=lab_command)
+
+
+def lab_command(options: argparse.Namespace) -> int:
+    """0, or 1 if a plan of the certificate that claims to be unbiased is not."""
+    console = wide_console()
+    if options.batches is not None and options.batches < LEAST_BATCHES:
+        raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
+    if options.model == "toy":
+        return _certify(options, console)
+    _compare(options, console)
+    return 0
+
+
+def _certify(options: argparse.Namespace, console: Console) -> int:
+    from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates  # here: diffusers takes seconds to import
+
+    ignored = [name for name in ("set", "plan", "only", "at", "cost") if getattr(options, name)]
+    if ignored:
+        raise UserError(
+            f"--model toy measures plans of its own; leave out {', '.join('--' + name for name in ignored)}"
+        )
+    torch.set_num_threads(1)  # the toy's tensors are too small to share
+    rows = []
+    for candidate in toy_candidates():
+        rows.append(certify(candidate, options.batches or _TOY_BATCHES))
+        if not options.json:
+            verdict = "biased, as it says" if rows[-1].biased else "ok" if rows[-1].ok else "FAILED"
+            console.print(f"{candidate.name}: {verdict}", markup=False)
+    failed = [row.name for row in rows if not row.ok]
+    whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "lab.json", whole)
+    if options.json:
+        print((options.out / "lab.json").read_text("utf-8"), end="")
+    else:
+        console.print(certificate_table(rows))
+        console.print(f"failed: {', '.join(failed)}" if failed else f"every z-score is at most {LIMIT}", style="bold")
+    return 1 if failed else 0
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    config = load_config(options.config, options.set)
+    own = parse_plans(options.plan)
+    plans = own if options.only else default_plans(config) | own
+    if not plans:
+        raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
+    theta, guides = standing(options.at, config)
+    laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
+    quiet = lambda text: None if options.json else console.print(text, markup=False, soft_wrap=True)  # noqa: E731
+    cost = options.cost or _COST
+    reference, results, left_out = compare(laboratory, plans, cost, quiet)
+    if not results:
+        raise UserError(f"no plan works with this recipe: {'; '.join(left_out.values())}")
+    profile = laboratory.profile(reference)
+    write_lab(options.out, config, cost, reference, results, left_out, profile)
+    if options.json:
+        print((options.out / "lab.json").read_text("utf-8"), end="")
+        return
+    console.print(lab_table(results))
+    console.print(profile_table(profile))
+    console.print(f"lab.json, lab.parquet and lab.png are in {options.out}", markup=False)
+
+
+def standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Theta and the span of guided directions at a checkpoint; None, None at the start of a run."""
+    if checkpoint is None:
+        return None, None
+    if not Path(checkpoint).is_file():
+        raise UserError(
+            f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
+        )
+    try:
+        saved = load_sealed(Path(checkpoint), torch.device("cpu"))
+        state = TrainState(saved["theta"], config.train, config.estimator)
+        state.load_state_dict(saved)
+    except Exception as error:  # unpickling raises whatever it stumbles over
+        raise UserError(f"--at {checkpoint!r} is no checkpoint of a run: {error!r}") from error
+    return saved["theta"], state.directions().basis

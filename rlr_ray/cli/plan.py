@@ -1,0 +1,59 @@
+"""`rlr-ray plan`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.lab.measure import LEAST_BATCHES
+from rlr_ray.lab.planner import Choice, choose
+from rlr_ray.lab.report import (
+    choice_table,
+    choice_words,
+    write_choice,
+)
+from rlr_ray.utils.console import wide_console
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
+    parser.add_argument("--batches", type=int, help="for the variances (default: half a minute's, 64 at most)")
+    parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
+    parser.set_defaults(command=plan_command)
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    console = wide_console()
+    if options.memory_budget_gib is not None:
+        options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
+    if options.batches is not None and options.batches < LEAST_BATCHES:
+        raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
+    config = load_config(options.config, options.set)
+    choice = choose_plan(config, console, options.batches)
+    path = write_choice(options.out, config, choice)
+    console.print(choice_table(choice))
+    console.print(choice_words(choice), markup=False, soft_wrap=True)
+    console.print(f"recipe: {path}; run it with `rlr-ray train --config {path}`", markup=False, soft_wrap=True)
+    return 0
+
+
+def choose_plan(config: RunConfig, console: Console, batches: int | None = None) -> Choice:
+    """Measure which plan is best, on the device that will backpropagate."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    if config.cluster == "none":
+        return choose(config, say, batches)
+    if not config.cluster.worker.gpus and not config.apart:
+        return choose(config.on(0), say, batches)
+    from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
+
+    return choose_on_ray(config, config.cluster, batches, say)

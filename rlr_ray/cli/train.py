@@ -1,0 +1,131 @@
+"""`rlr-ray train`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from rlr_ray.cluster.run import run
+from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.recipe import config_of
+from rlr_ray.config.run import RunConfig
+from rlr_ray.loggers.terminal import progress
+from rlr_ray.models.sizes import describe_sizes
+from rlr_ray.prompts.load import describe_prompts
+from rlr_ray.train.engine import check_reward
+from rlr_ray.train.run_folder import RunFolder, locked
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="a YAML recipe, e.g. configs/digits.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with the run of this name, or with RUN, a name under output_dir or a folder, by its own recipe",
+    )
+    earlier.add_argument(
+        "--resume-or-start", action="store_true", help="the same if there is such a run, else start it"
+    )
+    earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
+    parser.set_defaults(command=train_command)
+
+
+def train_command(options: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+    config = config_of(options.config, options.set, options.resume)
+    check_reward(config)
+    prompts = describe_prompts(config)
+    if options.dry_run:
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
+        console.print(f"{describe_plan(config)}\n{prompts}\n{describe_sizes(config)}", markup=False, soft_wrap=True)
+        return
+    console.print(prompts, markup=False, soft_wrap=True)
+    with locked(config):
+        resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
+        _train(config, console, resume=resume, overwrite=options.overwrite)
+
+
+def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool) -> None:
+    """Run what nobody else runs now, after the plan is chosen if it is to be."""
+    if resume and config.estimator.preset == "auto":
+        from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
+
+        config = as_chosen(config, RunFolder(config).path)
+    RunFolder(config).check(resume=resume, overwrite=overwrite)
+    config, leave = _choose(config, console) if config.estimator.preset == "auto" else (config, _leave_nothing)
+    folder = RunFolder(config)
+
+    def begin() -> None:
+        folder.begin(resume=resume, leave=leave)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    say(describe_plan(config))
+    with progress(console, config.train.iterations) as report:
+        run(config, report, say, begin)
+    say(describe_results(folder))
+
+
+def describe_results(folder: RunFolder) -> str:
+    """What came of a finished run, and where to look."""
+    summary = folder.load_summary()
+    lines = [
+        f"report:   {folder.report}",
+        f"held-out reward {summary['reward_before']:.3f} -> {summary['reward_after']:.3f}: "
+        f"gain {summary['gain']:.3f} +- {summary['gain_se']:.3f} (standard error over paired seeds)",
+    ]
+    for label, scores in summary["scores"].items():
+        kind = "judge (never trained on)" if label in summary["judges"] else "reward"
+        change = f"{scores['gain']:+.3f} +- {scores['gain_se']:.3f}"
+        lines.append(f"{kind} {label}: {scores['before']:.3f} -> {scores['after']:.3f}: {change}")
+    if summary["kl"] is not None:
+        lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
+    if summary["kept_update"] < summary["steps"]:
+        lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
+    surrogate = summary["surrogate"]
+    if surrogate is not None:
+        lines.append(
+            f"surrogate: correlation {surrogate['correlation']:.2f} with the reward on chains that it had not learned "
+            f"from (median of the last quarter), used in {surrogate['share_of_updates']:.0%} of updates"
+        )
+    lines += [f"warning: {text}" for text in summary["warnings"]]
+    lines += [
+        f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "
+        f"on {summary['ran_on']}",
+        *(f"pictures: {path}" for path in sorted(folder.samples.glob("before_after.*"))),
+        f"curve:    {folder.path / 'reward_curve.png'}",
+        f"adapter:  {folder.path / summary['adapter']}",
+    ]
+    if not summary["adapter"].startswith("lora/"):
+        lines.append(
+            "          (in PEFT's own format, which diffusers' load_lora_weights does not read; "
+            "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder), or pipeline.transformer)"
+        )
+    return "\n".join(lines)
+
+
+def _choose(config: RunConfig, console: Console) -> tuple[RunConfig, Callable[[Path], Any]]:
+    """The config with the plan that measurement chose, and what leaves the choice in the run's folder."""
+    from rlr_ray.cli.plan import choose_plan
+    from rlr_ray.lab.plans import with_plan
+    from rlr_ray.lab.report import choice_words, write_choice
+
+    choice = choose_plan(config, console)
+    console.print(choice_words(choice), markup=False, soft_wrap=True)
+    chosen = with_plan(config, choice.best.keys)
+    return chosen, lambda folder: write_choice(folder, chosen, choice)
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Of a run whose plan is its recipe's."""

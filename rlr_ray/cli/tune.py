@@ -1,0 +1,83 @@
+"""`rlr-ray tune`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+
+import yaml
+from rich.console import Console
+
+from rlr_ray.config.recipe import parse_config, read_recipe
+from rlr_ray.config.tune import TuneConfig, base_values, load_tune_config
+from rlr_ray.errors import UserError
+from rlr_ray.utils.files import disk_errors, replace_file
+
+
+def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a search, e.g. tune_configs/digits.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the search")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the search of this name")
+    earlier.add_argument("--overwrite", action="store_true", help="delete the search of this name and start again")
+    parser.set_defaults(command=tune_command)
+
+
+def tune_command(options: argparse.Namespace) -> None:
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    config = load_tune_config(options.config, options.set)
+    parse_config(base_values(config))
+    _begin(config, resume=options.resume, overwrite=options.overwrite)
+    _run(config, say)
+
+
+def _run(config: TuneConfig, say: Callable[[str], None]) -> None:
+    # only here, so that all else works without Ray, Optuna and plotly
+    from rlr_ray.tune.report import write_report
+    from rlr_ray.tune.results import best_rows, write_results
+    from rlr_ray.tune.search import search
+
+    rows, lengths = search(config, say)
+    with disk_errors():
+        recipes = write_results(config, rows)
+        write_report(config, rows, lengths)
+    for budget in config.budgets_gib:
+        row = best_rows(config, rows).get(budget)
+        if row is None:
+            say(f"{budget:g} GiB: no trial finished within it; see why in {config.folder / 'results.parquet'}")
+        else:
+            say(f"{budget:g} GiB: best reward {row['reward']:.4g} ± {row['reward_se']:.2g} at {row['point']}")
+    say(f"report: {config.folder / 'report.html'}")
+    for recipe in recipes:
+        say(f"recipe: {recipe}; run it with `rlr-ray train --config {recipe}`")
+
+
+@disk_errors()
+def _begin(config: TuneConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make the search's folder. Raises UserError if another search's results would be lost or mixed with this one's."""
+    file = config.folder / "tune.yaml"
+    now = config.model_dump(mode="json") | {"base": read_recipe(config.base)}  # its keys, wherever it lies
+    if overwrite:
+        shutil.rmtree(config.folder, ignore_errors=True)
+    if file.is_file():
+        saved = read_recipe(str(file))
+        changed = sorted(key for key in now if now[key] != saved.get(key) and key != "output_dir")
+        if not resume:
+            raise UserError(
+                f"{config.folder} already holds a search; allowed: --resume to go on with it, --overwrite to start "
+                "again, or another --set name=..."
+            )
+        if changed:
+            raise UserError(
+                f"{config.folder} was begun with another {', '.join(changed)}; undo the change, or start a new search "
+                "with --set name=..."
+            )
+    elif resume:
+        raise UserError(f"{config.folder} holds no search to resume; leave out --resume, or set name and output_dir")
+    config.folder.mkdir(parents=True, exist_ok=True)
+    replace_file(file, lambda part: part.write_text(yaml.safe_dump(now, sort_keys=False), "utf-8"))

@@ -1,0 +1,160 @@
+"""What the driver and the leading worker tell each other. Imports nothing heavy: it is a process of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+if TYPE_CHECKING:
+    from rlr_ray.loggers import Report
+    from rlr_ray.train.loop import Say
+
+
+class Mailbox:
+    """Carries updates' rows, words and errors to the driver, and the crew of rollout actors to the leading worker."""
+
+    def __init__(self) -> None:
+        self.news: list[dict[str, Any] | str] = []
+        self.error: Exception | None = None  # a user's
+        self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
+        self.version = 0  # of the crew
+        self.begun = False  # the run's folder is made
+        self.furthest = -1  # the last update that came back
+        self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
+        self.awaited_since: float | None = None  # when workers were asked for that have not started yet
+        self.trouble = ""  # the traceback that ended the workers, since their last start
+
+    def put(self, news: dict[str, Any] | str) -> None:
+        """An update's row, or something to say."""
+        self.news.append(news)
+        if isinstance(news, dict) and news["step"] > self.furthest:
+            self.furthest, self.starts = news["step"], 0
+
+    def take(self) -> list[dict[str, Any] | str]:
+        news, self.news = self.news, []
+        return news
+
+    def begin(self) -> None:
+        """Note that the run's folder is made: workers may write there."""
+        self.begun = True
+
+    def has_begun(self) -> bool:
+        return self.begun
+
+    def start(self, size: int) -> tuple[int, str]:
+        """Note that so many workers start; how often they have since the last new update, and why they ended, if known.
+
+        Another number of workers is a resize, which is no failure.
+        """
+        self.starts, self.size = self.starts + 1 if size == self.size else max(self.starts, 1), size
+        trouble, self.trouble, self.awaited_since = self.trouble, "", None
+        return self.starts, trouble
+
+    def await_workers(self, text: str = "") -> None:
+        """Note that workers are to start from now on, and why, unless the run has failed."""
+        self.awaited_since = time.monotonic()
+        self.news += [text] if text and not self.error else []
+
+    def awaited_s(self) -> float:
+        """For how long workers that were to start have not."""
+        return 0.0 if self.awaited_since is None else time.monotonic() - self.awaited_since
+
+    def started(self) -> bool:
+        """Whether workers have their places, and the first rollout actors their engines."""
+        return self.begun and (self.starts > 0 or self.furthest >= 0)
+
+    def note_trouble(self, text: str) -> None:
+        """Keep a worker's traceback; the first counts, since one that ends takes the others with it."""
+        self.trouble = self.trouble or text
+
+    def fail(self, error: Exception) -> None:
+        """End the run with a user's error; the first one counts."""
+        self.error = self.error or error
+
+    def failure(self) -> Exception | None:
+        return self.error
+
+    def set_crew(self, crew: list[Any]) -> None:
+        self.crew = crew
+        self.version += 1
+
+    def crew_since(self, version: int) -> tuple[int, list[Any]] | None:
+        """The crew's version and reference; None if it is still that version."""
+        return None if version == self.version else (self.version, self.crew)
+
+
+_LOOK_S = 0.5  # between two looks into the mailbox
+_AWAITED_S = 60.0  # without a worker; then it is said, and again each time that it has doubled
+
+
+class _Forwarder:
+    def __init__(self, mailbox: ActorHandle, report: Report, say: Say, missing: Callable[[], str]):
+        self.mailbox, self.report, self.say, self.missing = mailbox, report, say, missing
+        self.due = _AWAITED_S
+
+    def forward(self) -> None:
+        try:
+            items, awaited = ray.get([self.mailbox.take.remote(), self.mailbox.awaited_s.remote()])
+        except RayActorError:  # the mailbox is lost: who asks it for the run's failure says so
+            return
+        for news in items:
+            self.say(news) if isinstance(news, str) else self.report(news)
+        if awaited > self.due:
+            self.say(f"no training worker has started for {awaited:.0f} s: {self.missing()}")
+            self.due *= 2
+        elif not awaited:
+            self.due = _AWAITED_S
+
+
+@contextmanager
+def forwarding(mailbox: ActorHandle, report: Report, say: Say, missing: Callable[[], str]) -> Iterator[None]:
+    """Hand on what the mailbox gets until the block ends; `missing` says what workers wait for that do not start."""
+    forwarder = _Forwarder(mailbox, report, say, missing)
+    try:
+        with repeating(forwarder.forward, _LOOK_S):
+            yield
+    finally:
+        forwarder.forward()
+
+
+Result = TypeVar("Result")
+
+
+def beside(act: Callable[[], Result]) -> Future[Result]:
+    """What `act` comes to, in a thread that does not outlive the process."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+@contextmanager
+def repeating(act: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `act` every so many seconds, in a thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,275 @@
+"""Whether the cluster can hold the run, before anything waits for it; and the room it then keeps."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import socket
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import ray
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from rlr_ray.cluster.coordinator import repeating
+from rlr_ray.config.cluster import ClusterConfig, Resources
+from rlr_ray.config.rewards import Judges
+from rlr_ray.errors import UserError
+
+_ANSWER_S = 5.0  # for a Ray that runs to accept a connection
+_HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
+_GROWING_S = 120.0  # the same while it waits for new nodes
+_RENEW_S = 10.0  # between two words to Ray's coordinator that the room is still needed
+
+
+def check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at a `host:port`; Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"the address {address} is one for Ray's client, which cannot run a trainer; run on the cluster itself: "
+            "`ray submit cluster.yaml train.py -- --config ...`"
+        )
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto", "local", or no address
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address} ({error}); set cluster.address or RAY_ADDRESS to one that runs, "
+            "or leave both out to start one on this machine"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Room:
+    """Resources that are held for the run: a bundle for each worker, first rollout actor and actor of a reward."""
+
+    workers: PlacementGroup | None  # None if they need nothing
+    actors: PlacementGroup | None  # likewise
+    rewards: Sequence[PlacementGroup | None]  # likewise, of each reward that has actors
+    reserved: Sequence[Reservation]  # the same, known to Ray's coordinator: other runs' extra actors make way
+
+    def renew(self) -> None:
+        """All but the workers' share."""
+        with suppress(RayError):  # the coordinator was lost, say: what is placed stays so, and the next time may do
+            for reservation in self.reserved[1:]:
+                reservation.renew()
+
+    def release_workers(self) -> None:
+        """Give the workers' share to the TorchTrainer, which makes a placement group and a reservation of its own."""
+        if self.workers:
+            remove_placement_group(self.workers)
+        self.reserved[0].cancel()
+
+
+@contextmanager
+def room(
+    cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool, apart: Judges | None = None
+) -> Iterator[Room]:
+    """Hold room for the fewest workers, `actors` rollout actors and those of rewards, at once, until the block ends.
+
+    Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bundles = bundles_of(cluster, actors, apart := apart or {})
+    missing = missing_of([bundle for role in bundles for bundle in role], nodes)
+    if missing and local:
+        raise UserError(_message(cluster, actors, apart, missing, "has only", ray.cluster_resources()))
+    if missing:
+        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
+    reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
+    groups: Sequence[PlacementGroup | None] | None = ()
+    try:
+        _reserve(reserved)
+        groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
+        if groups is None:
+            free = ray.cluster_resources() if missing else ray.available_resources()
+            verb = f"had within {cluster.wait_s:g} s only"
+            raise UserError(_message(cluster, actors, apart, missing or "others use what it has", verb, free))
+        held = Room(groups[0], groups[1], groups[2:], reserved)
+        with repeating(held.renew, _RENEW_S):
+            yield held
+    finally:
+        for reservation in reserved:
+            reservation.cancel()
+        _remove(groups or ())
+
+
+def _reserve(reservations: Sequence[Reservation]) -> None:
+    try:
+        for reservation in reservations:
+            reservation.renew()
+    except GetTimeoutError as error:
+        raise UserError(
+            f"Ray's own coordinator of resources does not answer: {error}; see whether the cluster's head is too busy "
+            "or out of memory (`ray status`), then run the same command again"
+        ) from error
+
+
+def _hold(
+    roles: Sequence[list[Resources]], wait_s: float, half_s: float, say: Callable[[str], None]
+) -> list[PlacementGroup | None] | None:
+    """A placement group for each role (None for one that needs nothing), all of them, or None within `wait_s`.
+
+    A run that has only some of them for `half_s` gives them back and tries again a little later: otherwise two runs,
+    or two trials of a search, could each keep half of the room for ever.
+    """
+    deadline, said = time.monotonic() + wait_s, False
+    while True:
+        groups, begun = [placement_group(bundles) if bundles else None for bundles in roles], time.monotonic()
+        while not all(held := [group is None or group.wait(0.1) for group in groups]):
+            now = time.monotonic()
+            if now > deadline or (any(held) and now - begun > half_s):
+                break
+            if not said and now - begun > _HALF_S:
+                said = True
+                say(f"waiting for room on the cluster, {deadline - now:.0f} s at most")
+        else:
+            return groups
+        _remove(groups)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(random.uniform(0.5, _HALF_S))
+
+
+def _remove(groups: Sequence[PlacementGroup | None]) -> None:
+    for group in filter(None, groups):
+        remove_placement_group(group)
+
+
+def _message(
+    cluster: ClusterConfig, actors: int, apart: Judges, why: str, verb: str, resources: Mapping[str, float]
+) -> str:
+    bundles = bundles_of(cluster, actors, apart)
+    workers, total = cluster.worker_range.min, sum_of([one for role in bundles for one in role])
+    rewards = "".join(
+        f"; {reward.actors.replicas} actors of reward {label} of {listed(reward.actors.demand)}"
+        for label, reward in apart.items()
+        if reward.actors
+    )
+    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
+    lower = ["cluster.rollouts.min_actors", "cluster.rollouts.cpus", "cluster.workers"]
+    lower += [f"actors.replicas, .cpus or .gpus of reward {label}" for label in apart]
+    alone = "" if apart else ", or set cluster: none to run in this process"  # where actors are refused
+    return (
+        f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
+        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}{rewards}), but the cluster {verb} {there}: "
+        f"{why}; lower {', '.join(lower[:-1])} or {lower[-1]}, add nodes, raise cluster.wait_s if they come by "
+        f"themselves{alone}"
+    )
+
+
+_USUAL = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+def missing_of(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What these nodes, empty, lack: a node that holds some process, or enough for all of them; "" if neither."""
+    for bundle in bundles:
+        if not any(_holds(node, bundle) for node in nodes):
+            return f"no node has {listed(bundle)} for one process"
+    there = sum_of(nodes)
+    short = [kind for kind, much in sum_of(bundles).items() if _units(there[kind]) < _units(much)]
+    return f"too little {' and '.join(short)} for all of them" if short else ""
+
+
+def sum_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for bundle in bundles:
+        for kind, much in bundle.items():
+            total[kind] += much
+    return total
+
+
+def _units(amount: float) -> int:
+    """Ray counts in ten-thousandths."""
+    return round(amount * 10_000)
+
+
+def _holds(node: Mapping[str, float], bundle: Resources) -> bool:
+    return all(_units(node.get(kind, 0)) >= _units(much) for kind, much in bundle.items())
+
+
+def place(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> list[int | None]:
+    """A node for each bundle, None where there is none; near to what Ray does, but not the same.
+
+    Those that ask for custom resources and GPUs go first, each to the node with the least that it does not ask for.
+    """
+    free, places = [dict(node) for node in nodes], dict[int, int | None]()
+    for number in sorted(range(len(bundles)), key=lambda number: _scarcity(bundles[number]), reverse=True):
+        bundle = bundles[number]
+        spare = {
+            node: _scarcity({kind: much for kind, much in there.items() if kind == "CPU" or kind not in bundle})
+            for node, there in enumerate(free)
+            if _holds(there, bundle)
+        }
+        places[number] = where = min(spare, key=lambda node: spare[node], default=None)
+        if where is not None:
+            free[where] = {kind: much - bundle.get(kind, 0) for kind, much in free[where].items()}
+    return [places[number] for number in range(len(bundles))]
+
+
+def _scarcity(resources: Mapping[str, float]) -> tuple[float, float, float]:
+    """How much there is of what is scarce, the scarcest first."""
+    custom = sum(much for kind, much in resources.items() if kind not in _USUAL and not kind.startswith("node:"))
+    return custom, resources.get("GPU", 0), resources.get("CPU", 0)
+
+
+def bundles_of(cluster: ClusterConfig, actors: int, apart: Judges) -> list[list[Resources]]:
+    """Of the fewest workers, then of so many rollout actors, then of each reward's actors; Ray refuses empty ones."""
+    roles = [[cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors]
+    roles += [[reward.actors.demand] * reward.actors.replicas for reward in apart.values() if reward.actors]
+    return [[bundle for bundle in role if bundle] for role in roles]
+
+
+def listed(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
+
+
+_EXPIRES_S = 120.0  # if the driver dies
+_FIRST_ANSWER_S = 60.0  # its first answer is that of a process which starts, perhaps beside many others
+
+
+class Reservation:
+    """So many equal bundles that a run wishes for; renewed now and then, it says where there are how many."""
+
+    def __init__(self, bundle: Resources, count: int, *, essential: bool):
+        self.name, self.bundle, self.count = f"rlr-ray-{uuid.uuid4().hex}", bundle, count
+        self.priority = ResourceRequestPriority.HIGH if essential else ResourceRequestPriority.LOW
+        self.coordinator = get_or_create_autoscaling_coordinator()
+
+    def renew(self) -> Counter[str]:
+        """How many of the bundles each node, by its id, has room for, besides all that comes before them.
+
+        Raises RayError if the coordinator does not answer.
+        """
+        if not self.bundle or not self.count:
+            return Counter()
+        wishes = [self.bundle] * self.count
+        request = self.coordinator.request_resources.remote(self.name, wishes, _EXPIRES_S, priority=self.priority)
+        ray.get(request, timeout=_FIRST_ANSWER_S)
+        answer = self.coordinator.get_reserved_resources.remote(self.name, recompute=True)
+        nodes: dict[str, Resources] = ray.get(answer, timeout=_FIRST_ANSWER_S)
+        kind, amount = next(iter(self.bundle.items()))
+        return Counter({node: round(there.get(kind, 0) / amount) for node, there in nodes.items()})
+
+    def cancel(self) -> None:
+        self.coordinator.cancel_request.remote(self.name)
+
+
+def enter(folder: str) -> None:
+    """Change to the driver's working folder. Raises UserError if this node does not have it."""
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"node {platform.node()} has no folder {folder}, where the run was started; every node needs the run's "
+            "files at the same path (file_mounts in cluster.yaml, or a shared disk)"
+        )
+    os.chdir(folder)

@@ -1,0 +1,200 @@
+"""What no single key of a config can say: values that do not work together, refused when the config loads."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rlr_ray.config.estimator import STAGES
+from rlr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rlr_ray.config.run import RunConfig
+
+
+def check_together(config: RunConfig) -> None:
+    """Raise UserError for the first combination that does not work."""
+    auto = config.estimator.preset == "auto"
+    of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
+    for check in (_dcot, _labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
+        check(config)
+
+
+def _guards(config: RunConfig) -> None:
+    guards, every = config.guards, config.evaluation.every
+    if guards.kl_steps is not None and not guards.kl_penalty:
+        raise UserError("guards.kl_steps says where the penalty is measured, and guards.kl_penalty is 0; set it too")
+    if isinstance(guards.kl_steps, int) and not 1 <= guards.kl_steps <= config.sampler.steps:
+        raise UserError(f"guards.kl_steps is {guards.kl_steps}; allowed: 1 to {config.sampler.steps}, or all")
+    watching = [key for key in ("kl_stop", "patience") if getattr(guards, key) is not None]
+    watching += ["keep"] if guards.keep == "best" else []
+    if watching and every is None:
+        raise UserError(
+            f"guards.{watching[0]} is set, but nothing is evaluated during the run; set evaluation.every, e.g. 10"
+        )
+    if guards.patience is not None and not config.evaluation.judges:
+        raise UserError(
+            "guards.patience waits for a judge to fall, and there is none; add evaluation.judges, rewards that are "
+            "never trained on"
+        )
+    if config.sampler.eta == 0 and (guards.kl_penalty or guards.kl_stop is not None):
+        raise UserError(
+            "sampler.eta is 0, so chains have no noise and their KL is infinite; set sampler.eta: 1, or leave out "
+            "guards.kl_penalty and guards.kl_stop"
+        )
+
+
+def _labels(config: RunConfig) -> None:
+    labels = {*config.rewards, *config.evaluation.judges}
+    taken = sorted(label for label in labels if label == "reward" or label.removesuffix("_se") in labels - {label})
+    if taken:
+        raise UserError(
+            f"the label {taken[0]!r} is the name of another column of the metrics; give the reward another one: "
+            "{LABEL: {name: ...}}"
+        )
+    both = sorted(config.rewards.keys() & config.evaluation.judges.keys())
+    if both:
+        raise UserError(
+            f"{', '.join(both)} is both a reward and a judge; a judge tells whether a reward is gamed, so it must be "
+            "another one: give it a label and options of its own, {label: {name: ..., options: {...}}}"
+        )
+
+
+def _reward_actors(config: RunConfig) -> None:
+    if config.cluster == "none" and config.apart:
+        label = next(iter(config.apart))
+        key = f"rewards.{label}" if label in config.rewards else f"evaluation.judges.{label}"
+        raise UserError(
+            f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "
+            "Ray on this machine; or leave actors out, and the reward is in this process"
+        )
+
+
+def _reward_patience(config: RunConfig) -> None:
+    """A reward that hangs must be told of before the rollouts that wait for it are taken to hang."""
+    if config.cluster == "none" or not config.plan_shape.has_zeroth_order:
+        return
+    limit = config.cluster.rollouts.timeout_s
+    for label, reward in config.rewards.items():
+        if reward.actors and reward.actors.timeout_s >= limit:
+            raise UserError(
+                f"rewards.{label}.actors.timeout_s is {reward.actors.timeout_s:g}, but rollouts that ask the reward "
+                f"are ended after cluster.rollouts.timeout_s, {limit:g}; allowed: below that; lower the one or "
+                "raise the other"
+            )
+
+
+def _dcot(config: RunConfig) -> None:
+    steps, dcot, place = config.sampler.steps, config.dcot, config.estimator.sub_chain.place
+    if dcot is None and place in STAGES:
+        raise UserError(
+            f"estimator.sub_chain.place is {place!r}, but no dcot says which steps that is; set "
+            "dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or place: [first, last]"
+        )
+    if dcot is not None and dcot.fine >= steps:
+        raise UserError(
+            f"dcot.fine begins at step {dcot.fine}, but the last of the {steps} steps is {steps - 1}; allowed: "
+            "0 < mid < fine < sampler.steps; lower dcot.fine or raise sampler.steps"
+        )
+
+
+def _plan_owns_something(config: RunConfig) -> None:
+    shape = config.plan_shape
+    if not shape.first_order_steps and not shape.has_half_order and not shape.has_zeroth_order:
+        raise UserError(
+            "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
+            "estimator.rest: half_order or zeroth_order, or estimator.first_order_steps above 0"
+        )
+
+
+def _surrogate(config: RunConfig) -> None:
+    surrogate = config.estimator.surrogate
+    if surrogate is None:
+        return
+    if surrogate.name == "online" and config.plan_shape.has_zeroth_order:
+        raise UserError(
+            "zeroth order would carry what the surrogate 'online' leaves of the reward, but rollout actors do not hold "
+            "its weights; set estimator.rest: half_order, estimator.sub_chain.place: cover, or name a differentiable "
+            "reward in estimator.surrogate.name"
+        )
+    if surrogate.coefficient == "auto" and _sharing(config) < 2:
+        raise UserError(
+            "estimator.surrogate.coefficient 'auto' compares chains that share a baseline, found 1 of a prompt; raise "
+            "train.chains_per_prompt, set estimator.half_order.baseline: batch, or give the coefficient as a number"
+        )
+
+
+def _sharing(config: RunConfig) -> int:
+    """Chains that share a baseline."""
+    train, baseline = config.train, config.estimator.half_order.baseline
+    return train.chains_per_prompt if baseline == "prompt" else train.chains
+
+
+def _half_order(config: RunConfig) -> None:
+    train, half_order = config.train, config.estimator.half_order
+    if not config.plan_shape.has_half_order:
+        return
+    if config.sampler.eta == 0:
+        raise UserError(
+            "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
+            "or estimator.sub_chain.length: 0 with rest: zeroth_order"
+        )
+    if _sharing(config) < 2:
+        raise UserError(
+            f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
+            "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baseline 'batch')"
+        )
+    if half_order.weight == "auto" and train.chains == train.chunk_size:
+        raise UserError(
+            "estimator.half_order.weight 'auto' compares chunks, found one; lower train.chunk_size below "
+            f"train.chains ({train.chains}) or set the weight to 1"
+        )
+
+
+def _zeroth_order(config: RunConfig) -> None:
+    shape, zeroth_order = config.plan_shape, config.estimator.zeroth_order
+    if not shape.has_zeroth_order:
+        return
+    if zeroth_order.weight == "auto" and zeroth_order.count < 2:
+        raise UserError(
+            "estimator.zeroth_order.weight 'auto' compares perturbations, found one; raise "
+            "estimator.zeroth_order.count or set the weight to 1"
+        )
+    if zeroth_order.directions == "guided" and not shape.first_order_steps and not shape.has_half_order:
+        raise UserError(
+            "estimator.zeroth_order.directions 'guided' follows the first-order and half-order gradients, and the plan "
+            "has neither; set directions: isotropic, or give some steps to the other orders"
+        )
+
+
+def _devices(config: RunConfig) -> None:
+    if config.cluster == "none":
+        return
+    for key, role in (("worker", config.cluster.worker), ("rollouts", config.cluster.rollouts)):
+        if config.device == "cuda" and not role.gpus:
+            raise UserError(
+                f"device is 'cuda', but cluster.{key}.gpus is 0; allowed: a number above 0, e.g. 1; or set device: "
+                "auto, which uses a GPU in the roles that have one"
+            )
+        if config.device == "cpu" and role.gpus:
+            raise UserError(f"device is 'cpu', but cluster.{key}.gpus is {role.gpus:g}; set it to 0, or device: auto")
+
+
+def _workers(config: RunConfig) -> None:
+    if config.cluster == "none":
+        return
+    if not config.cluster.worker.demand:
+        raise UserError("cluster.worker takes nothing, but Ray Train's workers need something; set its cpus above 0")
+    most, gpus = config.cluster.worker_range.max, config.cluster.worker.gpus
+    key = "train.sampling_size" if config.train.sampling_size else "train.chunk_size"
+    shares = math.ceil(config.train.chains / (config.train.sampled_together * config.train.chunk_size))
+    if most > shares:
+        raise UserError(
+            f"cluster.workers is {most}, but an update has {shares} chunks to share (train.chains / {key}); allowed: "
+            f"1 to {shares}; lower cluster.workers or {key}"
+        )
+    if most > 1 and 0 < gpus < 1:
+        raise UserError(
+            f"cluster.worker.gpus is {gpus:g} for {most} workers, but NCCL refuses two workers on one GPU; set it to "
+            "1, or cluster.workers: 1"
+        )

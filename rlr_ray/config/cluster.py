@@ -1,0 +1,86 @@
+"""What a run asks of a Ray cluster: the `cluster` key of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from rlr_ray.config.base import Strict
+
+Resources = dict[str, float]
+
+
+class Role(Strict):
+    """What one process of a role takes. CPUs and GPUs may be fractions; `resources` are others of Ray's, by name."""
+
+    cpus: float = Field(1, ge=0, allow_inf_nan=False)
+    gpus: float = Field(0, ge=0, allow_inf_nan=False)
+    resources: Resources = Field(default_factory=dict)  # {trainer: 1}: on nodes that have it
+
+    @field_validator("resources")
+    @classmethod
+    def _named(cls, resources: Resources) -> Resources:
+        wrong = [kind for kind, amount in resources.items() if kind in ("CPU", "GPU") or not amount > 0]
+        if wrong:
+            raise ValueError(f"found {wrong}; allowed: names other than CPU and GPU (cpus, gpus), amounts above 0")
+        return resources
+
+    @property
+    def demand(self) -> Resources:
+        """Ray's resources for one process, those of 0 left out."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus} | self.resources
+        return {kind: amount for kind, amount in asked.items() if amount}
+
+
+class WorkerRange(Strict):
+    """Elastic training: as many workers as the cluster has room for."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"found min {self.min} above max {self.max}; allowed: min up to max")
+        return self
+
+
+class RolloutsConfig(Role):
+    """The pool of actors that runs the perturbation rollouts; it grows and shrinks while the run goes on."""
+
+    cpus: float = Field(0.5, ge=0, allow_inf_nan=False)
+    min_actors: int = Field(1, ge=1)  # the run starts once these are there
+    max_actors: int = Field(2, ge=1)
+    # Share of an update's perturbation pairs that it waits for. 1: all, so the update repeats bit for bit; lower: it
+    # goes on without late ones, which costs variance
+    quorum: float = Field(1.0, gt=0, le=1)
+    hedge_after: float | None = Field(3.0, gt=1, allow_inf_nan=False)  # medians until an idle actor runs a chunk too
+    timeout_s: float = Field(600, gt=0, allow_inf_nan=False)  # of one chunk, then its actor is ended
+    max_retries: int = Field(4, ge=0)  # of one chunk that lost its actor or failed
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RolloutsConfig:
+        if self.min_actors > self.max_actors:
+            raise ValueError(
+                f"found min_actors {self.min_actors} above max_actors {self.max_actors}; allowed: min_actors up to "
+                "max_actors"
+            )
+        return self
+
+
+class ClusterConfig(Strict):
+    address: str | None = None  # of a running Ray; None: RAY_ADDRESS, else a local one is started
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1  # of the TorchTrainer
+    worker: Role = Role()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    resize_every_s: float = Field(60, gt=0, allow_inf_nan=False)  # that elastic workers look for more room
+    max_failures: int = Field(3, ge=0)  # restarts of the training workers without a new update between them
+    stall_s: float = Field(3600, gt=0, allow_inf_nan=False)  # without an update until a run is taken to hang
+    wait_s: float = Field(15, gt=0, allow_inf_nan=False)  # for the cluster to have room; minutes if it has to grow
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        if isinstance(self.workers, WorkerRange):
+            return self.workers
+        return WorkerRange(min=self.workers, max=self.workers)

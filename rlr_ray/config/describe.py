@@ -1,0 +1,84 @@
+"""A run in words: its plan before, its results after."""
+
+from __future__ import annotations
+
+from rlr_ray.config.run import RunConfig
+
+
+def describe_plan(config: RunConfig) -> str:
+    """Which order owns what, what an update costs, and what the estimate is not."""
+    estimator, train = config.estimator, config.train
+    if estimator.preset == "auto":
+        return f"plan: chosen by measurement at the start, as by `rlr-ray plan`; {train.iterations} updates"
+    shape = config.plan_shape
+    chunks = range(train.chains // train.chunk_size)
+    forwards, backwards = config.cost([shape.draw(config.seed, 0, chunk=c) for c in chunks])
+    pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0
+    roughly = ", if every update's plan is as long as the first's" if shape.truncation != "fixed" else ""
+    lines = [
+        f"plan: {shape}",
+        f"update: {train.chains} chains, {pairs} perturbation pairs: {forwards} denoiser forwards, "
+        f"{backwards} backwards; {train.iterations} updates",
+        f"run: {forwards * train.iterations:,} forwards, {backwards * train.iterations:,} backwards{roughly}; "
+        "evaluations apart",
+        *(f"note: {note}" for note in _notes(config)),
+    ]
+    return "\n".join(lines)
+
+
+def _notes(config: RunConfig) -> list[str]:
+    shape, estimator = config.plan_shape, config.estimator
+    notes = _surrogate_notes(config) if shape.residual else bias_notes(config)
+    used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
+    weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
+    if weighed and not shape.residual:
+        notes.append(
+            f"weight auto on {' and '.join(weighed)}: least mean squared error, so the sum is biased towards the "
+            "other terms until their noise falls"
+        )
+    if shape.has_zeroth_order and estimator.zeroth_order.directions == "guided":
+        components = estimator.zeroth_order.components if shape.has_half_order else 0
+        span = f"{components} principal components of earlier half-order" if components else "3 or 4 earlier"
+        notes.append(f"guided directions: zeroth order estimates its part's projection on {span} gradients")
+    if shape.has_zeroth_order and config.cluster != "none" and config.cluster.rollouts.quorum < 1:
+        notes.append(
+            f"quorum {config.cluster.rollouts.quorum:g}: an update may go on without its last rollouts, so a run does "
+            "not repeat bit for bit, and is biased if what makes them late has to do with their rewards"
+        )
+    if shape.has_zeroth_order and estimator.zeroth_order.directions == "isotropic":
+        notes.append("isotropic directions: the variance of zeroth order grows with the number of trained numbers")
+    return notes
+
+
+def bias_notes(config: RunConfig) -> list[str]:
+    """One if no number of updates and no weight would make the estimate's expectation the whole gradient."""
+    shape = config.plan_shape
+    if not shape.biased:
+        return []
+    if shape.residual:
+        return _surrogate_notes(config)[:1]
+    return ["biased: the gradient through the steps that nothing owns is dropped"]
+
+
+def _surrogate_notes(config: RunConfig) -> list[str]:
+    """What a plan with a surrogate estimates, and which bias its weights bring."""
+    shape, estimator = config.plan_shape, config.estimator
+    surrogate = estimator.surrogate
+    assert surrogate is not None
+    names = [name for name in ("half_order", "zeroth_order") if getattr(shape, f"has_{name}")]
+    carriers = " and ".join(name.replace("_", " ") for name in names)
+    weights = [getattr(estimator, name).weight for name in names]
+    if shape.biased:
+        said = "biased towards its gradient: nothing carries what it misses of the reward at some or all steps"
+    elif "auto" in weights:
+        said = f"{carriers} what it leaves of the reward: weight auto, so the sum is biased towards the surrogate's "
+        said += "gradient until the residual's noise falls"
+    elif all(weight == 1 for weight in weights):
+        said = f"{carriers} what it leaves of the reward: weight 1, so the sum is unbiased, whatever it misses"
+    else:
+        said = f"{carriers} what it leaves of the reward: weight {weights}, so the sum is biased by what it misses"
+    notes = [f"first order carries the surrogate {surrogate.name!r}, {said}"]
+    if surrogate.coefficient == "auto":
+        otherwise = f"the whole reward is left to {carriers}" if carriers else "theta stays as it is"
+        notes.append(f"while the surrogate's correlation is below {surrogate.threshold:g}, {otherwise}")
+    return notes

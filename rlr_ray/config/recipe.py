@@ -1,0 +1,185 @@
+"""Reading a run's configuration: a YAML recipe, overrides from the command line, and errors that name the key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+
+Checked = TypeVar("Checked", bound=BaseModel)
+_KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
+
+
+def load_config(path: str, overrides: list[str], place: dict[str, str] | None = None) -> RunConfig:
+    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key.
+
+    `place` is a run's name and output_dir where they are not the recipe's.
+    """
+    values = read_recipe(path) | (place or {})
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """A recipe's keys, unchecked. Raises UserError if it holds none."""
+    if not Path(path).is_file():
+        raise UserError(f"config {path!r} was not found (looked in {Path.cwd()}); write its path from there")
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {path!r} holds {type(values).__name__}; allowed: keys and values, as in configs/")
+    return values
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The keys that overrides set, unchecked."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Check values. Raises UserError naming every bad key."""
+    return checked(RunConfig, values)
+
+
+def checked(model: type[Checked], values: dict[str, Any]) -> Checked:
+    """Values as a model of theirs. Raises UserError naming every bad key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_describe(model, error.errors())) from error
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key.sub`, in place; whatever was there goes, also if it was a dictionary.
+
+    Keys that are there may hold dots themselves, as a reward's label `package.module:name` does: the longest is meant.
+    """
+    parts = key.strip().split(".")
+    while True:
+        size = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in values), 1)
+        name, parts = ".".join(parts[:size]), parts[size:]
+        if not parts:
+            values[name] = value
+            return
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"--set {override!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override!r}: the value is not YAML: {error}") from error
+    put(values, path, value)
+
+
+def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:
+    """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        by_place.setdefault(_walk(model, item["loc"])[0], []).append(item)
+    shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
+    return "\n".join(_line(model, place, found) for place, found in by_place.items() if place not in shallow)
+
+
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
+    """The keys on the way to an error, without pydantic's names for the kinds of values that a key allows.
+
+    And what holds the keys that come next: a model, a dictionary's type, or None.
+    """
+    place: list[int | str] = []
+    holder: Any = model
+    for part in location:
+        if get_origin(holder) is dict:  # a label, whatever it looks like
+            place.append(part)
+            holder = _holder(get_args(holder)[1])
+        elif isinstance(part, int) or _KEY.fullmatch(part):
+            place.append(part)
+            field = getattr(holder, "model_fields", {}).get(part)
+            holder = field and _holder(field.annotation)
+    return tuple(place), holder
+
+
+def _holder(annotation: Any) -> Any:
+    """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return kind
+    return None
+
+
+def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) -> str:
+    item, key = items[0], ".".join(map(str, place))
+    if item["type"] == "extra_forbidden":
+        holder = _walk(model, item["loc"][:-1])[1]
+        return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(holder, 'model_fields', ())))}"
+    message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
+    told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
+    shown = "" if told else f"found {item['input']!r}; "
+    return f"{key}: {shown}{message}" if key else message
+
+
+def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunConfig:
+    """The config of a recipe, or of the run that --resume names, whose own config.yaml then is the recipe.
+
+    A run's name and output_dir are where its folder lies now. Raises UserError if recipe and run do not agree.
+    """
+    if not run:
+        if recipe is None:
+            raise UserError(
+                "train was given no recipe; write --config RECIPE to start a run, or --resume RUN to go on with one"
+            )
+        return load_config(recipe, overrides)
+    if recipe is None:
+        folder = find_run(
+            run, parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
+        )
+        config = run_config(folder, overrides)
+        named_by = "--set"
+    else:
+        config = load_config(recipe, overrides)
+        folder = find_run(run, config.output_dir)
+        named_by = "--config"
+    if not (config.folder.exists() and config.folder.samefile(folder)):
+        raise UserError(
+            f"--resume {run!r} is the run in {folder}, but {named_by} names the one in {config.folder}; leave out "
+            f"{named_by}: the recipe of a run that is resumed is its own config.yaml"
+        )
+    return config
+
+
+def run_config(folder: Path, overrides: list[str]) -> RunConfig:
+    """A run's own config.yaml with overrides, its name and output_dir where its folder lies now."""
+    return load_config(str(folder / "config.yaml"), overrides, {"name": folder.name, "output_dir": str(folder.parent)})
+
+
+def find_run(run: str, output_dir: str, asked_by: str = "--resume") -> Path:
+    """The folder of a run, by its name under output_dir or by its path. Raises UserError if there is none."""
+    root = Path(output_dir).expanduser()
+    places = [Path(os.path.abspath(place)) for place in (root / run, Path(run).expanduser())]
+    for place in places:
+        if (place / "config.yaml").is_file():
+            return place
+    names = sorted(file.parent.name for file in root.glob("[!.]*/config.yaml"))
+    raise UserError(
+        f"{asked_by} {run!r}: no run lies in {' or in '.join(map(str, dict.fromkeys(places)))}; allowed: a run of "
+        f"{root} ({', '.join(names) or 'there is none'}), or the path of a run's folder"
+    )

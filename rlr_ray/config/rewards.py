@@ -1,0 +1,100 @@
+"""What a recipe says of a reward: the keys `reward`, `rewards` and their like for judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from rlr_ray.config.base import Strict
+from rlr_ray.config.cluster import Role
+from rlr_ray.rewards import is_differentiable, is_video
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class RewardActorsConfig(Role):
+    """Ray actors of a reward's own, which workers and rollout actors share."""
+
+    replicas: int = Field(1, ge=1)
+    batch_size: int | None = Field(None, ge=1)  # images of several calls at once, at most; None: every call by itself
+    batch_wait_s: float = Field(0.01, ge=0, allow_inf_nan=False)  # for more calls
+    timeout_s: float = Field(300, gt=0, allow_inf_nan=False)  # of one call; below the rollouts'
+    runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
+
+
+class JudgeConfig(Strict):
+    """A reward that is never trained on; higher is better."""
+
+    name: str  # a file of rlr_ray/rewards, or module:name
+    invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
+    differentiable: bool | None = None  # None: what the reward says of itself
+    video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
+    frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
+    options: dict[str, Any] = Field(default_factory=dict)
+    actors: RewardActorsConfig | None = None  # None: in every process that needs it
+
+    @property
+    def has_gradient(self) -> bool:
+        return is_differentiable(self.name, self.differentiable)
+
+    @property
+    def sees_video(self) -> bool:
+        return is_video(self.name, self.video)
+
+
+class RewardConfig(JudgeConfig):
+    weight: Finite = 1.0  # in the sum
+    normalize: bool | None = None  # by mean and deviation over the base model's held-out chains; None: if several
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if not weight:
+            raise ValueError("found 0; to look at a reward without training on it, put it under evaluation.judges")
+        return weight
+
+
+Label = Annotated[str, Field(min_length=1)]
+Rewards = dict[Label, RewardConfig]
+Judges = dict[Label, JudgeConfig]
+
+
+def gathered(given: Any, one: str, many: str) -> Any:
+    """`given` with its rewards as a dictionary of dictionaries, whichever short form they have.
+
+    `reward: {name: x, ...}` is short for `rewards: {x: {...}}`, `rewards: {x: 0.5}` for `rewards: {x: {weight: 0.5}}`;
+    a reward's name is its label if it does not say another.
+    """
+    if not isinstance(given, dict):
+        return given
+    given = dict(given)
+    single, several = given.pop(one, None), given.pop(many, None)
+    if single is not None and several:
+        raise ValueError(f"found both {one!r} and {many!r}; allowed: one of them; put all under {many!r}")
+    if isinstance(single, str):
+        single = {"name": single}
+    if single is not None:
+        if not isinstance(single, dict) or not isinstance(single.get("name"), str):
+            raise ValueError(f"{one}: found {single!r}; allowed: {{name: ..., options: {{...}}}}; give its name")
+        return given | {many: {single["name"]: single}}
+    if isinstance(several, dict):
+        _check_labels(several, one, many)
+        several = {label: _spelled(label, reward) for label, reward in several.items()}
+    return given if several is None else given | {many: several}
+
+
+def _check_labels(several: dict[Any, Any], one: str, many: str) -> None:
+    """Raise ValueError for keys of a single reward where labels belong."""
+    keys = [label for label in several if label in RewardConfig.model_fields]
+    if keys:
+        raise ValueError(
+            f"{many}: found the keys of one reward, {', '.join(keys)}, where labels belong; allowed: any label that is "
+            f"no such key; write `{one}: {{name: ...}}` for one, or `{many}: {{LABEL: {{name: ...}}}}`"
+        )
+
+
+def _spelled(label: Any, reward: Any) -> Any:
+    if isinstance(reward, int | float):
+        return {"name": label, "weight": reward}
+    return {"name": label} | reward if isinstance(reward, dict) else reward

@@ -1,0 +1,242 @@
+"""The typed configuration of a run: unknown keys are refused, ranges are checked when it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlr_ray.config.base import Strict
+from rlr_ray.config.checks import check_together
+from rlr_ray.config.cluster import ClusterConfig
+from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight
+from rlr_ray.config.rewards import Judges, Rewards, gathered
+from rlr_ray.core.plan import Place, Plan, PlanShape
+
+# A file, the name of a shipped list, or the prompts themselves.
+Text = Annotated[str, Field(min_length=1)]
+Source = Text | Annotated[list[Text], Field(min_length=1)]
+
+
+class PromptsConfig(Strict):
+    source: Source
+    # Which prompts held-out chains have: a share of the source's, which training then lacks; others; None: the same
+    held_out: Annotated[float, Field(gt=0, lt=1)] | Source | None = None
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ModelConfig(Strict):
+    name: str = "stable_diffusion"  # a file of rlr_ray/models
+    path: str | None = None  # folder or hub name
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
+    height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
+    width: int | None = Field(None, ge=8)
+    num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
+    motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
+    gradient_checkpointing: bool = False  # the denoiser's activations are computed again for the gradient, by blocks
+    decode_slice: int | None = Field(None, ge=1)  # pictures, frames or Wan's videos decoded at once; None: all
+    compile: bool = False  # the denoiser, by torch.compile: minutes at each process's start, then faster steps
+
+
+class AdapterConfig(BaseModel):
+    """`type` is PEFT's name; every other key goes to PEFT's config of that type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: str = "LORA"
+    seed: int = 0  # of the initial values
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SamplerConfig(Strict):
+    steps: int = Field(50, ge=1, le=1000)  # T
+    # 0: no noise. Of DDIM (Stable Diffusion to XL), 1: ancestral sampling. Of flow models: Flow-GRPO's noise level a
+    eta: float = Field(1.0, ge=0, le=1)
+    guidance_scale: float = Field(5.0, ge=1)  # classifier-free; 1: none
+    embedded_guidance_scale: float | None = Field(None, ge=0)  # FLUX.1 dev: told to the model as an input; None: 3.5
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+
+
+class TrainConfig(Strict):
+    iterations: int = Field(100, ge=1)  # updates
+    chains: int = Field(80, ge=1)  # B, an update
+    chains_per_prompt: int = Field(8, ge=1)
+    chunk_size: int = Field(16, ge=1)  # chains computed at once
+    # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
+    sampling_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
+    checkpoint_every: int = Field(10, ge=1)  # updates
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        for name in ("chunk_size", "chains_per_prompt"):
+            if self.chains % getattr(self, name):
+                raise ValueError(f"chains {self.chains} must be a multiple of {name} {getattr(self, name)}")
+        return self
+
+    @property
+    def sampled_together(self) -> int:
+        """Chunks in a row that are sampled in one batch, by one process."""
+        return max((self.sampling_size or 0) // self.chunk_size, 1)
+
+
+class EvaluationConfig(Strict):
+    chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
+    seed: int | None = None  # that these follow from; None: the run's
+    chunk_size: int | None = Field(None, ge=1)  # chains sampled at once, without gradients; None: as in training
+    every: int | None = Field(None, ge=1)  # updates; None: only before and after
+    judges: Judges = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
+    pictures: int = Field(20, ge=1)  # in the grids
+    clip: str | None = None  # folder or hub name of the CLIP whose features measure diversity; None: pixels do
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return gathered(given, "judge", "judges")
+
+
+class GuardsConfig(Strict):
+    """Against rewards that are gamed."""
+
+    kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
+    # Drawn each update, of which the penalty's gradient is taken; None: 2
+    kl_steps: int | Literal["all"] | None = None
+    kl_stop: float | None = Field(None, gt=0)  # nats a chain, on held-out chains; beyond it the run ends
+    # Evaluations in a row at which the reward rises and a judge falls, beyond their errors, until the run ends
+    patience: int | None = Field(None, ge=1)
+    keep: Literal["last", "best"] = "last"  # what the run leaves; best: by the first judge, else by the reward
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
+
+    @property
+    def may_stop(self) -> bool:
+        return self.kl_stop is not None or self.patience is not None
+
+
+class RunConfig(Strict):
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    output_dir: str = "runs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1)  # CPU threads a process; fixed, since they change the last bits
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    rewards: Rewards = Field(min_length=1)  # by label; or one, as `reward`
+    prompts: Source | PromptsConfig
+    dcot: DcotConfig | None = None  # for prompts with a part for each range of steps: where the ranges begin
+    estimator: EstimatorConfig = EstimatorConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
+    cluster: Literal["none"] | ClusterConfig = ClusterConfig()
+    memory_budget_gib: float | None = Field(None, gt=0)  # of a process; a run that needs more ends, saying so
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir).expanduser().absolute() / self.name
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Chains of an evaluation."""
+        return self.evaluation.chunk_size or self.train.chunk_size
+
+    @property
+    def plan_shape(self) -> PlanShape:
+        estimator, steps = self.estimator, self.sampler.steps
+        return PlanShape(
+            steps,
+            steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
+            estimator.sub_chain.length,
+            self._place,
+            estimator.rest,
+            estimator.sub_chain.count,
+            estimator.truncation,
+            estimator.surrogate is not None,
+            estimator.surrogate is None and self.mixed,
+        )
+
+    @property
+    def _place(self) -> Place:
+        """Where the sub-chain may lie, a stage of dcot as its range."""
+        ranges: dict[Any, Any] = self.dcot.ranges(self.sampler.steps) if self.dcot else {}
+        place: Place = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
+        return place
+
+    @property
+    def differentiable(self) -> bool:
+        """True if every reward has a gradient."""
+        return all(reward.has_gradient for reward in self.rewards.values())
+
+    @property
+    def apart(self) -> Judges:
+        """Rewards and judges that have actors of their own."""
+        rewards: Judges = {**self.rewards, **self.evaluation.judges}
+        return {label: reward for label, reward in rewards.items() if reward.actors is not None}
+
+    @property
+    def mixed(self) -> bool:
+        """True if some rewards have a gradient and some have none."""
+        return len(self.rewards) > 1 and len({reward.has_gradient for reward in self.rewards.values()}) > 1
+
+    @property
+    def guided(self) -> bool:
+        """True if zeroth order looks along a few directions only."""
+        return self.plan_shape.has_zeroth_order and self.estimator.zeroth_order.directions == "guided"
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The stated weights of the terms that the plan has, beside first order's 1."""
+        stated: dict[str, Weight] = {
+            "half_order": self.estimator.half_order.weight,
+            "zeroth_order": self.estimator.zeroth_order.weight,
+        }
+        return {name: weight for name, weight in stated.items() if getattr(self.plan_shape, f"has_{name}")}
+
+    @property
+    def biased(self) -> bool:
+        """True if the estimate's expectation is not the whole gradient: by steps left out, a span, or a weight."""
+        return self.plan_shape.biased or self.guided or any(weight != 1 for weight in self.weights.values())
+
+    def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
+        """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
+        size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpoint_steps
+        pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
+        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + pairs
+        compared = self.train.chains * self.compared_steps
+        backwards = sum(size * plan.backwards for plan in plans) + compared
+        again = backwards if self.model.gradient_checkpointing else 0
+        return forwards + 2 * compared + again, backwards
+
+    @property
+    def compared_steps(self) -> int:
+        """Steps an update at which chains are compared with the base model's."""
+        asked, steps = self.guards.kl_steps, self.sampler.steps
+        return (steps if asked == "all" else asked or min(2, steps)) if self.guards.kl_penalty else 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        """`estimator: auto` is short for its preset, `reward` for `rewards` of one."""
+        if isinstance(given, dict) and given.get("estimator") == "auto":
+            given = given | {"estimator": {"preset": "auto"}}
+        return gathered(given, "reward", "rewards")
+
+    @model_validator(mode="after")
+    def _works_together(self) -> RunConfig:
+        check_together(self)
+        return self
+
+    def on(self, gpus: float) -> RunConfig:
+        """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""
+        device = self.device if self.device != "auto" else "cuda" if gpus else "cpu"
+        return self.model_copy(update={"device": device})

@@ -1,0 +1,115 @@
+"""What a search is: `tune_configs/*.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlr_ray.config.base import Strict
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import checked, parse_overrides, put, read_recipe
+from rlr_ray.errors import UserError
+
+# Ray Tune's distributions that Optuna can draw from, by name: how many numbers each takes
+_NUMBERS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2, "qrandint": 3, "lograndint": 2}
+_OWN = (  # keys of the recipe that a search sets
+    "name",
+    "output_dir",
+    "memory_budget_gib",
+    "train.iterations",
+    "train.checkpoint_every",
+    "evaluation.every",
+)
+Distribution = dict[str, list[Any]]  # one entry, e.g. {loguniform: [0.001, 0.1]}
+
+
+class CostConfig(Strict):
+    """What a trial may spend; it runs as many updates as that allows."""
+
+    denoiser_forwards: float | None = Field(None, gt=0)  # a backward counts as two
+    seconds: float | None = Field(None, gt=0)  # of one process, as predicted from a measured update's parts
+
+    @model_validator(mode="after")
+    def _one(self) -> CostConfig:
+        if (self.denoiser_forwards is None) == (self.seconds is None):
+            raise ValueError("allowed: one of denoiser_forwards and seconds")
+        return self
+
+
+class SchedulerConfig(Strict):
+    """Which trials go on after each evaluation.
+
+    pbt ends none: a bad trial goes on from a good one's state with that one's keys, perturbed, which gives schedules.
+    """
+
+    name: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"
+    grace: int = Field(1, ge=1)  # evaluations that every trial gets before
+    reduction_factor: float = Field(3, gt=1)  # of asha and hyperband: one in so many goes on
+
+
+class TuneConfig(Strict):
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    output_dir: str = "runs"
+    seed: int = 0
+    base: str  # a recipe, by its path from this file
+    set: dict[str, Any] = Field(default_factory=dict)  # keys on top of it, e.g. {train.chains: 40}
+    space: dict[str, Distribution] = Field(min_length=1)  # by key, e.g. {train.chains: {choice: [40, 80]}}
+    budgets_gib: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)  # of memory, one search each
+    trials: int = Field(16, ge=1)  # that run, for each budget
+    cost: CostConfig  # of a trial that goes on to its end
+    evaluations: int = Field(4, ge=1)  # of the held-out reward in a trial, evenly over its cost
+    searcher: Literal["random", "tpe", "nsga2", "grid"] = "tpe"  # nsga2: reward against memory
+    scheduler: SchedulerConfig = SchedulerConfig()
+    closed_form: bool = True  # measure what the paper's h* depends on, and draw it beside the best h
+    concurrent: int | None = Field(None, ge=1)  # trials; None: as many as there is room for
+    cpus: float = Field(1, gt=0)  # of a trial whose recipe has `cluster: none`
+    gpus: float = Field(0, ge=0)
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _known(cls, space: Any) -> Any:
+        for key, given in space.items() if isinstance(space, dict) else ():
+            _check_distribution(key, given)
+        return space
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir).expanduser().absolute() / self.name
+
+
+def _check_distribution(key: str, given: Any) -> None:
+    if key in _OWN or key.split(".")[0] == "cluster":
+        raise ValueError(f"{key} cannot be searched over, a search sets it; see cost, evaluations and budgets_gib")
+    names = ("choice", *_NUMBERS)
+    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in names:
+        raise ValueError(
+            f"{key}: found {given!r}; allowed: one of {', '.join(names)}, e.g. {{loguniform: [0.001, 0.1]}}"
+        )
+    (name, arguments), *_ = given.items()
+    if not isinstance(arguments, list) or not arguments:
+        raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a list")
+    if name == "choice":
+        return
+    numbers = [value for value in arguments if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) != len(arguments) or len(numbers) != _NUMBERS[name] or numbers[0] >= numbers[1]:
+        raise ValueError(f"{key}: {name} has {arguments!r}; allowed: {_NUMBERS[name]} numbers, lower before upper")
+    if name.startswith("log") and numbers[0] <= 0:
+        raise ValueError(f"{key}: {name} has {arguments!r}; allowed: numbers above 0")
+
+
+def load_tune_config(path: str, overrides: list[str]) -> TuneConfig:
+    """Read a search's YAML. Raises UserError naming every bad key."""
+    config = checked(TuneConfig, merge(read_recipe(path), parse_overrides(overrides)))
+    if config.searcher == "grid" and any("choice" not in given for given in config.space.values()):
+        raise UserError("searcher is 'grid', which tries every point of a space; allowed: `choice` for every key")
+    return config.model_copy(update={"base": str(Path(path).parent / config.base)})
+
+
+def base_values(config: TuneConfig) -> dict[str, Any]:
+    """The base recipe's keys with the search's own on top, unchecked."""
+    values = read_recipe(config.base)
+    for key, value in config.set.items():
+        put(values, key, value)
+    return values

@@ -1,0 +1,73 @@
+"""One term's estimate with its own noise, and how much weight it deserves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TermEstimate:
+    """A mean of independent estimates of one part of the gradient, with what they say of that mean's error."""
+
+    gradient: Tensor  # [P]
+    variance: float  # E |gradient - its expectation|^2; nan from fewer than 2 estimates
+
+    @property
+    def signal(self) -> float:
+        """Unbiased estimate of |expectation|^2; may be negative."""
+        return float(self.gradient.double().square().sum()) - self.variance
+
+
+def term_estimate(mean: Tensor, mean_square: float, count: int) -> TermEstimate:
+    """From `count` estimates: their mean [P] and the mean of their squared norms."""
+    spread = mean_square - float(mean.double().square().sum())
+    return TermEstimate(mean, max(spread, 0.0) / (count - 1) if count > 1 else float("nan"))
+
+
+def average(estimates: Iterable[Tensor]) -> TermEstimate:
+    """Mean of independent estimates [P] of equal weight, summed in the order given."""
+    rows = list(estimates)
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total = total + row
+    squares = sum(float(row.double().square().sum()) for row in rows)
+    return term_estimate(total / len(rows), squares / len(rows), len(rows))
+
+
+def mse_weight(signal: float, averaging: float) -> float:
+    """The factor w that minimises E |w * estimate - expectation|^2, in [0, 1].
+
+    `w = S / (S + V / m)`, from `signal` = S / V: S the squared norm of the expectation, V the estimate's variance, m
+    how many updates the optimizer averages over (its momentum). Below 1 the sum of terms is no longer unbiased; it
+    tends to 1 as V falls.
+    """
+    signal = max(signal, 0.0)
+    return signal / (signal + 1 / averaging)
+
+
+Moments = tuple[float, float, float]  # sums over chains of q^2, q r and r^2
+
+
+def moments(scores: Tensor, rewards: Tensor, groups: Tensor) -> Moments:  # each [B]
+    """Second moments of Q's scores and the rewards within their groups: less the group's mean.
+
+    What groups differ in is what half order's baseline takes away, so a surrogate that only tells prompts apart counts
+    for nothing. A group of one chain adds nothing.
+    """
+    same = (groups[:, None] == groups[None, :]).double()  # [B, B]
+    q, r = (x.double() - same @ x.double() / same.sum(1) for x in (scores, rewards))
+    return float(q @ q), float(q @ r), float(r @ r)
+
+
+def correlation_and_slope(batches: Iterable[Moments]) -> tuple[float, float]:
+    """Correlation of Q and R over some batches, and the slope c of R on Q; 0 and 0 where either does not vary.
+
+    The slope minimises the mean square of the residual R - c Q. Half order's estimate stays unbiased for a c that does
+    not depend on the chains it is used on; one regressed on the same chains is not (tests/core/test_surrogate.py).
+    """
+    qq, qr, rr = (sum(column) for column in zip((0.0, 0.0, 0.0), *batches, strict=True))
+    return (qr / (qq * rr) ** 0.5, qr / qq) if qq > 0 and rr > 0 else (0.0, 0.0)

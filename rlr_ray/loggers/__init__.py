@@ -1,0 +1,6 @@
+"""What a run shows and writes of its updates, for people and for programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[dict[str, Any]], None]  # is given every update's row

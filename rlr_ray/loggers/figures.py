@@ -1,0 +1,177 @@
+"""A run's numbers over its updates as pictures that one can point at; what was not measured is not drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+
+from rlr_ray.core.gradient import TERMS
+from rlr_ray.rewards.scores import Scores
+
+Rows = Sequence[Mapping[str, Any]]
+Point = tuple[float, float]  # mean and standard error
+_COLORS = qualitative.D3
+_HELD_OUT = "held_out_"
+
+
+def reward_figures(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, go.Figure]:
+    """By title: the trained reward, then each reward and each judge on a scale of its own.
+
+    `kept`: updates done where the scores after were measured.
+    """
+    points = held_out_points(rows, scores, kept)
+    own = [name.removeprefix("reward_").removesuffix("_mean") for name in _columns(rows, "reward_", "_mean")]
+    figures = {"Reward": _reward("reward_mean", "reward_std", rows, points.get("reward", {}))}
+    for label in dict.fromkeys([*own, *points]):
+        if label != "reward":
+            title = label if label not in scores or scores[label].trained else f"{label} (judge)"
+            figures[title] = _reward(f"reward_{label}_mean", f"reward_{label}_std", rows, points.get(label, {}))
+    return figures
+
+
+def held_out_points(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, dict[int, Point]]:
+    """Held-out means and standard errors: by label, then by number of updates."""
+    names = _columns(rows, _HELD_OUT)
+    means = [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
+    points: dict[str, dict[int, Point]] = {label: {0: _mean(score.before)} for label, score in scores.items()}
+    for name in means:
+        label = name.removeprefix(_HELD_OUT)
+        for row in rows:
+            if row.get(name) is not None:
+                points.setdefault(label, {})[row["step"] + 1] = (row[name], row.get(f"{name}_se") or 0.0)
+    for label, score in scores.items():
+        points[label][kept] = _mean(score.after)
+    return points
+
+
+def term_figures(rows: Rows) -> dict[str, go.Figure]:
+    """By title: each term's size, weight and noise, and how the terms agree."""
+    names = _terms(rows)
+    norms = {name: f"{name}_norm" for name in names} | {"the sum, as applied": "gradient_norm"}
+    drawn = {"Norm, before weighting": _lines(rows, norms)}
+    for title, end in (("Weight", "weight"), ("Variance", "variance"), ("Share of noise", "noise_share")):
+        drawn[title] = _lines(rows, {name: f"{name}_{end}" for name in names})
+    cosines = {f"{one}, {other}": f"cosine_{one}_{other}" for one, other in permutations(names, 2)}
+    drawn["Cosine between terms"] = _lines(rows, cosines)
+    for title in ("Norm, before weighting", "Variance"):
+        _logarithmic(drawn[title])
+    return _not_empty(drawn)
+
+
+def distance_figures(rows: Rows) -> dict[str, go.Figure]:
+    """By title: how far the model went from the base model, and how alike its images became."""
+    kl = [*_band(rows, "kl", "kl_se", "± standard error"), _line(rows, "kl", "kl", _COLORS[0])]
+    return _not_empty(
+        {
+            "KL to the base model, nats a chain": _titled(go.Figure(kl)),
+            "Diversity of the images": _lines(rows, {"diversity": "diversity"}),
+        }
+    )
+
+
+def cost_figures(rows: Rows) -> dict[str, go.Figure]:
+    """By title: time, rollouts and memory."""
+    counts = ("rollouts_missing", "rollouts_rerun", "rollouts_hedged")
+    drawn = {
+        "Seconds an update": _lines(rows, {"in all": "seconds", "in the reward": "reward_s"}),
+        "Rollouts a second": _lines(rows, {"rollouts": "rollouts_per_s"}, zeros=False),
+        "Rollout actors": _lines(rows, {"actors": "rollout_actors"}),
+        "Rollouts missing, rerun or hedged": _lines(
+            rows, {name.removeprefix("rollouts_"): name for name in counts}, zeros=False
+        ),
+        "Images with an invalid score": _lines(rows, {"images": "reward_invalid"}, zeros=False),
+        "Peak memory, GiB": _lines(rows, {"peak": "peak_memory_gib"}),
+    }
+    for figure in drawn.values():
+        figure.update_yaxes(rangemode="tozero")
+    return _not_empty(drawn)
+
+
+def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) -> go.Figure:
+    """Training mean with a band of a standard deviation, and held-out means with their standard errors."""
+    figure = go.Figure(list(_band(rows, mean, deviation, "± standard deviation")))
+    if any(row.get(mean) is not None for row in rows):
+        figure.add_trace(_line(rows, mean, "training chains", _COLORS[0]))
+    figure.add_scatter(
+        x=list(points),
+        y=[value for value, _ in points.values()],
+        error_y={"array": [error for _, error in points.values()], "thickness": 1.5},
+        mode="markers",
+        name="held-out ± standard error",
+        marker={"color": _COLORS[1], "size": 8},
+    )
+    return _titled(figure)
+
+
+def _band(rows: Rows, mean: str, deviation: str, name: str) -> Iterator[go.Scatter]:
+    """A deviation on both sides of a mean; nothing without one."""
+    found = [row for row in rows if row.get(mean) is not None and row.get(deviation) is not None]
+    for sign in (-1, 1) if found else ():
+        yield go.Scatter(
+            x=[row["step"] + 1 for row in found],
+            y=[row[mean] + sign * row[deviation] for row in found],
+            mode="lines",
+            line={"width": 0},
+            fill="tonexty" if sign == 1 else None,
+            fillcolor="rgba(31, 119, 180, .15)",
+            name=name,
+            showlegend=sign == 1,
+            hoverinfo="skip",
+        )
+
+
+def _lines(rows: Rows, columns: Mapping[str, str], *, zeros: bool = True) -> go.Figure:
+    """A line a column, by its name; `zeros`: also a column that is 0 throughout."""
+    figure = go.Figure()
+    for number, (name, column) in enumerate(columns.items()):
+        values = [row[column] for row in rows if row.get(column) is not None]
+        if values and (zeros or any(values)):
+            color = _COLORS[number % len(_COLORS)]
+            figure.add_trace(_line(rows, column, name.replace("_", " "), color))
+    return _titled(figure)
+
+
+def _line(rows: Rows, column: str, name: str, color: str) -> go.Scatter:
+    found = {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
+    mode = "lines" if len(found) > 1 else "markers"
+    return go.Scatter(x=list(found), y=list(found.values()), mode=mode, name=name, line={"color": color, "width": 1.5})
+
+
+def _titled(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(
+        xaxis={"title": "updates", "automargin": True},
+        yaxis={"automargin": True},
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        showlegend=len(figure.data) > 1,
+    )
+
+
+def _logarithmic(figure: go.Figure) -> None:
+    if all(value > 0 for trace in figure.data for value in trace.y):
+        figure.update_yaxes(type="log")
+
+
+def _not_empty(figures: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
+    return {title: figure for title, figure in figures.items() if any(len(trace.x) for trace in figure.data)}
+
+
+def _terms(rows: Rows) -> list[str]:
+    """The estimate's terms in their order, then whatever else has a norm, but the sum."""
+    found = [name.removesuffix("_norm") for name in _columns(rows, "", "_norm") if name != "gradient_norm"]
+    return [*(name for name in TERMS if name in found), *(name for name in found if name not in TERMS)]
+
+
+def _columns(rows: Rows, start: str, end: str = "") -> list[str]:
+    """Names that start and end so, with something between them."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    shortest = len(start) + len(end)
+    return [name for name in names if name.startswith(start) and name.endswith(end) and len(name) > shortest]
+
+
+def _mean(values: Any) -> Point:
+    return float(values.mean()), float(values.std()) / len(values) ** 0.5

@@ -1,0 +1,126 @@
+"""`report.html` of a run, finished or not: one page that needs no network."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import yaml
+
+from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.run import RunConfig
+from rlr_ray.loggers.figures import Rows, cost_figures, distance_figures, reward_figures, term_figures
+from rlr_ray.loggers.page import drawn, facts, page, table
+from rlr_ray.loggers.pictures import pairs
+from rlr_ray.rewards.scores import Evaluation, Scores
+from rlr_ray.utils.files import replace_file
+
+_SECRET = ("headers", "env_vars")
+
+
+def write_report(
+    path: Path,
+    config: RunConfig,
+    rows: Rows,
+    summary: Mapping[str, Any],
+    scores: Mapping[str, Scores],
+    before: Evaluation,
+    after: Evaluation,  # the latest one, while the run goes on
+    prompts: Sequence[str],  # of the images
+) -> None:
+    parts = [
+        *_head(config, summary, scores),
+        *_section("Reward", _rewards(rows, scores, summary.get("kept_update", len(rows)))),
+        "<h2>Before and after, on the same seeds</h2>",
+        pairs(before.images, after.images, prompts, scores),
+        *_section("Terms of the gradient", _plots(term_figures(rows))),
+        *_section("Distance and diversity", _plots(distance_figures(rows))),
+        *_section("Throughput and memory", _plots(cost_figures(rows))),
+        _config(config),
+    ]
+    text = page(config.name, parts)
+    replace_file(path, lambda part: part.write_text(text, "utf-8"))
+
+
+def _head(config: RunConfig, summary: Mapping[str, Any], scores: Mapping[str, Scores]) -> Iterator[str]:
+    """What was run and with which plan, what to be careful about, what came of it and what it cost."""
+    yield f"<h1>{html.escape(config.name)}</h1><p>{html.escape(_state(config, summary))}</p>"
+    if summary["warnings"]:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in summary["warnings"])
+        yield f'<div class="warnings"><strong>Be careful</strong><ul>{items}</ul></div>'
+    yield table(["held-out mean", "before", "after", "change ± se"], [_line(*item) for item in scores.items()])
+    count = len(scores["reward"].before)
+    judges = "" if all(own.trained for own in scores.values()) else " Judges are never trained on."
+    yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.{judges}</p>"
+    yield facts(_facts(config, summary))
+
+
+def _state(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M %Z")
+    if "ran_on" in summary:
+        return f"Finished {when} after {summary['steps']} updates, on {summary['ran_on']}."
+    return f"Still running: update {summary['steps']} of {config.train.iterations}, {when}."
+
+
+def _line(label: str, scores: Scores) -> list[str]:
+    change, error = scores.change
+    name = label if scores.trained else f"{label} (judge)"
+    return [
+        name,
+        *(f"{float(own.mean()):.4g}" for own in (scores.before, scores.after)),
+        f"{change:+.3g}\u00a0±\u00a0{error:.2g}",
+    ]
+
+
+def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for line in describe_plan(config).splitlines():
+        yield _part(line)
+    cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
+    yield "cost", cost + f"{summary['seconds']:.0f} s"
+    if summary["peak_memory_gib"] is not None:
+        yield "peak memory", f"{summary['peak_memory_gib']:.3g} GiB"
+    if "ran_on" in summary:
+        yield "adapter", f"{summary['adapter']}, {summary['trained_numbers']} trained numbers"
+        yield "versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+
+
+def _part(line: str) -> tuple[str, str]:
+    name, _, text = line.partition(": ")
+    return name, text
+
+
+def _rewards(rows: Rows, scores: Mapping[str, Scores], kept: int) -> str:
+    (_, trained), *others = reward_figures(rows, scores, kept).items()
+    return drawn(trained, 380) + _plots(dict(others))
+
+
+def _plots(figures: Mapping[str, go.Figure]) -> str:
+    """Side by side where there is room; a long legend gets more, since it takes a line an entry on a phone."""
+    cells = (
+        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280 + 20 * max(len(figure.data) - 4, 0))}</div>"
+        for title, figure in figures.items()
+    )
+    return f'<div class="plots">{"".join(cells)}</div>' if figures else ""
+
+
+def _section(title: str, body: str) -> list[str]:
+    return [f"<h2>{title}</h2>", body] if body else []
+
+
+def _config(config: RunConfig) -> str:
+    text = yaml.safe_dump(_hidden(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    return f"<details><summary>Resolved config</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _hidden(value: Any) -> Any:
+    """A config without what may be secret: a report is passed on more freely than its run."""
+    if isinstance(value, dict):
+        return {key: "hidden" if key in _SECRET and own else _hidden(own) for key, own in value.items()}
+    if isinstance(value, str) and "://" in value:
+        return re.sub(r"//[^/@]*@|\?.*", lambda found: "//hidden@" if found[0][0] == "/" else "?hidden", value)
+    return [_hidden(own) for own in value] if isinstance(value, list) else value

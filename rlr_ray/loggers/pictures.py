@@ -1,0 +1,198 @@
+"""Pictures that a run leaves: grids before and after, as they move if they are videos, and the reward's curve."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+import torch
+from matplotlib import pyplot
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rlr_ray.rewards.scores import Scores
+from rlr_ray.utils.files import replace_file
+
+matplotlib.use("Agg")
+
+FRAMES_A_SECOND = 8
+_DPI = 130
+_COLUMNS = 5
+_SMALLEST = 96  # pixels a picture's side is enlarged to
+_SHOWN = 192  # pixels to which a video's sides are reduced among others
+_WIDEST = 1600  # pixels to which the sides of a GIF are reduced
+
+
+def save_comparison(
+    stem: Path, before: Tensor, after: Tensor, titles: Sequence[str], before_title: str, after_title: str
+) -> None:
+    """Before-and-after pairs of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], with their prompts."""
+    columns = min(_COLUMNS, len(before))
+    rows = math.ceil(len(before) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), dpi=_DPI, squeeze=False)
+    shown = []
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, one, other, title in zip(axes.flat, before, after, titles, strict=False):
+        gap = one.new_ones(*one.shape[:-1], max(one.shape[-1] // 8, 1))
+        shown.append((axis, torch.cat([one, gap, other], dim=-1)))
+        axis.set_title(_cut(title), fontsize=8, parse_math=False)
+    figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
+    _save_shown(figure, shown, stem)
+
+
+def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
+    """A column of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], for each name, a row a chain."""
+    columns, rows = len(images), len(titles)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), dpi=_DPI, squeeze=False
+    )
+    shown = []
+    for column, (name, own) in enumerate(images.items()):
+        axes[0, column].set_title(_cut(name), fontsize=8)
+        for axis, image in zip(axes[:, column], own, strict=True):
+            shown.append((axis, image))
+            axis.set(xticks=[], yticks=[], frame_on=False)
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        axis.set_ylabel(_cut(title), rotation=0, ha="right", va="center", fontsize=8)
+    _save_shown(figure, shown, stem)
+
+
+def save_grid(stem: Path, images: Tensor) -> None:
+    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], in rows; small ones are enlarged as they are."""
+    height, width = images.shape[-2:]
+    factor = max(1, _SMALLEST // min(height, width))
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    canvas = images.new_ones(*images.shape[1:-2], rows * height, columns * width)
+    for index, image in enumerate(images):
+        top, left = index // columns * height, index % columns * width
+        canvas[..., top : top + height, left : left + width] = image
+    if factor > 1:
+        canvas = canvas.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    save_picture(stem, canvas)
+
+
+def to_show(images: Tensor) -> Tensor:
+    """Images [n, 3, H, W] as they are; videos [n, F, 3, H, W] with sides of 192 pixels at most, which are many more."""
+    factor = _SHOWN / max(images.shape[-2:])
+    if images.dim() == 4 or factor >= 1:
+        return images
+    small = interpolate(images.flatten(0, 1), scale_factor=factor, mode="bilinear", antialias=True)
+    return small.unflatten(0, images.shape[:2])
+
+
+def save_picture(stem: Path, image: Tensor) -> Path:
+    """An image [3, H, W] in [0, 1] as .png, a video [F, 3, H, W] as .gif."""
+    return _save_frames(stem, to_pil(image))
+
+
+def _save_frames(stem: Path, frames: Sequence[Image.Image]) -> Path:
+    kind, options = "PNG", {}
+    if len(frames) > 1:
+        kind, options = "GIF", animated(frames)
+        for frame in frames:
+            frame.thumbnail((_WIDEST, _WIDEST))
+    path = stem.with_name(f"{stem.name}.{kind.lower()}")
+    replace_file(path, lambda part: frames[0].save(part, format=kind, **options))
+    return path
+
+
+def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
+    """What Pillow is told to save frames beside the first one, at so many a second that motion is seen."""
+    return {"save_all": True, "append_images": frames[1:], "duration": 1000 // FRAMES_A_SECOND, "loop": 0}
+
+
+def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
+    """Training reward over updates, with the held-out mean and standard error by number of updates."""
+    figure, axis = pyplot.subplots(figsize=(7, 4))
+    axis.plot([row["step"] + 1 for row in rows], [row["reward_mean"] for row in rows], label="training chains", lw=1)
+    steps, values = list(held_out), list(held_out.values())
+    means, errors = [mean for mean, _ in values], [error for _, error in values]
+    axis.errorbar(steps, means, errors, fmt="o", capsize=3, label="held-out chains ± standard error")
+    axis.set(xlabel="updates", ylabel="reward")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _finish(figure, path)
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= 26 else title[:25] + "…"
+
+
+def to_pil(image: Tensor) -> list[Image.Image]:
+    """An image [3, H, W] in [0, 1], or a video [F, 3, H, W] frame by frame."""
+    frames = image.unsqueeze(0) if image.dim() == 3 else image
+    return [Image.fromarray((_array(frame) * 255).round().astype(numpy.uint8)) for frame in frames]
+
+
+def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
+    return image.permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def _save_shown(figure: Any, shown: Sequence[tuple[Any, Tensor]], stem: Path) -> None:
+    """Draw an image, or a video, in each axis, and save the figure."""
+    videos = [image.unsqueeze(0) if image.dim() == 3 else image for _, image in shown]
+    drawn = [
+        axis.imshow(_array(video[0]), interpolation="nearest") for (axis, _), video in zip(shown, videos, strict=True)
+    ]
+    figure.tight_layout()
+    frames = []
+    for number in range(len(videos[0])):
+        for artist, video in zip(drawn, videos, strict=True):
+            artist.set_data(_array(video[number]))
+        figure.canvas.draw()
+        frames.append(Image.fromarray(numpy.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+    _save_frames(stem, frames)
+    pyplot.close(figure)
+
+
+def _finish(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    replace_file(path, lambda part: figure.savefig(part, dpi=_DPI, format="png"))
+    pyplot.close(figure)
+
+
+_SMALL = 128  # pixels; a smaller image is enlarged without smoothing
+_EXACT = 256  # pixels up to which an image is kept as it is; forty photos of 1,024 as PNG would take 80 MB
+
+
+def pairs(before: Tensor, after: Tensor, prompts: Sequence[str], scores: Mapping[str, Scores]) -> str:
+    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], of the first chains, and the scores of all."""
+    figures = []
+    for i, (one, other, prompt) in enumerate(zip(before, after, prompts, strict=True)):
+        left = _image(one, "before", {label: float(score.before[i]) for label, score in scores.items()})
+        right = _image(other, "after", {label: float(score.after[i]) for label, score in scores.items()})
+        said = html.escape(prompt)  # a long one is cut, and whole under the mouse
+        caption = f'<figcaption title="{said}">{said}</figcaption>'
+        figures.append(f'<figure>{caption}<div class="pair">{left}{right}</div></figure>')
+    return f'<div class="pairs">{"".join(figures)}</div>'
+
+
+def _image(image: Tensor, when: str, scores: Mapping[str, float]) -> str:
+    small = ' class="small"' if max(image.shape[-2:]) < _SMALL else ""
+    said = "<br>".join(f"{html.escape(label)} {score:.4g}" for label, score in scores.items())
+    return f'<div><img{small} alt="{when}" src="{_data(image)}">{when}<br>{said}</div>'
+
+
+def _data(image: Tensor) -> str:
+    """An image [3, H, W], or a video [F, 3, H, W], as a data URI: an image that is small as it is."""
+    body, frames = io.BytesIO(), to_pil(image)
+    if len(frames) > 1:
+        for frame in frames:
+            frame.thumbnail((_EXACT, _EXACT))
+        kind, options = ("gif" if max(frames[0].size) <= _SMALL else "webp"), animated(frames)
+    elif max(frames[0].size) <= _EXACT:
+        kind, options = "png", {}
+    else:
+        kind, options = "jpeg", {"quality": 90}
+    frames[0].save(body, format=kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(body.getvalue()).decode()}"

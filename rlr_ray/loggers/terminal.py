@@ -1,0 +1,68 @@
+"""What a person sees while a run goes on: a live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rlr_ray.loggers import Report
+
+_PRINT_EVERY_S = 10.0  # where there is no terminal
+_SHORT = {"first_order": "FO", "half_order": "HO", "zeroth_order": "ZO"}
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Report]:
+    """Yields what is to be called with every update's row."""
+    bar = Progress(
+        TextColumn("update"),
+        MofNCompleteColumn(),
+        BarColumn(24),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    first: tuple[int, float] | None = None  # updates done and time at the first report: what came before was start-up
+    printed = 0.0
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal first, printed
+        done, now = row["step"] + 1, time.monotonic()
+        first = first or (done, now)
+        bar.update(task, completed=done, text=describe(row))
+        if not console.is_terminal and (now - printed > _PRINT_EVERY_S or done == total):
+            printed = now
+            pace = (now - first[1]) / (done - first[0]) if done > first[0] else row["seconds"]
+            text = f"update {done}/{total}  {describe(row)}  about {pace * (total - done):.0f} s left"
+            console.print(text, soft_wrap=True)
+
+    with bar:
+        task = bar.add_task("train", total=total, text="")
+        yield report
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One update in one line: reward, each term's norm and weight, rollouts a second."""
+    parts = [f"reward {row['reward_mean']:.3f}"]
+    if row.get("held_out_reward") is not None:
+        parts.append(f"held-out {row['held_out_reward']:.3f}")
+    for name, short in _SHORT.items():
+        if f"{name}_norm" in row:
+            parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
+    if row.get("surrogate_coefficient") is not None:
+        parts.append(f"Q correlates {row['surrogate_correlation']:.2f}")
+    for name, words in (("rollouts_missing", "not waited for"), ("rollouts_rerun", "run again")):
+        if row.get(name):
+            parts.append(f"{row[name]} pairs {words}")
+    if row["rollouts_per_s"]:
+        parts.append(f"{row['rollouts_per_s']:.0f} rollouts/s")
+    return "  ".join(parts)

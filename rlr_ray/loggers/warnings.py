@@ -1,0 +1,88 @@
+"""What to be careful about with a run's results, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlr_ray.config.describe import bias_notes
+from rlr_ray.config.run import RunConfig
+from rlr_ray.rewards.scores import Scores
+
+_SURE = 2  # standard errors
+_HIGH = 0.8  # share of noise in the squared gradient from which a run says so
+_REMEDIES = {
+    "half_order": "raise train.chains, or set estimator.half_order.weight: auto",
+    "zeroth_order": "raise estimator.zeroth_order.count, train fewer numbers, or use directions: guided, weight: auto",
+}
+
+
+def warnings(
+    config: RunConfig,
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    scores: Mapping[str, Scores],
+) -> list[str]:
+    """The gravest first; empty if there is nothing to say."""
+    found = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
+    found += _gaming(scores) or _gamed(summary)
+    found += _gain(scores["reward"])
+    found += _variance(summary["noise_shares"]) + _counts(rows, summary)
+    return found + bias_notes(config)
+
+
+def _gaming(scores: Mapping[str, Scores]) -> list[str]:
+    """A trained reward that rose for sure while a judge fell for sure."""
+    gain, error = scores["reward"].change
+    if gain <= _SURE * error:
+        return []
+    changes = {label: score.change for label, score in scores.items() if not score.trained}
+    return [
+        f"the trained reward rose by {gain:.3g} while judge {label} fell by {-change:.3g} ± {change_se:.2g}: it may be "
+        "gamed; see docs/rewards.md on guards"
+        for label, (change, change_se) in changes.items()
+        if change < -_SURE * change_se
+    ]
+
+
+def _gamed(summary: Mapping[str, Any]) -> list[str]:
+    """What the last evaluation said of those before it."""
+    told = summary.get("gamed")
+    return [f"{told}; see docs/rewards.md on guards"] if told and not summary.get("stopped") else []
+
+
+def _gain(reward: Scores) -> list[str]:
+    gain, error = reward.change
+    if gain < -_SURE * error:
+        return [f"the held-out reward fell by {-gain:.3g} ± {error:.2g}; lower train.learning_rate"]
+    if gain <= _SURE * error:
+        return [
+            f"the gain, {gain:.3g} ± {error:.2g}, is within {_SURE} standard errors of none; train longer, or raise "
+            "evaluation.chains"
+        ]
+    return []
+
+
+def _variance(shares: Mapping[str, float]) -> list[str]:
+    """If most of the gradient was noise of half or zeroth order: how much, from where, and what helps."""
+    shares = {name: share for name, share in shares.items() if name in _REMEDIES}
+    if sum(shares.values()) < _HIGH:
+        return []
+    worst = max(shares, key=lambda name: shares[name])
+    return [
+        f"variance is high: {min(sum(shares.values()), 1):.0%} of the squared gradient was noise, "
+        f"{shares[worst]:.0%} from {worst.replace('_', ' ')} (medians over updates); {_REMEDIES[worst]}"
+    ]
+
+
+def _counts(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[str]:
+    """Scores and rollouts that were not as they should be, over all updates and evaluations."""
+    words = {
+        "reward_invalid": "images had a score that was not finite, which was replaced; mend the reward",
+        "evaluation_invalid": "held-out images had a score that was not finite, which was replaced",
+        "rollouts_missing": "perturbation pairs were not waited for (cluster.rollouts.quorum)",
+        "rollouts_rerun": "perturbation pairs ran again, since their actor was lost or late; the result is the same",
+    }
+    sums = {name: sum(row.get(name) or 0 for row in rows) for name in words}
+    sums["evaluation_invalid"] += summary.get("invalid_before", 0) + summary.get("invalid_after", 0)
+    return [f"{count:g} {words[name]}" for name, count in sums.items() if count]

@@ -1,0 +1,150 @@
+"""Checkpoints: all that an update depends on, of the newest updates; one that is damaged is passed over."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
+
+# What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
+# updates do not repeat anyway, for options by which a reward says something else, and for the last bits of pictures
+# that are decoded in other slices, or by which rewards are standardised. A * is any label.
+FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
+FREE_KEYS |= {
+    "evaluation.judges",
+    "evaluation.chunk_size",
+    "evaluation.clip",
+    "rewards.*.actors",
+    "rewards.*.invalid",
+    "rewards.*.options",
+    "guards.kl_stop",
+    "guards.patience",
+    "guards.keep",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "memory_budget_gib",
+    "model.gradient_checkpointing",
+    "model.decode_slice",
+}
+_SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
+_FORMAT = 2  # of what a checkpoint holds; raise it when a key comes, goes or means something else
+
+
+class Checkpoints:
+    """The newest of a run's states, one a file."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.folder = config.folder / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """After how many updates each was saved, the oldest first."""
+        return sorted(int(path.stem.removeprefix("update_")) for path in self.folder.glob("update_*.pt"))
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save the state after `step` updates; the oldest beyond train.keep_checkpoints go.
+
+        Later ones stay: they were passed over when the run was resumed, or an orphan of a killed run wrote them.
+        """
+        held = {"format": _FORMAT, "config": self.config.model_dump(mode="json")}
+        save_sealed(self._file(step), held | state)
+        for old in [at for at in self.steps() if at <= step][: -self.config.train.keep_checkpoints]:
+            self._file(old).unlink(missing_ok=True)
+
+    def load(self, device: torch.device, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest state that is whole and of this run; None if nothing was saved yet.
+
+        Says which it passes over and why. Raises UserError if it passes over all of them.
+        """
+        passed: list[str] = []
+        for step in reversed(self.steps()):
+            file = self._file(step)
+            try:
+                state = self._read(file, device)
+            except Unreadable as error:
+                passed.append(f"{file} {error}")
+                continue
+            for text in passed:
+                say(f"checkpoint {text}; going on from {file.name} instead")
+            return state
+        if passed:
+            raise UserError(
+                f"no checkpoint of the run can be used: {'; '.join(passed)}; put one back from a backup, or start the "
+                "run again with --overwrite"
+            )
+        return None
+
+    def load_at(self, step: int, device: torch.device, wait_s: float = _SHOWN_S) -> dict[str, Any]:
+        """The state after `step` updates, which a process elsewhere has found.
+
+        Waits for a network disk to show it here. Raises UserError if it cannot be read within `wait_s`.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return self._read(self._file(step), device)
+            except Unreadable as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"the leading worker found the run at update {step}, but {self._file(step)} {error} on "
+                        f"{platform.node()}; workers on several nodes need output_dir on a disk that all of them share"
+                    ) from error
+                time.sleep(1.0)
+
+    def adopt(self, folder: Path) -> None:
+        """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
+        newest = max(folder.glob("update_*.pt"))
+        state: dict[str, Any] = load_sealed(newest, torch.device("cpu"))
+        for step in self.steps():
+            self._file(step).unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save(state["step"], {name: value for name, value in state.items() if name not in ("format", "config")})
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"update_{step:06d}.pt"
+
+    def _read(self, file: Path, device: torch.device) -> dict[str, Any]:
+        state: dict[str, Any] = load_sealed(file, device)
+        if state.get("format") != _FORMAT:
+            raise Unreadable(f"has format {state.get('format')}, this version of rlr_ray reads format {_FORMAT}")
+        changed = changed_keys(state["config"], self.config)
+        if changed:
+            raise Unreadable(f"is of another config ({'; '.join(changed)})")
+        return state
+
+
+def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
+    """The keys by which a config's updates differ from those of the saved one, with both values."""
+    with suppress(UserError):  # keys that came since then have what they have by default
+        saved = parse_config(saved).model_dump(mode="json")
+    was, now = _flat(saved), _flat(config.model_dump(mode="json"))
+    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path) and not _free(path)]
+    return [f"{'.'.join(path)}: was {was.get(path)!r}, now {now.get(path)!r}" for path in changed]
+
+
+def _free(path: tuple[str, ...]) -> bool:
+    """Whether a key is one of FREE_KEYS, or lies in one."""
+    names = [name.split(".") for name in FREE_KEYS]
+    return any(
+        len(path) >= len(name) and all(one in ("*", part) for one, part in zip(name, path, strict=False))
+        for name in names
+    )
+
+
+def _flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Values by the keys that lead to them, since a label may hold dots itself."""
+    flat: dict[tuple[str, ...], Any] = {}
+    for key, value in values.items():
+        path = (*above, str(key))
+        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
+    return flat

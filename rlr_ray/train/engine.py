@@ -1,0 +1,293 @@
+"""What a process needs to run chains: model, reward, prompts and schedule, built from the config alone.
+
+The trainer and every rollout actor build the same engine, so a chain, a direction or a plan is named by numbers and
+never sent.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.config.run import RunConfig
+from rlr_ray.core.gradient import Chains, RolloutResult, rollout
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Conditioning, Objective, Start, Trajectory, sample_chain
+from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.weighting import TermEstimate
+from rlr_ray.core.zeroth_order import Directions, zeroth_order
+from rlr_ray.errors import UserError
+from rlr_ray.models import Model, module_bytes
+from rlr_ray.models.loading import load_model
+from rlr_ray.models.staged import Staged
+from rlr_ray.prompts.load import Prompt, PromptOrder, prompt_sets
+from rlr_ray.rewards import is_differentiable
+from rlr_ray.rewards.clip import Clip, load_clip
+from rlr_ray.rewards.mixture import Mixture, Standard
+from rlr_ray.train.surrogate import OnlineSurrogate
+from rlr_ray.utils.memory import memory_errors
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that config.device says. Raises UserError if it is not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("device is 'cuda', but torch finds no CUDA device here; set device: auto or device: cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What plain diffusers needs to draw these chains again."""
+    return [
+        {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+class Sampler:
+    """Model, prompts and schedule of one recipe, on one device."""
+
+    def __init__(self, config: RunConfig):
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.device = pick_device(config.device)
+        sets = prompt_sets(config)
+        self.prompts, self.held_out_prompts = sets.train, sets.held_out
+        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
+        if config.dcot is not None:
+            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
+
+    def prompt_note(self) -> str:
+        """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
+        texts = dict.fromkeys(text for prompt in (*self.prompts, *self.held_out_prompts) for text in prompt.texts)
+        cut = self.model.truncated(list(texts))
+        if not cut:
+            return ""
+        return (
+            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are "
+            f"cut off; the first: {cut[0]!r}"
+        )
+
+    def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
+        """Seeds and prompts of held-out chains, which no update uses, the same at every evaluation."""
+        own, chosen = self.config.seed, self.config.evaluation.seed
+        seeds = [seed_of(own if chosen is None else chosen, "held-out", index) for index in indices]
+        return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
+
+    def start(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Start:
+        """How a plain diffusers pipeline begins with these prompts and one generator a seed."""
+        schedule, shape = self.model.schedule, self.model.latent_shape
+        starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
+        noise = torch.stack(noises, dim=1).to(self.device)
+        return torch.stack(starts).to(self.device), noise, self._encode(prompts)
+
+    @torch.no_grad()
+    def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
+        """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
+        trajectory = sample_chain(self.model, theta, self.model.schedule, *self.start(*self.held_out(indices)))
+        return trajectory, self.model.decode(trajectory.latents[-1])
+
+    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        negatives = [prompt.negative for prompt in prompts]
+        if isinstance(self.model, Staged):
+            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
+        return self.model.encode([prompt.text for prompt in prompts], negatives)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One update's perturbation rollouts: the parameters, which steps are perturbed, and where directions come from."""
+
+    step: int
+    plan: Plan
+    theta: Tensor  # [P]
+    directions: Directions
+    coefficient: float = 0.0  # of the surrogate
+    standards: Sequence[Standard] = ()  # of the rewards; none: as they are
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Rollouts under way: their results, in any order, and what there is to count of them once all are in."""
+
+    results: Iterable[RolloutResult]
+    counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
+
+
+# Rewards by label that are elsewhere.
+Built = Mapping[str, Callable[..., Tensor]]
+# Starts the rollouts of some chunks of perturbations.
+Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
+
+
+def check_reward(config: RunConfig) -> None:
+    """Raise UserError if a reward is not known, or if first order would pass through black boxes alone."""
+    surrogate = config.estimator.surrogate
+    black_box = [label for label, reward in config.rewards.items() if not reward.has_gradient]
+    if config.estimator.preset == "auto":  # there is no plan yet
+        return
+    if surrogate is not None and surrogate.name != "online" and not is_differentiable(surrogate.name):
+        raise UserError(
+            f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order passes "
+            "through the surrogate; allowed: 'online' or a differentiable reward; set estimator.surrogate.name: online"
+        )
+    if surrogate is None and config.plan_shape.first_order_steps and len(black_box) == len(config.rewards):
+        raise UserError(
+            f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
+            f"estimator.first_order_steps is {config.estimator.first_order_steps}; set estimator.first_order_steps: 0, "
+            "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
+        )
+
+
+_CLIP = "openai/clip-vit-base-patch32"
+
+
+class Engine(Sampler):
+    """Model, prompts and schedule of one run with its rewards and its plan, on one device.
+
+    `built`: rewards by label that are elsewhere already.
+    """
+
+    def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
+        check_reward(config)
+        super().__init__(config)
+        self.built = built
+        self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
+        self.rewards = Mixture(config.rewards, self.device, built, self.model.frames)
+        surrogate = config.estimator.surrogate
+        named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
+        self.stand_in = Mixture(named, self.device, {}, self.model.frames)  # of none or one
+        self.shape = config.plan_shape
+        self.shape.check_noise(self.model.schedule)
+
+    @functools.cached_property
+    def judges(self) -> Mixture:
+        """In main memory; who needs them moves them to the device meanwhile."""
+        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built, self.model.frames)
+
+    @functools.cached_property
+    def clip(self) -> Clip | None:
+        """Whose features measure diversity, if the recipe names one."""
+        path = self.config.evaluation.clip
+        return Clip(*load_clip("evaluation.clip", path, _CLIP)).to(self.device) if path is not None else None
+
+    def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
+        """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""
+        chunks = range(self.config.train.chains // self.config.train.chunk_size)
+        shape = self.shape if surrogate else self.shape.without_surrogate()
+        return [shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
+
+    def online_surrogate(self) -> OnlineSurrogate | None:
+        """A new one, if the config asks for it."""
+        config = self.config.estimator.surrogate
+        if config is None or config.name != "online":
+            return None
+        return OnlineSurrogate(
+            self.model.latent_shape,
+            OnlineSurrogate.features(self._encode(self.prompts[:1])).shape[1],
+            seed=self.config.seed,
+            device=self.device,
+            replay=config.replay,
+            learning_rate=config.learning_rate,
+            steps_per_update=config.steps_per_update,
+            batch_size=config.batch_size,
+        )
+
+    def under(self, config: RunConfig) -> Engine:
+        """This engine with the plan of another config, whose model, reward and prompts are the same."""
+        other = copy.copy(self)
+        other.config, other.shape = config, config.plan_shape
+        other.shape.check_noise(self.model.schedule)
+        return other
+
+    def held_bytes(self) -> int:
+        """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
+        rewards = (*self.rewards.rewards.values(), *self.stand_in.rewards.values())
+        return self.model.weights() + sum(map(module_bytes, rewards))
+
+    def groups(self) -> Tensor:  # [B]
+        """Which chains of an update share a baseline."""
+        train, baseline = self.config.train, self.config.estimator.half_order.baseline
+        size = train.chains_per_prompt if baseline == "prompt" else train.chains
+        return (torch.arange(train.chains) // size).to(self.device)
+
+    def train_chains(self, step: int, indices: range) -> Chains:
+        """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
+        seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
+        per_prompt = self.config.train.chains_per_prompt
+        slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
+        return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots])
+
+    def chains(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Chains:
+        """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed."""
+        texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+
+        def parts(latents: Tensor) -> Tensor:  # [m, B]
+            return self.rewards.parts(self._scores(self.rewards, latents, texts, metadata))
+
+        return Chains(
+            *self.start(seeds, prompts),
+            lambda latents: parts(latents).sum(0),
+            self._surrogate(texts, metadata),
+            parts,
+            self.rewards.black_box if self.config.mixed else (),
+        )
+
+    def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
+        """The named reward that stands in for the true one, if any."""
+        if not self.stand_in.labels:
+            return None
+        return lambda latents: self._scores(self.stand_in, latents, texts, metadata)[0]
+
+    def _scores(
+        self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]
+    ) -> Tensor:  # [m, B]
+        """Of a video only the frames that some reward sees are decoded."""
+        times = len(latents) // len(texts)
+        return rewards.scores(self.model.decode(latents, rewards.frames or None), texts * times, metadata * times)
+
+    @memory_errors()
+    def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
+        """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
+        if request.standards:
+            self.rewards.standards = list(request.standards)
+        before = self.rewards.invalid
+        seeds = self.direction_seeds(request.step, indices)
+        directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
+        plus, minus = rollout(
+            self.model,
+            request.theta.to(self.device),
+            self.model.schedule,
+            request.plan,
+            self.train_chains(request.step, indices).with_share(request.coefficient),
+            directions.to(self.device),
+            request.directions.step_size,
+        )
+        invalid, self.rewards.invalid = self.rewards.invalid - before, before  # counted where the result is
+        return RolloutResult(indices, plus.tolist(), minus.tolist(), invalid)
+
+    def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
+        return [(self.config.seed, "direction", step, index) for index in indices]
+
+    def zeroth_order(self, request: RolloutRequest, results: Iterable[RolloutResult]) -> TermEstimate:
+        """The zeroth-order term, its directions rebuilt from their seeds and summed in the order of their indices."""
+        ordered = sorted(results, key=lambda result: result.indices.start)
+        indices = [index for result in ordered for index in result.indices]
+        self.rewards.invalid += sum(result.invalid for result in ordered)
+        return zeroth_order(
+            request.directions,
+            [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],
+            torch.tensor([reward for result in ordered for reward in result.rewards_plus], dtype=torch.float64),
+            torch.tensor([reward for result in ordered for reward in result.rewards_minus], dtype=torch.float64),
+        )
+
+    def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
+        """Rollouts in this process, one chunk after the other: `Rollouts` without a cluster."""
+        return RolloutBatch(self.rollout(request, chunk) for chunk in chunks)

@@ -1,0 +1,134 @@
+"""Held-out chains: the same seeds and prompts every time, so that differences are paired."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from rlr_ray.core.kl import chain_divergence, noisy_steps
+from rlr_ray.core.sampler import Trajectory
+from rlr_ray.loggers.pictures import to_show
+from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.scores import Evaluation
+from rlr_ray.train.engine import Engine
+
+_COMPARED = 40  # first chains, whose divergence is measured, which takes as long as to sample them
+
+Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W], or videos [B, F, 3, H, W] -> [B, D]
+Distance = Callable[[Tensor], Tensor]  # features [n, D] -> of each pair
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine, theta: Tensor, look: Callable[[range, Tensor], Any] = lambda indices, images: None
+) -> Evaluation:
+    """Sample the held-out chains at theta [P], in chunks of evaluation.chunk_size, and score them.
+
+    `look` is shown each chunk's indices and images.
+    """
+    config, size = engine.config.evaluation, engine.config.sampled_at_once
+    judges = engine.judges.to(engine.device)
+    features_of, distance = image_features(engine.clip)
+    engine.rewards.taken()
+    found: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
+    images, divergences, features, shown = [], [], [], []
+    for first in range(0, config.chains, size):
+        indices = range(first, min(first + size, config.chains))
+        trajectory, pictures = engine.sample(theta, indices)
+        arguments = (pictures, *_asked(engine, indices))
+        for mixture in (engine.rewards, judges):
+            for label, row in zip(mixture.labels, mixture.scores(*arguments) if mixture.labels else (), strict=True):
+                found[label].append(row.cpu())
+        if first < _COMPARED:
+            divergences.append(_divergence(engine, theta, _first(trajectory, _COMPARED - first)))
+        features.append(features_of(pictures).cpu())
+        shown += arguments[1]
+        if first < config.pictures:
+            images += list(to_show(pictures[: config.pictures - first]).cpu())
+        look(indices, pictures)
+    engine.judges.to(torch.device("cpu"))  # training needs the room
+    return Evaluation(
+        {label: torch.cat(rows) for label, rows in found.items()},
+        torch.stack(images),
+        torch.cat(divergences),
+        diversity(torch.cat(features), shown, distance),
+        engine.rewards.taken()[0] + judges.taken()[0],
+    )
+
+
+def _first(trajectory: Trajectory, count: int) -> Trajectory:
+    conditioning = {name: value[:count] for name, value in trajectory.conditioning.items()}
+    return Trajectory(trajectory.latents[:, :count], trajectory.noise[:, :count], conditioning)
+
+
+def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
+    base, schedule = engine.model.initial_theta, engine.model.schedule
+    if not noisy_steps(schedule):
+        return torch.full((trajectory.latents.shape[1],), float("nan"))
+    if torch.equal(theta, base):
+        return torch.zeros(trajectory.latents.shape[1])
+    return chain_divergence(engine.model, theta, base, schedule, trajectory).cpu()
+
+
+def image_features(clip: Clip | None) -> tuple[Features, Distance]:
+    """What images are compared by, and how far apart two are; videos frame by frame.
+
+    CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
+    their mean squared difference.
+    """
+    if clip is not None:
+        return _by_frame(clip.image_features), lambda features: torch.pdist(features).square() / 2
+
+    def pixels(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        small = adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
+        return small / math.sqrt(small.shape[1])
+
+    return _by_frame(pixels), torch.pdist
+
+
+def _by_frame(features_of: Features) -> Features:
+    """The features of a video's F frames one after the other, over the root of F: squared distances are means."""
+
+    def features(images: Tensor) -> Tensor:
+        if images.dim() == 4:
+            return features_of(images)
+        found = features_of(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return found.flatten(1) / math.sqrt(images.shape[1])
+
+    return features
+
+
+def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float:
+    """Mean distance between features [n, D] of the same prompt; nan if no prompt has two."""
+    distances = []
+    for prompt in dict.fromkeys(prompts):
+        own = features[[i for i, other in enumerate(prompts) if other == prompt]]
+        if len(own) > 1:
+            distances.append(distance(own))
+    return float(torch.cat(distances).mean()) if distances else float("nan")
+
+
+@torch.no_grad()
+def standardise(engine: Engine) -> None:
+    """Have the rewards that are to be standardised by the base model's held-out chains be so; no judge is asked."""
+    if not any(engine.rewards.normalized):
+        return
+    chains, size = engine.config.evaluation.chains, engine.config.sampled_at_once
+    scores = []
+    for first in range(0, chains, size):
+        indices = range(first, min(first + size, chains))
+        _, pictures = engine.sample(engine.model.initial_theta, indices)
+        scores.append(engine.rewards.scores(pictures, *_asked(engine, indices)).cpu())
+    engine.rewards.standardise(torch.cat(scores, dim=1))
+
+
+def _asked(engine: Engine, indices: range) -> tuple[list[str], list[dict[str, Any]]]:
+    """Prompts of held-out chains and their metadata."""
+    _, prompts = engine.held_out(indices)
+    return [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]

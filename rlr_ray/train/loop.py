@@ -1,0 +1,109 @@
+"""The training loop: the same in this process and in every worker of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rlr_ray.loggers import Report
+from rlr_ray.train.engine import Engine, Rollouts
+from rlr_ray.train.results import Results
+from rlr_ray.train.run_folder import Recorder, RunFolder
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.surrogate import OnlineSurrogate
+from rlr_ray.train.update import ALONE, Process, update
+from rlr_ray.utils.memory import MemoryBudget, memory_errors
+
+Say = Callable[[str], None]  # is given what happens
+
+
+def _quiet(text: str) -> None:
+    """For who has nobody to tell."""
+
+
+@memory_errors()
+def train(
+    engine: Engine,
+    rollouts: Rollouts | None,
+    report: Report,
+    process: Process = ALONE,
+    say: Say = _quiet,
+) -> None:
+    """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
+
+    Every process takes the same updates; the leading one dispatches the rollouts, writes, and says what went wrong.
+    """
+    config = engine.config
+    folder = RunFolder(config)
+    state, online, saved = _start(engine, folder, process, say)
+    results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
+    _share_standards(engine, process)
+    recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
+
+    def whole() -> dict[str, Any]:
+        learned = {} if online is None else {"online_surrogate": online.state_dict()}
+        return state.state_dict() | learned | (results.state_dict() if results else {})
+
+    budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
+    stopped = _stopped(engine, results, process)
+    while state.step < config.train.iterations and not stopped:
+        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
+        row |= {} if peak is None else {"peak_memory_gib": peak}
+        measured = _due(state.step, config.evaluation.every, config.train.iterations)
+        if measured:
+            row |= results.measure(state.step, state.kept) if results else {}
+            stopped = _stopped(engine, results, process)
+        if recorder is not None and results is not None:
+            last = stopped or state.step == config.train.iterations
+            recorder.add(row, whole, results.draft if measured else None, last=last)
+        report(row)
+    if recorder is not None and results is not None:
+        results.finish(state.kept, recorder.metrics, process.ran_on)
+
+
+def _start(
+    engine: Engine, folder: RunFolder, process: Process, say: Say
+) -> tuple[TrainState, OnlineSurrogate | None, dict[str, Any] | None]:
+    """The state to begin with or to go on from, the surrogate's too, and what it was loaded from."""
+    config = engine.config
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
+    online = engine.online_surrogate()
+    saved = _saved(folder, process, engine.device, say)
+    if saved:
+        state.load_state_dict(saved)
+        if online is not None:
+            online.load_state_dict(saved["online_surrogate"])
+    if process.leads:
+        notes = [f"going on from update {state.step}" if saved else "", engine.prompt_note()]
+        for note in filter(None, notes):
+            say(note)
+    return state, online, saved
+
+
+def _share_standards(engine: Engine, process: Process) -> None:
+    """Have every process standardise rewards as the leading one does."""
+    if any(engine.rewards.normalized):
+        own = torch.tensor(engine.rewards.standards, dtype=torch.float64, device=engine.device)
+        shared = process.reduce(own if process.leads else torch.zeros_like(own))
+        engine.rewards.standards = [(mean, deviation) for mean, deviation in shared.tolist()]
+
+
+def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:
+    """Whether the leading process ends the run before its time."""
+    if not engine.config.guards.may_stop:
+        return False
+    own = float(results is not None and results.stopped)
+    return bool(process.reduce(torch.tensor(own, device=engine.device)))
+
+
+def _saved(folder: RunFolder, process: Process, device: torch.device, say: Say) -> dict[str, Any] | None:
+    """The state to go on from: the leading process finds it, the others read that same one. None at the start."""
+    found = folder.checkpoints.load(device, say) if process.leads else None
+    step = int(process.reduce(torch.tensor([float(found["step"]) if found else 0.0], device=device)))
+    return found if process.leads or not step else folder.checkpoints.load_at(step, device)
+
+
+def _due(step: int, every: int | None, last: int) -> bool:
+    return every is not None and step % every == 0 and step < last

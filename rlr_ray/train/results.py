@@ -1,0 +1,223 @@
+"""What a finished run leaves for people: held-out rewards, adapter, pictures, summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.gradient import TERMS
+from rlr_ray.loggers.html import write_report
+from rlr_ray.loggers.parquet import MetricsLog
+from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.loggers.warnings import warnings
+from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
+from rlr_ray.train.engine import Engine, chain_rows
+from rlr_ray.train.guards import Guards
+from rlr_ray.train.held_out import evaluate
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.utils.environment import versions
+from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
+
+
+class Results:
+    """Measures held-out chains before, during and after, and writes what came of it."""
+
+    def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor, saved: Mapping[str, Any] | None):
+        self.engine, self.folder = engine, folder
+        self.before = self._before(initial_theta)
+        rewards, config = engine.rewards, engine.config
+        rewards.standardise(torch.stack([self.before.scores[label] for label in rewards.labels]))
+        self.guards = Guards(config.guards, rewards, list(config.evaluation.judges), self.before, initial_theta)
+        if saved and saved["asked"] == self._asked:  # else what was best is best no more
+            self.guards.load_state_dict(saved["guards"])
+        self.latest = self.before  # evaluation
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is to end before its time."""
+        return self.guards.stopped is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"guards": self.guards.state_dict(), "asked": self._asked}
+
+    def _before(self, theta: Tensor) -> Evaluation:
+        """The evaluation at the start, measured once and kept for a resumed run.
+
+        Measured again if it is damaged, or if others are asked now.
+        """
+        file, asked = self.folder.samples / "before.pt", self._asked
+        with suppress(Unreadable):
+            kept = load_sealed(file, torch.device("cpu"))
+            if kept.pop("asked", None) == asked:
+                return Evaluation(**kept)
+        before = evaluate(self.engine, theta)
+        with disk_errors():
+            save_grid(self.folder.samples / "before", before.images)
+            save_sealed(file, vars(before) | {"asked": asked})
+        return before
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What scores and diversity depend on that a resumed run may change, but for the rewards' own options."""
+        rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
+        return {
+            "invalid": {label: reward.invalid for label, reward in rewards.items()},
+            "judges": {
+                label: one.model_dump(mode="json", exclude={"actors"}) for label, one in evaluation.judges.items()
+            },
+            "clip": evaluation.clip,
+        }
+
+    def measure(self, update: int, theta: Tensor) -> dict[str, float]:
+        """What held-out chains at theta are like after so many updates, as columns of an update's row."""
+        self.latest = found = evaluate(self.engine, theta)
+        self.guards.note(update, found, theta)
+        return self._columns(found)
+
+    def _columns(self, found: Evaluation) -> dict[str, float]:
+        """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
+        scores = held_out_scores(self.engine.rewards, self.before, found)
+        columns: dict[str, float] = {"diversity": found.diversity}
+        columns |= {"evaluation_invalid": found.invalid} if found.invalid else {}
+        measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
+        for name, values in measured.items():
+            columns[name], columns[f"{name}_se"] = mean_and_error(values)
+        return {name: value for name, value in columns.items() if not math.isnan(value)}
+
+    def draft(self, rows: list[dict[str, Any]]) -> None:
+        """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
+        with _for_people():
+            self._report(rows, self._so_far(self.latest, rows), self.latest)
+
+    def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
+        """Write the metrics, the adapter, the pictures, the report and, last of all, the summary.
+
+        Done again, all are the same, but for the report's date.
+        """
+        after, updates = evaluate(self.engine, theta), len(metrics.rows)
+        if not self.stopped:
+            self.guards.note(updates, after, theta, last=True)
+        best = self.guards.best
+        if self.engine.config.guards.keep == "best" and best.update != updates:
+            theta, updates = best.theta.to(theta), best.update
+            after = evaluate(self.engine, theta)
+        with disk_errors():
+            metrics.save()
+            adapter = self.engine.model.save_adapter(theta, self.folder.path)
+            summary = self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept_update": updates}
+            with _for_people():
+                self._save_pictures(after, metrics.rows, updates)
+                self._report(metrics.rows, summary, after)
+            self.folder.save_summary(summary)
+
+    def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
+        prompts = [prompt.text for prompt in self.engine.held_out(range(len(after.images)))[1]]
+        scores = held_out_scores(self.engine.rewards, self.before, after)
+        write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
+
+    def _summary(
+        self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
+    ) -> dict[str, Any]:
+        return self._so_far(after, rows) | {
+            "ran_on": ran_on,
+            "adapter": str(adapter.relative_to(self.folder.path)),
+            "trained_numbers": len(theta),
+            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
+            "versions": versions(),
+        }
+
+    def _so_far(self, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a summary can say before the run has ended."""
+        scores = held_out_scores(self.engine.rewards, self.before, after)
+        reward = scores["reward"]
+        (mean, error), (gain, gain_se) = mean_and_error(reward.after), reward.change
+        summary = {
+            "name": self.engine.config.name,
+            "reward_before": float(reward.before.mean()),
+            "reward_after": mean,
+            "reward_after_se": error,
+            "gain": gain,
+            "gain_se": gain_se,
+            "scores": {label: own.summary for label, own in scores.items() if label != "reward"},
+            "judges": list(self.engine.config.evaluation.judges),
+            "kl": _known(float(after.divergence.mean())),
+            "diversity_before": _known(self.before.diversity),
+            "diversity_after": _known(after.diversity),
+            "stopped": self.guards.stopped,
+            "gamed": self.guards.warning,
+            "invalid_before": self.before.invalid,
+            "invalid_after": after.invalid,
+            "best_update": self.guards.best.update,
+            "plan": str(self.engine.shape),
+            "noise_shares": _noise_shares(rows),
+            "surrogate": _surrogate(rows),
+            "steps": len(rows),
+            "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
+            "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
+            "peak_memory_gib": max(
+                (row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")), default=None
+            ),
+            "seconds": sum(row["seconds"] for row in rows),
+        }
+        return summary | {"warnings": warnings(self.engine.config, rows, summary, scores)}
+
+    def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]], updates: int) -> None:
+        samples, before = self.folder.samples, self.before
+        seeds, prompts = self.engine.held_out(range(len(after.images)))
+        texts = [prompt.text for prompt in prompts]
+        save_grid(samples / "after", after.images)
+        titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
+        save_comparison(samples / "before_after", before.images, after.images, texts, *titles)
+        chains = chain_rows(seeds, prompts)
+        replace_file(
+            samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
+        )
+        held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
+        errors = {row["step"] + 1: row["held_out_reward_se"] for row in rows if row["step"] + 1 in held_out}
+        first, last = (mean_and_error(run.of(self.engine.rewards)) for run in (before, after))
+        points = {0: first, **{step: (held_out[step], errors[step]) for step in held_out}, updates: last}
+        save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
+
+
+@contextmanager
+def _for_people() -> Iterator[None]:
+    """What is only to be looked at must not cost a run that went well: what goes wrong is told, but for a full disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        warn(f"pictures and report are not complete:\n{traceback.format_exc()}", stacklevel=3)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median over updates of each term's share of noise in the squared gradient."""
+    found = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
+    known = {name: [share for share in shares if share is not None] for name, shares in found.items()}
+    return {name: statistics.median(shares) for name, shares in known.items() if shares}
+
+
+def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
+    """How well the surrogate followed the reward at the end, and how often first order carried it; None without one."""
+    if rows[0].get("surrogate_correlation") is None:
+        return None
+    last = rows[-math.ceil(len(rows) / 4) :]
+    return {
+        "correlation": statistics.median(row["surrogate_correlation"] for row in last),
+        "share_of_updates": statistics.mean(row["surrogate_coefficient"] != 0 for row in rows),
+    }

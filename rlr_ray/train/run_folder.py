@@ -1,0 +1,186 @@
+"""A run's folder on disk: config, metrics, checkpoints, adapter, pictures, summary. Every file is replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from rlr_ray.config.recipe import read_recipe
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.loggers.parquet import MetricsLog
+from rlr_ray.train.checkpoints import FREE_KEYS, Checkpoints, changed_keys
+from rlr_ray.utils.files import disk_errors, remove_parts, replace_file
+
+
+class RunFolder:
+    """Where a run keeps what it must not lose."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.path = config.folder
+        self.checkpoints = Checkpoints(config)
+        self.samples = self.path / "samples"
+        self.report = self.path / "report.html"
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether it holds a run that went to its end."""
+        return (self.path / "summary.json").is_file()
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise UserError if a run is in the folder that would be lost, or none that could be resumed."""
+        steps = self.checkpoints.steps()
+        if resume and not self.holds_run:
+            raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
+        if resume:
+            self._check_unchanged()
+        elif steps and not overwrite:
+            raise UserError(
+                f"{self.path} already holds a run (checkpoint at update {steps[-1]}); allowed: "
+                "--resume to go on with it, --overwrite to start again, or another --set name=..."
+            )
+
+    @disk_errors()
+    def begin(self, *, resume: bool, leave: Callable[[Path], Any] = lambda folder: None) -> None:
+        """Make the folder; what an earlier run left there goes, unless it is resumed.
+
+        `leave` writes what the config was made from, before config.yaml makes the folder a run.
+        """
+        old = self.path.with_name(f".{self.path.name}.old")
+        if old.exists():  # killed while it was deleted
+            shutil.rmtree(old)
+        if not resume and (self.holds_run or self.checkpoints.steps()):
+            self.path.rename(old)  # at once, so that no kill leaves half a run
+            shutil.rmtree(old)
+        for folder in (self.path, self.checkpoints.folder, self.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_parts(self.path)
+        leave(self.path)
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        replace_file(self.path / "config.yaml", lambda file: file.write_text(text, "utf-8"))
+
+    def _check_unchanged(self) -> None:
+        try:
+            saved = read_recipe(str(self.path / "config.yaml"))
+        except UserError:  # damaged: `begin` writes it anew, and every checkpoint holds the config too
+            return
+        changed = changed_keys(saved, self.config)
+        if changed:
+            raise UserError(
+                f"{self.path} was run with another config ({'; '.join(changed)}); a resumed run may change only "
+                f"{', '.join(sorted(FREE_KEYS))}; undo the change, or start a new run with another name"
+            )
+
+    def save_summary(self, summary: dict[str, Any]) -> None:
+        text = json.dumps(summary, indent=2)
+        replace_file(self.path / "summary.json", lambda file: file.write_text(text + "\n", "utf-8"))
+
+    def load_summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text("utf-8"))
+        return summary
+
+
+@contextmanager
+def locked(config: RunConfig) -> Iterator[None]:
+    """Keep every other process from the run of this name until the block ends. Raises UserError if one has it.
+
+    The lock lies beside the run's folder, so that it outlives a run that is overwritten.
+    """
+    folder = config.folder.resolve()  # one lock, by whichever links it is reached
+    file, holder = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "holder"))
+    lock = FileLock(file)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        me = {"process": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        replace_file(holder, lambda part: part.write_text(json.dumps(me), "utf-8"))
+    except Timeout:
+        raise UserError(
+            f"the run {folder} is held by {_told(holder)}; wait for it or end it, or start another run with "
+            "--set name=..."
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise UserError(
+            f"the run {folder} could not be locked: {error}; make room in {folder.parent}, or set output_dir to a "
+            "folder that you may write"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _told(holder: Path) -> str:
+    try:
+        other = json.loads(holder.read_text("utf-8"))
+    except OSError:  # it has the lock and is about to say so
+        return "another process"
+    return f"process {other['process']} on {other['host']} since {other['since']}"
+
+
+class Recorder:
+    """Writes checkpoints and metrics. A write that fails is said once and tried again after every update.
+
+    Until then the earlier checkpoint stays; only at the end of the run is it an error.
+    """
+
+    def __init__(self, folder: RunFolder, rows: list[dict[str, Any]], say: Callable[[str], None]):
+        self.folder, self.say = folder, say
+        self.train = folder.config.train
+        self.metrics = MetricsLog(folder.path, rows)
+        self.behind = False  # something was due and is not on disk
+        self.draft: Callable[[list[dict[str, Any]]], None] | None = None  # of a report, likewise
+
+    def add(
+        self,
+        row: dict[str, Any],
+        state: Callable[[], dict[str, Any]],
+        draft: Callable[[list[dict[str, Any]]], None] | None = None,
+        *,
+        last: bool,
+    ) -> None:
+        """Record an update, the state after it if one is due, and the draft of a report if there is to be one."""
+        self.metrics.add(row)
+        done = row["step"] + 1
+        if last:
+            with disk_errors():
+                self._write(done, state())
+            return
+        due = self.behind or done % self.train.checkpoint_every == 0
+        try:
+            self.draft = draft or self.draft
+            self._write(done, state() if due else None)
+            if self.draft is not None:
+                self.draft(self.metrics.rows)
+        except OSError as error:
+            if not self.behind:
+                self.say(f"could not save: {error}; the run goes on, and tries again after every update")
+            self.behind = True
+            return
+        if self.behind:
+            self.say(f"saved again, at update {done}")
+        self.behind, self.draft = False, None
+
+    def _write(self, done: int, state: dict[str, Any] | None) -> None:
+        try:
+            self.metrics.events.write()  # first: events beyond a checkpoint are hidden on resume, missing ones stay so
+        finally:
+            if state is not None:
+                self.folder.checkpoints.save(done, state | {"rows": self.metrics.rows})
+                self.metrics.save()

@@ -1,0 +1,171 @@
+"""One update: rollouts started, chunks backpropagated meanwhile, terms summed, one optimizer step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.gradient import Chains, GradientEstimate, Penalty, estimate_gradient
+from rlr_ray.core.kl import noisy_steps
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.seeds import permutation
+from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.surrogate import OnlineSurrogate
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among those that share every update."""
+
+    rank: int = 0
+    size: int = 1
+    reduce: Callable[[Tensor], Tensor] = lambda value: value  # sum over processes
+    ran_on: str = "this process"  # for the summary
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+
+ALONE = Process()
+
+
+def update(
+    engine: Engine,
+    state: TrainState,
+    rollouts: Rollouts | None,
+    process: Process,
+    online: OnlineSurrogate | None = None,
+) -> dict[str, Any]:
+    """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
+    started = time.monotonic()
+    config, step, theta = engine.config, state.step, state.theta.detach()
+    coefficient = state.coefficient()  # this update's chains have no say in it
+    plans = engine.plans(step, state.place_weights(config.sampler.steps), surrogate=coefficient != 0)
+    standards = tuple(engine.rewards.standards)
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient, standards)
+    zeroth = config.estimator.zeroth_order
+    count = zeroth.count if plans[0].zeroth_order else 0
+    batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
+    chains = _own_chains(engine, step, process, online)
+    estimate = estimate_gradient(
+        engine.model,
+        theta,
+        engine.model.schedule,
+        {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
+        engine.groups(),
+        lambda: None if batch is None else engine.zeroth_order(request, batch.results),
+        checkpoint_steps=config.estimator.checkpoint_steps,
+        sampled_together=config.train.sampled_together,
+        penalty=_penalty(engine, step),
+        reduce=process.reduce,
+    )
+    weights = state.weights(estimate.terms, residual=plans[0].residual)
+    state.note_place(plans[0], estimate)
+    row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
+    row |= _reward_columns(engine, estimate, process)
+    if config.estimator.surrogate is not None:
+        row["surrogate_coefficient"] = coefficient
+        row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
+    row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans)
+    row |= batch.counts if batch else {}
+    row["seconds"] = time.monotonic() - started
+    return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
+
+
+def _penalty(engine: Engine, step: int) -> Penalty | None:
+    """What this update's chains pay for their divergence, at steps drawn evenly from all that have noise."""
+    config, steps = engine.config, noisy_steps(engine.model.schedule)
+    if not config.compared_steps:
+        return None
+    drawn = permutation(len(steps), config.seed, "penalty", step)[: config.compared_steps]
+    return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
+
+
+def _reward_columns(engine: Engine, estimate: GradientEstimate, process: Process) -> dict[str, Any]:
+    """Each of several rewards alone, as it is; time spent in them, and images whose score was replaced."""
+    rewards, columns = engine.rewards, {}
+    if len(rewards.labels) > 1:
+        means = rewards.scores_of(estimate.parts).mean(1).tolist()
+        columns = {f"reward_{label}_mean": mean for label, mean in zip(rewards.labels, means, strict=True)}
+    invalid, columns["reward_s"] = rewards.taken()
+    if rewards.replaces:
+        columns["reward_invalid"] = int(process.reduce(torch.tensor(float(invalid), device=engine.device)))
+    return columns
+
+
+def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:
+    """This process's chunks of an update, with the surrogate at its full size."""
+    train = engine.config.train
+    numbered = enumerate(_chunks(train.chains, train.chunk_size))
+    own = [(c, indices) for c, indices in numbered if c // train.sampled_together % process.size == process.rank]
+    chains = {c: engine.train_chains(step, indices) for c, indices in own}
+    if online is None:
+        return chains
+    return {c: replace(one, surrogate=online.objective(one.conditioning)) for c, one in chains.items()}
+
+
+def _show_surrogate(
+    engine: Engine,
+    state: TrainState,
+    step: int,
+    chains: Mapping[int, Chains],
+    estimate: GradientEstimate,
+    process: Process,
+    online: OnlineSurrogate | None,
+) -> float:
+    """Measure the surrogate on an update's chains, then, if it learns, show it what the reward said of them.
+
+    Returns the correlation. Every process is given the same numbers.
+    """
+    count = len(estimate.rewards) // len(next(iter(chains.values())).x_start)
+
+    def gather(own: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
+        some = next(iter(own.values()))
+        every = some.new_zeros(count, *some.shape)  # other processes' chunks stay 0
+        for c, value in own.items():
+            every[c] = value
+        return process.reduce(every).flatten(0, 1)
+
+    with torch.no_grad():
+        scores = {c: one.surrogate(estimate.latents[c]) for c, one in chains.items() if one.surrogate is not None}
+    correlation = state.note_agreement(gather(scores), estimate.rewards, engine.groups())
+    if online is not None:
+        prompts = gather({c: online.features(one.conditioning) for c, one in chains.items()})
+        online.learn(step, gather(estimate.latents), prompts, estimate.rewards)
+        online.share(process.leads, process.reduce)
+    return correlation
+
+
+def _chunks(count: int, size: int) -> list[range]:
+    return [range(first, first + size) for first in range(0, count, size)]
+
+
+def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, float]) -> dict[str, Any]:
+    """An update's metrics; norms and variances are before weighting."""
+    row: dict[str, Any] = {
+        "step": step,
+        "reward_mean": float(estimate.rewards.mean()),
+        "reward_std": float(estimate.rewards.std()),
+        "plan": str(plan),
+    }
+    if estimate.divergence is not None:
+        row["kl_of_chains"] = estimate.divergence
+    for name, term in estimate.terms.items():
+        row[f"{name}_norm"] = float(term.gradient.norm())
+        row[f"{name}_variance"] = term.variance
+        row[f"{name}_weight"] = weights[name]
+    for name, share in estimate.noise_shares(weights).items():
+        row[f"{name}_noise_share"] = share
+    names = list(estimate.terms)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            gradients = estimate.terms[one].gradient, estimate.terms[other].gradient
+            row[f"cosine_{one}_{other}"] = float(torch.cosine_similarity(*gradients, dim=0))
+    return row

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlr_ray.cli import main
+from rlr_ray.config.estimator import PRESETS
+from rlr_ray.config.recipe import load_config, parse_config, put
+from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from tests.runs import RECIPE, short_run
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads(path: Path) -> None:
+    assert isinstance(load_config(str(path), []), RunConfig)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_runs_dry_without_weights_or_network(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    own = {"digits": "trained: 576 numbers in unet", "moving_digits": "numbers in unet"}
+    assert own.get(load_config(str(path), []).model.name, "sizes: unknown; the config files of") in said
+
+
+def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_defaults_that_a_key_overrides(tmp_path: Path, preset: str) -> None:
+    estimator = parse_config(
+        RECIPE | {"sampler": {"steps": 10}, "estimator": {"preset": preset, "weight_averaging": 3}}
+    ).estimator
+    assert estimator.weight_averaging == 3
+    for key, value in PRESETS[preset].items():
+        found = getattr(estimator, key)
+        for sub_key, sub_value in value.items() if isinstance(value, dict) else ():
+            assert getattr(found, sub_key) == sub_value
+        assert isinstance(value, dict) or found == value
+
+
+def test_preset_rlr_paper_is_the_papers_equation_6() -> None:
+    config = parse_config(RECIPE | {"estimator": {"preset": "rlr-paper"}})
+    estimator, plan = config.estimator, config.plan_shape
+    assert (plan.first_order_steps, plan.sub_chain_length, plan.rest) == (1, 2, "zeroth_order")
+    assert estimator.zeroth_order.directions == "isotropic"
+    assert estimator.half_order.weight == estimator.zeroth_order.weight == 1.0
+    assert not plan.biased
+
+
+def test_overrides_reach_into_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    config = load_config(
+        str(file),
+        ["train.learning_rate=1e-2", "estimator.sub_chain.place=[0, 2]", "cluster={rollouts: {max_actors: 3}}"],
+    )
+    assert config.train.learning_rate == 0.01
+    assert config.train.iterations == 4  # the keys beside it stay
+    assert config.estimator.sub_chain.place == (0, 2)
+    assert config.cluster != "none" and config.cluster.rollouts.max_actors == 3
+
+
+def test_prompts_with_a_split_come_back_from_a_resolved_config(tmp_path: Path) -> None:
+    for held_out in (0.25, "hands", ["a cat"], None):
+        config = short_run(tmp_path, prompts={"source": "animals", "held_out": held_out})
+        assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_an_override_replaces_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    adapter = load_config(str(file), ["adapter={type: IA3, target_modules: [attn2.to_v]}"]).adapter
+    assert adapter.options == {"target_modules": ["attn2.to_v"]}  # no r, no lora_alpha
+
+
+def test_an_override_reaches_a_label_with_dots() -> None:
+    values: dict[str, Any] = {"rewards": {"pkg.ocr:score": {"weight": 2}, "pkg": {"weight": 3}}}
+    put(values, "rewards.pkg.ocr:score.weight", 1)
+    put(values, "rewards.pkg.weight", 4)
+    put(values, "rewards.pkg.ocr:score.options.size", 5)
+    put(values, "rewards.pkg", 6)
+    assert values == {"rewards": {"pkg.ocr:score": {"weight": 1, "options": {"size": 5}}, "pkg": 6}}
+
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"train": {"iteration": 3}}, ["train.iteration", "no such key", "iterations", "learning_rate"]),
+    ({"iterations": 3}, ["iterations", "no such key", "train", "sampler"]),
+    ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollouts"]),
+    ({"cluster": "local"}, ["cluster", "'local'", "none"]),
+    ({"estimator": {"sub_chain": {"length": 7}}}, ["7", "T = 5", "estimator.sub_chain.length", "sampler.steps"]),
+    ({"estimator": {"first_order_steps": 9}}, ["9", "5", "estimator.first_order_steps"]),
+    ({"estimator": {"first_order_steps": -1}}, ["estimator.first_order_steps", "-1", "'all'"]),
+    ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
+    ({"prompts": []}, ["prompts", "found []", "at least 1"]),
+    ({"prompts": {"sauce": "a.txt"}}, ["prompts.sauce", "no such key", "held_out, source"]),
+    ({"prompts": {"source": "a.txt", "held_out": 1.5}}, ["prompts.held_out", "found 1.5", "less than 1"]),
+    ({"prompts": {"source": "a.txt", "held_out": 0}}, ["prompts.held_out", "found 0", "greater than 0"]),
+    ({"sampler": {"eta": 0}}, ["sampler.eta is 0", "half order", "sampler.eta: 1"]),
+    ({"sampler": {"eta": 2}}, ["sampler.eta", "2", "less than or equal to 1"]),
+    ({"estimator": {"zeroth_order": {"scale": 0}}}, ["estimator.zeroth_order.scale", "found 0", "greater than 0"]),
+    ({"estimator": {"zeroth_order": {"count": 9}}}, ["9", "multiple of chunk_size 2"]),
+    ({"estimator": {"preset": "drlr"}}, ["estimator.preset", "'drlr'", "rlr-paper"]),
+    ({"train": {"chunk_size": 3}}, ["chains 8", "multiple of chunk_size 3"]),
+    ({"train": {"chunk_size": 8}}, ["auto", "train.chunk_size", "weight to 1"]),
+    ({"train": {"chains_per_prompt": 1}}, ["chains_per_prompt", "'batch'"]),
+    ({"estimator": {"zeroth_order": {"count": 1, "chunk_size": 1}}}, ["auto", "found one", "weight to 1"]),
+    (
+        {"estimator": {"first_order_steps": 0, "sub_chain": {"length": 0}}},
+        ["'guided' follows", "directions: isotropic"],
+    ),
+    (
+        {"estimator": {"first_order_steps": 0, "sub_chain": {"length": 0}, "rest": "none"}},
+        ["leaves every step out", "estimator.rest: half_order"],
+    ),
+    ({"train": {"betas": [1.5, 0.9]}}, ["train.betas.0", "1.5", "less than 1"]),
+    ({"train": {"learning_rate": float("inf")}}, ["train.learning_rate", "finite"]),
+    ({"estimator": {"half_order": {"weight": -1}}}, ["half_order.weight", "-1", "'auto'", "or equal to 0"]),
+    ({"cluster": {"workers": 0}}, ["cluster.workers", "found 0", "or equal to 1"]),
+    ({"cluster": {"workers": 5}}, ["cluster.workers is 5", "allowed: 1 to 4"]),
+    ({"cluster": {"workers": 3}, "train": {"sampling_size": 5}}, ["allowed: 1 to 2", "or train.sampling_size"]),
+    ({"cluster": {"workers": 2, "worker": {"gpus": 0.5}}}, ["0.5 for 2 workers", "NCCL"]),
+    ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
+    ({"name": ".."}, ["name", "'..'"]),
+    ({"train": {"learning_rate": "fast"}}, ["train.learning_rate", "'fast'", "number"]),
+    ({"prompts": []}, ["prompts"]),
+    ({"prompts": [""]}, ["prompts"]),
+    ({"name": "a/b"}, ["name", "'a/b'"]),
+    ({"device": "cuda", "cluster": {}}, ["device is 'cuda'", "cluster.worker.gpus is 0", "device: auto"]),
+    ({"device": "gpu"}, ["device", "'gpu'", "'cuda'"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD, ids=[str(changes) for changes, _ in BAD])
+def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        short_run(tmp_path, **changes)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_every_bad_key_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        short_run(tmp_path, train={"iterations": 0}, sampler={"steps": 0})
+    assert "train.iterations" in str(error.value) and "sampler.steps" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "words"),
+    [
+        (None, [], ["not found"]),
+        ("a: [", [], ["not YAML"]),
+        ("- a", [], ["list", "keys and values"]),
+        ("name: a", ["train.iterations"], ["train.iterations", "--set key.sub=value"]),
+        ("name: a", ["train={a: ["], ["not YAML"]),
+    ],
+)
+def test_a_bad_file_or_override_is_refused(
+    tmp_path: Path, content: str | None, overrides: list[str], words: list[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(file), overrides)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)

@@ -1,0 +1,76 @@
+"""Searches as YAML: what loads, and what is refused saying why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.tune import base_values, load_tune_config
+from rlr_ray.errors import UserError
+from rlr_ray.lab.cost import Line, MemoryModel, Probe
+from rlr_ray.tune.points import Estimates, Points
+from rlr_ray.tune.searcher import FittingSearch
+from tests.runs import RECIPE
+
+SECONDS = {"forward": 0.1, "backward": 0.2, "rollout": 1.0}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tune_configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_ready_searches_load_and_their_points_are_runs(file: Path, tmp_path: Path) -> None:
+    """Forty points at random of each, as a search draws them before it measures anything."""
+    config = load_tune_config(str(file), ["searcher=random", "trials=40"])
+    light = Estimates(lambda run: Probe(MemoryModel(0, 0, Line(0, 0), Line(0, 0), Line(0, 0), 0), SECONDS))
+    search = FittingSearch(config, Points(config, light), max(config.budgets_gib), tmp_path / "filtered.jsonl")
+    runs = [parse_config(search.suggest(str(number))["launch"]["run"]) for number in range(40)]
+    assert all(run.train.iterations >= config.evaluations for run in runs)
+    assert not (tmp_path / "filtered.jsonl").exists()
+
+
+def written(folder: Path, base: dict[str, Any] = RECIPE, **changes: Any) -> str:
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    search: dict[str, Any] = {
+        "name": "searched",
+        "base": "base.yaml",
+        "space": {"estimator.sub_chain.length": {"choice": [1, 2]}},
+        "budgets_gib": [1.0],
+        "cost": {"denoiser_forwards": 1000},
+    }
+    (folder / "search.yaml").write_text(yaml.safe_dump(search | changes))
+    return str(folder / "search.yaml")
+
+
+def test_the_base_is_found_from_the_searchs_folder_and_its_keys_are_set(tmp_path: Path) -> None:
+    config = load_tune_config(written(tmp_path, set={"train.chains": 16}), ["trials=3"])
+    assert config.trials == 3
+    assert parse_config(base_values(config)).train.chains == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"train.learning_rate": {"normal": [0, 1]}}}, "allowed: one of choice, uniform"),
+        ({"space": {"train.learning_rate": {"loguniform": [0, 1]}}}, "allowed: numbers above 0"),
+        ({"space": {"train.learning_rate": {"uniform": [2, 1]}}}, "lower before upper"),
+        ({"space": {"train.learning_rate": {"quniform": [0, 1]}}}, "allowed: 3 numbers"),
+        ({"space": {"train.learning_rate": {"choice": []}}}, "allowed: a list"),
+        ({"space": {"train.learning_rate": 3}}, "allowed: one of choice, uniform"),
+        ({"space": {}}, "space"),
+        ({"space": {"train.iterations": {"choice": [1]}}}, "cannot be searched over, a search sets it"),
+        ({"space": {"cluster.worker.gpus": {"choice": [1]}}}, "cannot be searched over"),
+        ({"cost": {}}, "one of denoiser_forwards and seconds"),
+        ({"cost": {"seconds": 1, "denoiser_forwards": 1}}, "one of denoiser_forwards and seconds"),
+        ({"budgets_gib": [0]}, "budgets_gib"),
+        ({"scheduler": {"name": "bandit"}}, "scheduler.name"),
+        ({"searcher": "grid", "space": {"train.learning_rate": {"uniform": [1, 2]}}}, "`choice` for every key"),
+        ({"budget": [1]}, "budget: no such key; allowed here: base, budgets_gib"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_tune_config(written(tmp_path, **changes), [])
+    assert words in str(caught.value)

@@ -1,0 +1,173 @@
+"""What a run's guards see, and that it ends, keeps and averages as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.config.rewards import RewardConfig
+from rlr_ray.config.run import GuardsConfig
+from rlr_ray.core.kl import chain_divergence
+from rlr_ray.errors import UserError
+from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.scores import Evaluation
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.guards import Guards
+from rlr_ray.train.held_out import diversity, evaluate, image_features, standardise
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.train.state import TrainState
+from tests.runs import short_run, small_run
+
+NOISE = torch.linspace(-1, 1, 16)  # of paired differences; their standard error is .16
+REWARDS = Mixture({"own": RewardConfig(name="digits")}, torch.device("cpu"), {"own": lambda *asked: asked[0]})
+
+
+def at(reward: float, judge: float, kl: float = 0.0, noise: Tensor = NOISE) -> Evaluation:
+    scores = {"own": reward + noise, "judge": judge - noise}
+    return Evaluation(scores, torch.zeros(1, 3, 2, 2), torch.full((4,), kl), 0.1)
+
+
+BEFORE = at(0.0, 0.0, noise=torch.zeros(16))
+
+
+def guards(**keys: Any) -> Guards:
+    return Guards(GuardsConfig(**keys), REWARDS, ["judge"], BEFORE, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("reward", "judge", "warns"),
+    [(1.0, -1.0, True), (1.0, -0.2, False), (0.2, -1.0, False), (-1.0, -1.0, False), (1.0, 1.0, False)],
+)
+def test_a_reward_is_gamed_if_it_rises_while_a_judge_falls_beyond_their_errors(
+    reward: float, judge: float, warns: bool
+) -> None:
+    watching = guards(patience=1)
+    watching.note(5, at(reward, judge), torch.ones(3))
+    assert (watching.warning is not None) == warns == (watching.stopped is not None)
+    assert not warns or ("judge fell by 1 +-" in str(watching.stopped) and "after update 5" in str(watching.stopped))
+
+
+def test_a_judge_is_compared_with_its_highest_and_the_best_is_kept() -> None:
+    watching = guards(patience=2)
+    for update, (reward, judge) in enumerate([(1.0, 3.0), (2.0, 2.0), (2.1, 3.1), (4.0, 1.0), (5.0, 0.5)]):
+        watching.note(update, at(reward, judge, noise=torch.zeros(16)), torch.full((3,), float(update)))
+        assert watching.gamed == (0, 1, 0, 1, 2)[update]
+    assert "since update 2" in str(watching.stopped)
+    assert watching.best.update == 2 and watching.best.theta.tolist() == [2.0] * 3
+    copy, other = guards(patience=2), guards(patience=3)
+    for loaded in (copy, other):
+        loaded.load_state_dict(watching.state_dict())
+        assert loaded.best.update == 2
+    assert copy.stopped == watching.stopped and copy.gamed == 2
+    assert other.stopped is None
+
+
+def test_the_divergence_stops_a_run() -> None:
+    watching = guards(kl_stop=0.5)
+    watching.note(1, at(1.0, 1.0, kl=0.4), torch.zeros(3))
+    assert watching.stopped is None
+    watching.note(2, at(1.0, 1.0, kl=0.6), torch.zeros(3))
+    assert "KL to the base model 0.6" in str(watching.stopped)
+
+
+def test_what_is_beyond_the_limit_is_not_the_best_and_the_last_evaluation_stops_nothing() -> None:
+    watching = guards(kl_stop=0.5)
+    watching.note(1, at(1.0, 5.0, kl=0.6), torch.zeros(3), last=True)
+    assert watching.best.update == 0 and watching.stopped is None
+
+
+def run(folder: Path, *, resume: bool = False, **changes: Any) -> tuple[dict[str, Any], Engine]:
+    config = small_run(folder, **changes)
+    engine, run_folder = Engine(config), RunFolder(config)
+    run_folder.begin(resume=resume)
+    train(engine, engine.local_rollouts, lambda row: None)
+    return run_folder.load_summary(), engine
+
+
+EVERY = {"evaluation": {"every": 1, "judge": {"name": "digits_judge"}}}
+
+
+def test_a_run_stops_and_stays_stopped(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, guards={"kl_stop": 1e-9}, **EVERY)
+    assert summary["steps"] == 1 and "kl_stop" in summary["stopped"] and "stopped early" in summary["warnings"][0]
+    again, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e-9}, **EVERY)
+    assert again["theta_sha256"] == summary["theta_sha256"] and again["steps"] == 1
+    on, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e9}, **EVERY)
+    assert on["steps"] == 4 and on["stopped"] is None
+
+
+def test_the_best_is_what_a_run_leaves(tmp_path: Path) -> None:
+    """A learning rate that destroys the model: the base model is the best, and is left."""
+    keys = {"train": {"learning_rate": 30.0}, "guards": {"keep": "best"}, "evaluation": {"every": 1, "chains": 40}}
+    summary, _ = run(tmp_path, **keys)
+    assert summary["kept_update"] == summary["best_update"] < summary["steps"]
+    assert summary["reward_after"] >= summary["reward_before"]
+
+
+def test_a_penalty_holds_the_model_back(tmp_path: Path) -> None:
+    free, _ = run(tmp_path, name="free", train={"iterations": 8})
+    held, _ = run(tmp_path, name="held", train={"iterations": 8}, guards={"kl_penalty": 1000.0, "kl_steps": "all"})
+    assert held["kl"] < free["kl"] / 3
+
+
+def test_the_average_is_diffusers_own(tmp_path: Path) -> None:
+    from diffusers.training_utils import EMAModel
+
+    config = short_run(tmp_path)
+    state = TrainState(torch.zeros(3), config.train, config.estimator, 0.8)
+    theirs = EMAModel([torch.nn.Parameter(torch.zeros(3))], decay=0.8, use_ema_warmup=False)
+    for update in range(12):
+        with torch.no_grad():
+            state.theta += 1.0 + update
+        state.step += 1
+        state._average()
+        theirs.step([state.theta])
+    torch.testing.assert_close(state.kept, theirs.shadow_params[0])
+
+
+def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
+    """Divergence and diversity at another theta, computed anew."""
+    engine = Engine(short_run(tmp_path, evaluation={"chains": 8, "pictures": 8}))
+    theta = engine.model.initial_theta + 0.05
+    found = evaluate(engine, theta)
+    halves = [engine.sample(theta, range(first, first + 2)) for first in range(0, 8, 2)]
+    arguments = (engine.model, theta, engine.model.initial_theta, engine.model.schedule)
+    expected = torch.cat([chain_divergence(*arguments, trajectory) for trajectory, _ in halves])
+    torch.testing.assert_close(found.divergence, expected)
+    images = torch.cat([images for _, images in halves])
+    threes, eights = images[0::2].flatten(1), images[1::2].flatten(1)
+    pairs = [(own[i] - own[j]).square().mean().sqrt() for own in (threes, eights) for i in range(4) for j in range(i)]
+    assert found.diversity == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-4)
+    features, distance = image_features(None)
+    assert diversity(features(images[:1]), ["one"], distance) != diversity(
+        features(images[:1]), ["one"], distance
+    )  # nan
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"guards": {"patience": 2}}, "nothing is evaluated during the run; set evaluation.every"),
+        ({"guards": {"keep": "best"}}, "set evaluation.every"),
+        ({"guards": {"patience": 2}, "evaluation": {"every": 1, "judge": None}}, "add evaluation.judges"),
+        ({"guards": {"kl_penalty": 1.0}, "sampler": {"eta": 0}, "estimator": {"preset": "es"}}, "their KL is infinite"),
+        ({"guards": {"kl_penalty": 1.0, "kl_steps": 9}}, "kl_steps is 9; allowed: 1 to 5, or all"),
+        ({"guards": {"kl_steps": 3}}, "guards.kl_penalty is 0; set it too"),
+    ],
+)
+def test_guards_that_could_not_guard_are_refused(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        short_run(tmp_path, **keys)
+
+
+def test_standards_are_those_of_the_base_models_evaluation(tmp_path: Path) -> None:
+    reward = {"name": "digits", "normalize": True}
+    engine = Engine(short_run(tmp_path, reward=reward, evaluation={"chains": 6, "judge": None}))
+    standardise(engine)
+    scores = evaluate(engine, engine.model.initial_theta).scores["digits"].double()
+    assert engine.rewards.standards == [(pytest.approx(float(scores.mean())), pytest.approx(float(scores.std())))]

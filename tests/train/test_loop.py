@@ -1,0 +1,257 @@
+"""Whole runs in this process: against autograd through plain diffusers, against themselves when interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow.parquet
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlr_ray.assets import DIGITS
+from rlr_ray.cli.train import describe_results
+from rlr_ray.config.estimator import PRESETS
+from rlr_ray.config.run import RunConfig
+from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.errors import UserError
+from rlr_ray.train.checkpoints import Checkpoints
+from rlr_ray.train.engine import Engine, RolloutRequest
+from rlr_ray.train.loop import train
+from rlr_ray.train.results import _noise_shares
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+from tests.runs import TIMED, short_run
+
+
+def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
+    """Train in this process and return the summary; `stop_after` breaks off after that many updates."""
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    engine, folder = Engine(config), RunFolder(config)
+    folder.check(resume=resume, overwrite=False)
+    folder.begin(resume=resume)
+    train(engine, engine.local_rollouts, report)
+    return folder.load_summary()
+
+
+def rows_of(config: RunConfig) -> list[dict[str, Any]]:
+    rows = pyarrow.parquet.read_table(config.folder / "metrics.parquet").to_pylist()
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+
+
+def test_full_backprop_update_is_adamw_on_autograd_through_plain_diffusers(tmp_path: Path) -> None:
+    config = short_run(
+        tmp_path, estimator={"preset": "full_bp", "first_order_steps": "all", "sub_chain": {"length": 0}}
+    )
+    engine = Engine(config)
+    engine.model.initial_theta = engine.model.initial_theta + 0.05  # away from LoRA's zeros
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    update(engine, state, None, Process())
+    model: Any = engine.model
+    parameters = [model.module.get_parameter(name) for name in model.parameters.shapes]
+    values = model.parameters.unflatten(engine.model.initial_theta).values()
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
+    optimizer = torch.optim.AdamW(parameters, config.train.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    chains = engine.train_chains(0, range(config.train.chains))
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, timestep_spacing="trailing")
+    scheduler.set_timesteps(config.sampler.steps)
+    latent = chains.x_start
+    for k, time in enumerate(scheduler.timesteps):
+        output = model.pipeline.unet(latent, time, chains.conditioning["prompt"]).sample
+        latent = scheduler.step(output, time, latent, eta=1.0, variance_noise=chains.noise[k]).prev_sample
+    (-chains.objective(latent).mean()).backward()
+    optimizer.step()
+    expected = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    torch.testing.assert_close(state.theta.detach(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, broken = short_run(tmp_path, name="whole"), short_run(tmp_path, name="broken", train={"checkpoint_every": 2})
+    summary = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop_after=3)  # update 3 is lost: the newest checkpoint is of update 2
+    resumed = run(broken, resume=True)
+    assert resumed["theta_sha256"] == summary["theta_sha256"]
+    assert rows_of(broken) == rows_of(whole)
+    assert resumed["gain"] == summary["gain"] and resumed["denoiser_forwards"] == summary["denoiser_forwards"]
+
+
+def test_a_finished_run_resumes_to_more_updates(tmp_path: Path) -> None:
+    whole = short_run(tmp_path, name="whole")
+    summary = run(whole)
+    run(short_run(tmp_path, name="part", train={"iterations": 2}))
+    assert run(short_run(tmp_path, name="part"), resume=True)["theta_sha256"] == summary["theta_sha256"]
+
+
+def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path: Path) -> None:
+    engine = Engine(short_run(tmp_path))
+    theta = engine.model.initial_theta
+    request = RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01))
+    small, large = (
+        engine.zeroth_order(request, engine.local_rollouts(request, chunks).results).gradient
+        for chunks in ([range(first, first + 2) for first in (6, 0, 4, 2)], [range(8)])  # in any order
+    )
+    assert (small - large).norm() < 1e-2 * large.norm()  # float32 rounding, over a difference of rewards of .01
+    assert large.norm() > 0
+
+
+def test_every_process_goes_on_from_the_leading_ones_checkpoint(tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    run(config)  # leaves checkpoints of updates 3 and 4, of which the leading process is taken to see the first
+    other, rows = Process(rank=1, size=2, reduce=lambda value: value + 3), list[dict[str, Any]]()
+    train(Engine(config), None, rows.append, other)
+    assert [row["step"] for row in rows] == [3]
+
+
+def test_a_process_that_does_not_see_the_leading_ones_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints.load_at, "__defaults__", (0.0,))  # s, that it waits
+    other = Process(rank=1, size=2, reduce=lambda value: value + 20)
+    with pytest.raises(UserError, match=r"at update 20, but .*update_000020.pt cannot be read.*all of them share"):
+        train(Engine(short_run(tmp_path)), None, lambda row: None, other)
+
+
+def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"half_order_noise_share": None}, {"half_order_noise_share": 0.5}, {}]
+    assert _noise_shares(rows) == {"half_order": 0.5}
+
+
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"auto"}))  # tests/lab/test_planner.py: auto
+def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
+    keys = {"estimator": {"preset": preset, "zeroth_order": {"count": 4, "chunk_size": 2}}}
+    config = RunConfig.model_validate(
+        short_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
+    )
+    summary = run(config)
+    rows = rows_of(config)
+    owned = {"first_order": preset not in ("ddpo", "es", "surrogate")}  # not before the surrogate has learned
+    owned["half_order"] = preset in ("rlr", "rlr-paper", "ddpo", "surrogate")
+    owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "es")
+    assert {name for name in owned if f"{name}_norm" in rows[0]} == {name for name, own in owned.items() if own}
+    assert summary["steps"] == 2 and numpy.isfinite(summary["gain"])
+
+
+def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfig) -> None:
+    keys = {"preset": "rlr-paper", "zeroth_order": {"count": 8, "chunk_size": 4}}
+    config = RunConfig.model_validate(short_run(tmp_path).model_dump() | {"estimator": keys})
+    run(config)
+    said = describe_results(RunFolder(config))
+    assert said.startswith(f"report:   {config.folder / 'report.html'}\n")
+    assert "warning: variance is high" in said and "from zeroth order" in said
+    assert "from zeroth order" not in describe_results(RunFolder(finished))  # guided and weighed
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = short_run(tmp_path_factory.mktemp("runs"), evaluation={"every": 2}, train={"learning_rate": 0.1})
+    run(config)
+    return config
+
+
+def test_summary_says_what_was_measured(finished: RunConfig) -> None:
+    summary = RunFolder(finished).load_summary()
+    assert summary["gain"] == pytest.approx(summary["reward_after"] - summary["reward_before"], abs=1e-5)
+    assert summary["gain_se"] > 0
+    assert 0 <= summary["scores"]["digits_judge"]["before"] <= 1
+    assert summary["steps"] == 4
+    # 8 chains of 5 steps, 2 of them again for half order; 8 pairs of chains of 5 steps, one until they are perturbed
+    shared = [PlanShape(5, 1, 2).draw(finished.seed, step).zeroth_order[0] for step in range(4)]
+    assert summary["denoiser_forwards"] == 4 * (8 * (5 + 2) + 2 * 8 * 5) - 8 * sum(shared)
+    assert sorted(set(shared)) == [0, 2]
+    assert summary["denoiser_backwards"] == 4 * 8 * (1 + 2)
+    assert {"python", "torch", "diffusers", "peft", "rlr-ray"} <= summary["versions"].keys()
+
+
+def test_saved_lora_draws_the_after_pictures_in_plain_diffusers(finished: RunConfig) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(DIGITS / "pipeline", dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+    folder = RunFolder(finished)
+    chains = json.loads((folder.samples / "chains.json").read_text())
+
+    def pictures() -> numpy.ndarray:  # [4, 16, 16, 3]
+        return pipeline(
+            [chain["prompt"] for chain in chains],
+            num_inference_steps=finished.sampler.steps,
+            eta=1.0,
+            guidance_scale=1.0,
+            generator=[torch.Generator().manual_seed(chain["seed"]) for chain in chains],
+            output_type="np",
+        ).images
+
+    grids = {name: numpy.asarray(Image.open(folder.samples / f"{name}.png")) / 255 for name in ("before", "after")}
+    size = grids["after"].shape[1] // len(chains)  # one row of four enlarged pictures
+
+    def tiles(grid: numpy.ndarray) -> numpy.ndarray:
+        middles = slice(size // 32, None, size // 16)  # of the squares that a pixel was enlarged to
+        return numpy.stack([grid[:, i * size : (i + 1) * size][middles, middles] for i in range(4)])
+
+    tolerance = 0.5 / 255 + 1e-4
+    assert abs(pictures() - tiles(grids["before"])).max() < tolerance
+    pipeline.load_lora_weights(folder.path / "lora")
+    assert abs(pictures() - tiles(grids["after"])).max() < tolerance
+    assert abs(tiles(grids["after"]) - tiles(grids["before"])).max() > 0.02
+
+
+def test_metrics_are_the_same_in_parquet_and_tensorboard(finished: RunConfig) -> None:
+    rows = pyarrow.parquet.read_table(finished.folder / "metrics.parquet").to_pylist()
+    events = EventAccumulator(str(finished.folder / "tensorboard"))
+    events.Reload()
+    for name in ("reward_mean", "first_order_norm", "half_order_weight", "cosine_first_order_zeroth_order"):
+        logged = [event.value for event in events.Scalars(name)]
+        assert logged == pytest.approx([row[name] for row in rows], rel=1e-6)
+    assert [row["held_out_reward"] is not None for row in rows] == [False, True, False, False]
+
+
+def test_files_of_a_finished_run(finished: RunConfig) -> None:
+    files = [
+        "config.yaml",
+        "metrics.parquet",
+        "summary.json",
+        "report.html",
+        "reward_curve.png",
+        "lora/pytorch_lora_weights.safetensors",
+    ]
+    files += ["samples/before.png", "samples/after.png", "samples/before_after.png"]
+    files += ["checkpoints/update_000003.pt", "checkpoints/update_000004.pt"]  # keep_checkpoints is 2
+    assert [file for file in files if not (finished.folder / file).is_file()] == []
+    assert len(list((finished.folder / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_that_goes_on_has_a_report_of_its_last_evaluation(tmp_path: Path) -> None:
+    config = short_run(tmp_path, evaluation={"every": 2})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_after=3)
+    assert "Still running: update 2 of 4" in (config.folder / "report.html").read_text("utf-8")
+    assert not RunFolder(config).holds_results
+    run(config, resume=True)
+    assert "after 4 updates, on this process" in (config.folder / "report.html").read_text("utf-8")
+
+
+def test_a_run_is_never_overwritten_unasked(finished: RunConfig) -> None:
+    with pytest.raises(UserError, match=r"already holds a run \(checkpoint at update 4\); allowed: --resume"):
+        RunFolder(finished).check(resume=False, overwrite=False)
+
+
+def test_resume_refuses_another_config(finished: RunConfig) -> None:
+    other = finished.model_copy(update={"seed": 7})
+    with pytest.raises(UserError, match="seed: was 0, now 7"):
+        RunFolder(other).check(resume=True, overwrite=False)
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to resume"):
+        RunFolder(short_run(tmp_path)).check(resume=True, overwrite=False)

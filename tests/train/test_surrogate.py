@@ -1,0 +1,316 @@
+"""The surrogate that learns, what it is trusted with, and whole runs with it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.cli.train import describe_results
+from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.run import RunConfig
+from rlr_ray.core.gradient import GradientEstimate
+from rlr_ray.core.seeds import normal
+from rlr_ray.core.weighting import TermEstimate
+from rlr_ray.errors import UserError
+from rlr_ray.train.engine import Engine, check_reward
+from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.surrogate import OnlineSurrogate, Regressor
+from rlr_ray.train.update import Process, update
+from tests.runs import short_run
+from tests.train.test_loop import rows_of, run
+
+CHAINS, FEATURES = 80, 10
+GROUPS = torch.arange(CHAINS) // 8
+FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": {"length": 0}}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # as an engine does; two that compete are slower
+
+
+def surrogate_run(folder: Path, changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
+    """A short run whose reward is black-box, under a plan that a surrogate can have."""
+    estimator = FULL | {"rest": "half_order", "surrogate": {"name": "online", "steps_per_update": 5}} | keys
+    return short_run(folder, estimator=estimator, reward={"differentiable": False}, **changes or {})
+
+
+def new_online(seed: int = 0, **options: Any) -> OnlineSurrogate:
+    options = {"replay": 2000, "learning_rate": 3e-3, "steps_per_update": 30, "batch_size": 64} | options
+    return OnlineSurrogate((4, 4, 4), FEATURES, seed=seed, device=torch.device("cpu"), **options)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Last latents and prompts of an update: ten prompts, eight chains of each."""
+    return normal((CHAINS, 4, 4, 4), torch.float32, "latents", step), torch.eye(FEATURES)[GROUPS]
+
+
+def true_reward(latents: Tensor, prompts: Tensor) -> Tensor:
+    """Even prompts ask for a picture, odd ones for its negative; what else prompts differ in is worth nothing."""
+    wanted = normal((64,), torch.float32, "wanted") / 8
+    sign = 1 - 2 * (prompts.argmax(1) % 2)
+    return torch.tanh(sign * (latents.flatten(1) @ wanted)) + 0.2 * prompts.argmax(1)
+
+
+def correlations(folder: Path, rate: Any, *, learn_first: bool = False, updates: int = 12) -> tuple[list[float], float]:
+    """Q's correlation with a reward on every update's fresh chains, and the coefficient after the last."""
+    config = surrogate_run(folder)
+    state, online = TrainState(torch.zeros(2), config.train, config.estimator), new_online()
+    found = []
+    for step in range(updates):
+        latents, prompts = batch(step)
+        rewards = rate(step, latents, prompts)
+        if learn_first:
+            online.learn(step, latents, prompts, rewards)
+        with torch.no_grad():
+            scores = online.objective({"prompt": prompts[:, None]})(latents)
+        found.append(state.note_agreement(scores, rewards, GROUPS))
+        if not learn_first:
+            online.learn(step, latents, prompts, rewards)
+    return found, state.coefficient()
+
+
+def test_a_surrogate_learns_to_rate_chains_it_has_not_seen(tmp_path: Path) -> None:
+    found, coefficient = correlations(tmp_path, lambda step, latents, prompts: true_reward(latents, prompts))
+    assert found[0] == 0  # before it has seen any
+    assert min(found[-4:]) > 0.8, [round(value, 2) for value in found]
+    assert 0.7 < coefficient < 1.3
+
+
+def noise(step: int, latents: Tensor, prompts: Tensor) -> Tensor:
+    return normal((CHAINS,), torch.float32, "pure noise", step)
+
+
+def test_a_reward_of_noise_leaves_the_gate_closed(tmp_path: Path) -> None:
+    found, coefficient = correlations(tmp_path, noise, updates=6)
+    assert max(found) < 0.3 and coefficient == 0
+    # measured after it has learned from the same chains, Q would seem to follow what nothing can
+    found, coefficient = correlations(tmp_path, noise, learn_first=True, updates=6)
+    assert min(found) > 0.3 and coefficient > 0
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 64, 64), (16, 9, 130), (16, 3, 8, 12)], ids=str)
+def test_latents_of_any_size_are_rated_smoothly(shape: tuple[int, ...]) -> None:
+    regressor = Regressor(shape, 7)
+    regressor.reward_std.fill_(2.0)
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    scores = regressor(latents, torch.ones(3, 7))
+    (slope,) = torch.autograd.grad(scores.sum(), latents)
+    assert scores.shape == (3,) and float(slope.flatten(1).norm(dim=1).min()) > 0
+
+
+def test_training_names_all_its_randomness_and_goes_on_exactly_from_its_state() -> None:
+    ones = [new_online(steps_per_update=3, replay=100) for _ in range(2)]
+    torch.manual_seed(5)  # whatever the global generator is at
+    before = torch.get_rng_state()
+    for step in range(4):
+        latents, prompts = batch(step)
+        for one in ones:
+            one.learn(step, latents, prompts, true_reward(latents, prompts))
+        if step == 1:
+            restored = new_online(steps_per_update=3, replay=100)
+            restored.load_state_dict(ones[1].state_dict())
+            ones[1] = restored
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(ones[0].rewards) == 100 and torch.equal(ones[0].latents[-CHAINS:], latents)
+    other = new_online(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(*(one.regressor.parameters() for one in ones), strict=True))
+    assert not torch.equal(next(other.regressor.parameters()), next(new_online().regressor.parameters()))
+
+
+def test_the_gate_opens_at_its_threshold_and_a_number_has_none(tmp_path: Path) -> None:
+    state = TrainState(torch.zeros(2), (config := surrogate_run(tmp_path)).train, config.estimator)
+    assert state.coefficient() == 0  # nothing measured yet
+    state.agreement = [(4.0, 0.5, 1.0)]
+    assert state.coefficient() == 0  # correlation .25
+    state.agreement = [(4.0, 0.5, 1.0), (4.0, 3.5, 1.0)]
+    assert state.coefficient() == pytest.approx(0.5)  # correlation .5 over both
+    for _ in range(6):
+        state.note_agreement(torch.arange(8.0), 3 * torch.arange(8.0), torch.zeros(8))
+    assert len(state.agreement) == 4 and state.coefficient() == pytest.approx(3)
+    stated = surrogate_run(tmp_path, surrogate={"coefficient": 0.6}).estimator
+    assert TrainState(torch.zeros(2), config.train, stated).coefficient() == 0.6
+
+
+def test_the_residuals_weight_has_statistics_of_its_own(tmp_path: Path) -> None:
+    config = surrogate_run(tmp_path, smoothing=0.5, weight_averaging=4)
+    state = TrainState(torch.zeros(2), config.train, config.estimator)
+    large, small = (TermEstimate(torch.tensor([size, 0.0]), 1.0) for size in (10.0, 2.0))
+    state.weights({"half_order": large})
+    assert state.weights({"half_order": small}, residual=True)["half_order"] == 0  # no earlier residual to compare with
+    # inner product 4 over variance 1, smoothed 2, m = 4, whatever the term was when it carried the whole reward
+    assert state.weights({"half_order": small}, residual=True)["half_order"] == pytest.approx(2 / (2 + 1 / 4))
+
+
+def test_a_surrogate_alone_leaves_theta_as_it_is_until_it_is_trusted(tmp_path: Path) -> None:
+    engine = Engine(surrogate_run(tmp_path, rest="none", surrogate={"steps_per_update": 5, "threshold": 0.1}))
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    online, thetas = new_run_online(engine), []
+    for correlation in (0.0, 0.0, 0.9):
+        state.agreement = [(1.0, correlation, 1.0)]
+        row = update(engine, state, None, Process(), online)
+        thetas.append(state.theta.detach().clone())
+        assert ("first_order_norm" in row) == (row["surrogate_coefficient"] > 0) == (correlation > 0)
+    assert torch.equal(thetas[1], engine.model.initial_theta) and not torch.equal(thetas[2], thetas[1])
+    assert GradientEstimate({}, torch.zeros(2)).noise_shares({}) == {}
+
+
+def test_a_surrogate_that_is_the_reward_makes_the_update_full_backpropagation(tmp_path: Path) -> None:
+    """R - Q is 0 then, so half order carries nothing; to float32's rounding."""
+    keys = {"name": "digits", "coefficient": 1.0}
+    full = short_run(tmp_path, estimator=FULL | {"rest": "none"})
+    thetas, rows = [], []
+    for config in (full, surrogate_run(tmp_path, surrogate=keys, half_order={"weight": 1.0})):
+        engine = Engine(config)
+        state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+        rows.append(update(engine, state, None, Process()))
+        thetas.append(state.theta.detach())
+    torch.testing.assert_close(thetas[0], thetas[1], atol=1e-6, rtol=0)
+    assert rows[1]["half_order_norm"] < 1e-4 * rows[1]["first_order_norm"]
+    assert rows[1]["surrogate_correlation"] == pytest.approx(1)
+
+
+def test_perturbation_rollouts_rate_what_a_named_surrogate_leaves(tmp_path: Path) -> None:
+    """With Q = R the rollouts see nothing but rounding; before the gate opens, the whole reward."""
+    config = surrogate_run(tmp_path, surrogate={"name": "digits"}, rest="zeroth_order")
+    engine = Engine(config)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    rows = [update(engine, state, engine.local_rollouts, Process()) for _ in range(2)]
+    assert [row["surrogate_coefficient"] for row in rows] == [0, pytest.approx(1)]
+    assert rows[0]["zeroth_order_norm"] > 1e3 * rows[1]["zeroth_order_norm"]
+    assert "first_order_norm" not in rows[0] and rows[1]["first_order_norm"] > 0
+
+
+def three_updates(engine: Engine, process: Process) -> tuple[TrainState, OnlineSurrogate, list]:
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    online = new_run_online(engine)
+    return state, online, [update(engine, state, None, process, online) for _ in range(3)]
+
+
+def test_an_updates_own_rewards_have_no_say_in_its_surrogate(tmp_path: Path) -> None:
+    """The last update's rewards are replaced: its coefficient and first order stay, what comes after does not."""
+    config = surrogate_run(tmp_path, surrogate={"steps_per_update": 5, "threshold": 0.0})
+    engine, results = Engine(config), []
+    for scale in (1.0, -3.0):
+        state, online = TrainState(engine.model.initial_theta, config.train, config.estimator), new_run_online(engine)
+        state.agreement = [(1.0, 0.5, 1.0)]  # open
+        reward = engine.rewards.rewards["digits"]
+        update(engine, state, None, Process(), online)
+        engine.rewards.rewards["digits"] = lambda *given, reward=reward, scale=scale: scale * reward(*given)
+        row = update(engine, state, None, Process(), online)
+        engine.rewards.rewards["digits"] = reward
+        results.append((row["surrogate_coefficient"], row["first_order_norm"], state.coefficient()))
+    assert results[0][:2] == results[1][:2] and results[0][0] != 0 and results[0][1] > 0
+    assert results[0][2] != results[1][2]
+
+
+def new_run_online(engine: Engine) -> OnlineSurrogate:
+    online = engine.online_surrogate()
+    assert online is not None
+    return online
+
+
+@pytest.mark.parametrize("sampling_size", [None, 4])
+def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path, sampling_size: int | None) -> None:
+    train = {"chains": 8, "chunk_size": 2, "sampling_size": sampling_size}
+    config = surrogate_run(tmp_path, {"train": train}, surrogate={"steps_per_update": 5, "coefficient": 0.7})
+    alone = three_updates(Engine(config), Process())
+    assert alone[2][0]["surrogate_correlation"] == 0  # measured before Q learned from these chains, its first
+    engines = [Engine(config) for _ in range(2)]
+    barrier, buffers, found = threading.Barrier(2, timeout=60), {}, {}
+
+    def reduce_of(rank: int):
+        def reduce(value: Tensor) -> Tensor:
+            buffers[rank] = value
+            barrier.wait()
+            total = buffers[0] + buffers[1]
+            barrier.wait()
+            return total
+
+        return reduce
+
+    def work(rank: int) -> None:
+        found[rank] = three_updates(engines[rank], Process(rank, 2, reduce_of(rank)))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for state, online, rows in found.values():
+        assert torch.equal(state.theta, alone[0].theta) and state.agreement == alone[0].agreement
+        pairs = zip(online.regressor.state_dict().values(), alone[1].regressor.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+        assert rows[2]["surrogate_correlation"] == alone[2][2]["surrogate_correlation"]
+
+
+@pytest.mark.parametrize("coefficient", ["auto", 0.7])
+def test_an_interrupted_run_with_a_surrogate_ends_as_an_uninterrupted_one(tmp_path: Path, coefficient: Any) -> None:
+    keys = {"surrogate": {"coefficient": coefficient, "threshold": 0.0, "steps_per_update": 5, "replay": 20}}
+    whole = surrogate_run(tmp_path, {"name": "whole"}, **keys)
+    broken = surrogate_run(tmp_path, {"name": "broken", "train": {"checkpoint_every": 2}}, **keys)
+    summary = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop_after=3)
+    resumed = run(broken, resume=True)
+    assert resumed["theta_sha256"] == summary["theta_sha256"] and resumed["surrogate"] == summary["surrogate"]
+    assert rows_of(broken) == rows_of(whole)
+    said = describe_results(RunFolder(whole))
+    assert f"used in {summary['surrogate']['share_of_updates']:.0%} of updates" in said
+    assert f"surrogate: correlation {summary['surrogate']['correlation']:.2f}" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {},
+            ["half order what it leaves", "weight auto", "biased towards the surrogate's gradient until", "below 0.3"],
+        ),
+        ({"half_order": {"weight": 1}}, ["weight 1, so the sum is unbiased"]),
+        ({"half_order": {"weight": 0.5}}, ["biased by what it misses"]),
+        ({"rest": "none"}, ["biased towards its gradient", "theta stays as it is"]),
+    ],
+)
+def test_the_plan_says_what_it_estimates(tmp_path: Path, keys: dict[str, Any], words: list[str]) -> None:
+    said = describe_plan(surrogate_run(tmp_path, **keys))
+    assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rest": "zeroth_order"}, ["'online'", "rollout actors", "rest: half_order", "place: cover"]),
+        ({"first_order_steps": 2}, ["every step", "first_order_steps 2", "first_order_steps: all"]),
+        ({"first_order_steps": 1, "truncation": "random"}, ["every step", "'random'", "russian_roulette"]),
+        ({"surrogate": {"options": {"a": 1}}}, ["'online' takes no options", "'a'", "leave them out"]),
+        ({"surrogate": {"coefficient": 0}}, ["estimator.surrogate.coefficient", "'auto'", "greater than 0"]),
+        ({"surrogate": {"windows": 2}}, ["estimator.surrogate.windows", "no such key", "window"]),
+    ],
+    ids=str,
+)
+def test_a_surrogate_that_cannot_work_is_refused(tmp_path: Path, keys: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        surrogate_run(tmp_path, **keys)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_chains_without_a_baseline_cannot_say_what_a_surrogate_is_worth(tmp_path: Path) -> None:
+    alone = {"train": {"chains_per_prompt": 1}}
+    with pytest.raises(UserError, match=r"share a baseline, found 1 of a prompt; raise train.chains_per_prompt"):
+        surrogate_run(tmp_path, alone, rest="none")
+    surrogate_run(tmp_path, alone, rest="none", surrogate={"coefficient": 0.5})
+
+
+def test_first_order_needs_a_surrogate_that_is_differentiable(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"surrogate.name 'digits_judge' is black-box .*surrogate.name: online"):
+        check_reward(surrogate_run(tmp_path, surrogate={"name": "digits_judge"}))
+    with pytest.raises(UserError, match=r"black-box .*first_order_steps is all; .*estimator.preset: surrogate"):
+        check_reward(surrogate_run(tmp_path, surrogate=None))
+    check_reward(surrogate_run(tmp_path))
