@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index has one; with a GPU, install your own torch in .venv first.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test system check format clean
+.PHONY: demo test test-all system check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not ray and not gpu and not system' --numprocesses logical --dist loadfile
-	$(BIN)/python -m pytest -m 'ray and not system'
+	$(BIN)/python -m tests.budget test
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m tests.budget test-all
 
 system: $(INSTALLED)
 	$(BIN)/python -m pytest -m system

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for each other burn twice the CPU seconds
 
 
 @pytest.fixture(scope="session")
