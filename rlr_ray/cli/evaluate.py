@@ -17,17 +17,15 @@ from rlr_ray.config.recipe import load_config, run_config
 from rlr_ray.errors import UserError
 from rlr_ray.evaluation.bootstrap import unit
 from rlr_ray.evaluation.measure import (
-    BASE,
-    Measured,
+    RunComparison,
     chain_table,
-    comparisons,
     measure,
     save_chains,
     save_pictures,
     score_table,
     summary,
 )
-from rlr_ray.evaluation.runs import finished_run, finished_runs, overrides_of, recipe_of
+from rlr_ray.evaluation.runs import BASE, finished_run, finished_runs, overrides_of, recipe_of
 from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
@@ -81,37 +79,37 @@ def evaluate_command(options: argparse.Namespace) -> None:
                 keep(name, indices, images)
             report(name, len(indices))
 
-        measured = measure(config, runs, look)
-    found = comparisons(measured, options.level)
+        comparison = measure(config, runs, look)
+    results = [comparison.of_run(number, options.level) for number in range(len(runs))]
     folder = options.out or runs[0].folder / "evaluate"
     with disk_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "chains.json", chain_rows(measured.seeds, measured.prompts))
-        save_chains(folder, measured)
-        save_pictures(folder, measured)
-        write_json(folder / "evaluate.json", summary(measured, found, options.level))
-    console.print(score_table(measured, found, options.level))
-    console.print(chain_table(measured))
-    console.print(_words(measured), markup=False, soft_wrap=True)
+        write_json(folder / "chains.json", chain_rows(comparison.seeds, comparison.prompts))
+        save_chains(folder, comparison)
+        save_pictures(folder, comparison)
+        write_json(folder / "evaluate.json", summary(comparison, results, options.level))
+    console.print(score_table(comparison, results, options.level))
+    console.print(chain_table(comparison))
+    console.print(_words(comparison), markup=False, soft_wrap=True)
     said = f"evaluate.json, evaluate.parquet, chains.json and grids are in {folder}"
     console.print(said if keep is None else f"{said}\n{keep.next_step}", markup=False, soft_wrap=True)
 
 
-def _words(measured: Measured) -> str:
-    """What the numbers rest on."""
-    prompts = len(set(measured.groups))
+def _words(comparison: RunComparison) -> str:
+    """On which the numbers rest."""
+    prompts = len(set(comparison.groups))
     lines = [
-        f"{len(measured.seeds)} chains of {prompts} prompts, --seed {measured.config.evaluation.seed}",
+        f"{len(comparison.seeds)} chains of {prompts} prompts, --seed {comparison.config.evaluation.seed}",
         "intervals are bootstrapped over prompts, so they speak of prompts like these"
-        if unit(measured.groups) == "prompts"
+        if unit(comparison.groups) == "prompts"
         else "intervals are bootstrapped over chains, so they speak of these prompts alone",
     ]
     lines += [
-        f"warning: {found.invalid} scores of {name} were not finite and were replaced"
-        for name, found in measured.found.items()
-        if found.invalid
+        f"warning: {model.invalid} scores of {name} were not finite and were replaced"
+        for name, model in comparison.models.items()
+        if model.invalid
     ]
-    return "\n".join([*lines, *measured.notes])
+    return "\n".join([*lines, *comparison.notes])
 
 
 @contextmanager

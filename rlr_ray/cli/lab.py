@@ -1,4 +1,4 @@
-"""The commands `rlr-ray lab`, `rlr-ray plan` and `rlr-ray doctor`."""
+"""`rlr-ray lab`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlr_ray.lab.plans import default_plans, parse_plans
 from rlr_ray.lab.report import (
     certificate_table,
     lab_table,
-    profile_table,
+    steps_table,
     write_json,
     write_lab,
 )
@@ -104,7 +104,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
         print((options.out / "lab.json").read_text("utf-8"), end="")
         return
     console.print(lab_table(results))
-    console.print(profile_table(profile))
+    console.print(steps_table("Steps; variances per chain", profile))
     console.print(f"lab.json, lab.parquet and lab.png are in {options.out}", markup=False)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL
 from rlr_ray.train.run_folder import RunFolder
 
+BASE = "base"  # the base model among runs: in tables, files and folders of videos
 _ALIKE = ("model", "sampler", "dcot")  # keys without which the same seed does not mean the same picture
 
 
@@ -50,9 +52,19 @@ def finished_runs(given: Sequence[str], overrides: list[str]) -> list[Run]:
         run = finished_run(text, overrides)
         if any(other.folder.samefile(run.folder) for other in runs):
             raise UserError(f"run {text!r} is the one in {run.folder}, which was named before; name it once")
-        alike = sum(other.folder.name == run.name for other in runs)
-        runs.append(Run(f"{run.name}-{alike + 1}" if alike else run.name, run.folder, run.config))
-    return runs
+        runs.append(run)
+    names = unique_names([run.name for run in runs])
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names by which results are told apart: where one is taken, by BASE too, `name-2` or the next that nobody has."""
+    unique: list[str] = []
+    for name in names:
+        others = (f"{name}-{number}" for number in itertools.count(2))
+        fresh = (other for other in others if other not in names and other not in unique)
+        unique.append(next(fresh) if name == BASE or name in unique else name)
+    return unique
 
 
 def recipe_of(options: argparse.Namespace, runs: Sequence[Run]) -> RunConfig:

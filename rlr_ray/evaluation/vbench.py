@@ -21,6 +21,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.loggers.pictures import to_pil
 from rlr_ray.models.loading import frames_a_second
 from rlr_ray.prompts.load import prompt_sets
+from rlr_ray.utils.console import table
 
 Results = dict[str, dict[str, float]]  # by model, by dimension: 0 to 1
 _LONGEST = 240  # bytes of a file's name
@@ -108,14 +109,11 @@ def weighted_average(scores: Mapping[str, float]) -> float:
 def vbench_table(results: Results) -> Table:
     """In percent, a column a model. The average is of the dimensions that all models have."""
     shared = set.intersection(*(set(scores) for scores in results.values()))
-    table = Table(title="VBench, percent", title_justify="left", box=None, pad_edge=False)
-    table.add_column("dimension")
-    for model in results:
-        table.add_column(model, justify="right")
+    lines = table("VBench, percent", ("dimension", *results))
     for dimension in dict.fromkeys(name for scores in results.values() for name in scores):
         cells = (scores.get(dimension) for scores in results.values())
-        table.add_row(dimension, *("" if cell is None else f"{100 * cell:.2f}" for cell in cells))
+        lines.add_row(dimension, *("" if cell is None else f"{100 * cell:.2f}" for cell in cells))
     if shared:
         own = ({name: scores[name] for name in shared} for scores in results.values())
-        table.add_row("weighted average", *(f"{100 * weighted_average(scores):.2f}" for scores in own))
-    return table
+        lines.add_row("weighted average", *(f"{100 * weighted_average(scores):.2f}" for scores in own))
+    return lines

@@ -21,6 +21,7 @@ from rlr_ray.lab.cost import Probe
 from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.reference import Reference
+from rlr_ray.utils.console import table
 from rlr_ray.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -33,22 +34,22 @@ matplotlib.use("Agg")
 def certificate_table(rows: Sequence[Certified]) -> Table:
     """One line a plan: each term's worst z-score and the sum's, and the bias along the exact gradient."""
     heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "variance", "cost", "")
-    table = _table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
+    lines = table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
     for row in rows:
         z = [_z(row.z.get(name)) for name in ("first_order", "half_order", "zeroth_order", "sum")]
         bias = f"{row.relative_bias:+.3f} ± {row.relative_bias_se:.3f}"
         verdict = "biased" if row.biased else "ok" if row.ok else "FAILED"
-        table.add_row(row.name, *z, bias, f"{row.variance:.3g}", f"{row.cost:.1f}", verdict)
-    return table
+        lines.add_row(row.name, *z, bias, f"{row.variance:.3g}", f"{row.cost:.1f}", verdict)
+    return lines
 
 
 def lab_table(results: Sequence[Result]) -> Table:
     """One line a plan, unbiased ones first, least variance at equal cost on top."""
     heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
-    table = _table("Per chain; a backward costs two forwards; * biased", heads)
+    lines = table("Per chain; a backward costs two forwards; * biased", heads)
     for result in ranked(results):
         row = result.measurement
-        table.add_row(
+        lines.add_row(
             row.name + ("" if row.unbiased else " *"),
             _bias(row.relative_bias, row.relative_bias_se),
             f"{row.variance:.3g} ± {row.variance_se:.1g}",
@@ -58,20 +59,15 @@ def lab_table(results: Sequence[Result]) -> Table:
             f"{result.peak_mib:.1f}",
             str(row.batches),
         )
-    return table
-
-
-def profile_table(profile: Sequence[dict[str, float]]) -> Table:
-    """One line a step."""
-    return steps_table("Steps; variances per chain", profile)
+    return lines
 
 
 def steps_table(title: str, rows: Sequence[dict[str, float]]) -> Table:
     """One line a step, a column a key."""
-    table = _table(title, list(rows[0]))
+    lines = table(title, list(rows[0]))
     for row in rows:
-        table.add_row(*(f"{value:.3g}" for value in row.values()))
-    return table
+        lines.add_row(*(f"{value:.3g}" for value in row.values()))
+    return lines
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
@@ -101,8 +97,8 @@ def write_lab(
         "profile": profile,
     }
     write_json(folder / "lab.json", whole)
-    table = pyarrow.Table.from_pylist(rows)
-    replace_file(folder / "lab.parquet", lambda file: pyarrow.parquet.write_table(table, file))
+    cells = pyarrow.Table.from_pylist(rows)
+    replace_file(folder / "lab.parquet", lambda file: pyarrow.parquet.write_table(cells, file))
     save_figure(folder / "lab.png", results)
 
 
@@ -130,11 +126,11 @@ def save_figure(path: Path, results: Sequence[Result]) -> None:
 def choice_table(choice: Choice) -> Table:
     """The plans that fit, unbiased ones first; those that do not at the end."""
     heads = ("plan", "variance", "cost", "variance x cost", "bias along g", "peak GiB", "s / update", "")
-    table = _table("Per chain; a backward costs two forwards; * biased", heads)
+    lines = table("Per chain; a backward costs two forwards; * biased", heads)
     for option in sorted(choice.options, key=lambda option: not option.fits):
         mark = "chosen" if option is choice.best else "" if option.fits else "does not fit"
-        table.add_row(*_option_cells(option), mark, style="bold" if option is choice.best else None)
-    return table
+        lines.add_row(*_option_cells(option), mark, style="bold" if option is choice.best else None)
+    return lines
 
 
 def _option_cells(option: Option) -> list[str]:
@@ -228,13 +224,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(title: str, heads: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
 
 
 def _z(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from rlr_ray.assets import DIGITS
 from rlr_ray.cli import main
 from rlr_ray.config.run import RunConfig
+from rlr_ray.evaluation.runs import unique_names
 from rlr_ray.rewards.digits import Reward
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
@@ -88,6 +90,33 @@ def test_a_runs_own_held_out_chains_give_its_own_numbers(capsys: pytest.CaptureF
     assert read("own/chains.json")[:2] == read("runs/one/samples/chains.json")
     assert {file.name for file in Path("own").glob("*.png")} == {"base_one.png", "base_two.png", "side_by_side.png"}
     assert "digits *" in said and "6 chains of 2 prompts, --seed 0" in said and "trained on these prompts" in said
+
+
+def test_a_run_named_like_the_base_model_is_compared_with_the_base_model() -> None:
+    """Twice the name `base`: each difference is that which the run itself recorded."""
+    for name in ("base", "elsewhere/base"):
+        shutil.copytree(f"runs/{'one' if name == 'base' else 'two'}", f"runs/{name}")
+    assert main(["evaluate", "base", "runs/elsewhere/base", "--seed", "0", "--out", "named"]) == 0
+    report = read("named/evaluate.json")
+    assert [run["run"] for run in report["runs"]] == ["base-2", "base-3"]
+    for run, own in zip(report["runs"], ("one", "two"), strict=True):
+        gain = read(f"runs/{own}/summary.json")["gain"]
+        assert gain and run["scores"]["digits"]["difference"] == pytest.approx(gain, abs=1e-6)
+    rows = pyarrow.parquet.read_table("named/evaluate.parquet").to_pylist()
+    assert [row["run"] for row in rows[::6]] == ["base", "base-2", "base-3"]
+    assert {file.name for file in Path("named").glob("base_*.png")} == {"base_base-2.png", "base_base-3.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "unique"),
+    [
+        (["digits", "digits", "digits-2"], ["digits", "digits-3", "digits-2"]),
+        (["a", "a", "a"], ["a", "a-2", "a-3"]),
+        (["base-2", "base"], ["base-2", "base-3"]),
+    ],
+)
+def test_results_of_two_models_never_share_a_name(names: list[str], unique: list[str]) -> None:
+    assert unique_names(names) == unique
 
 
 def test_chains_are_paired_new_and_those_of_plain_diffusers() -> None:
