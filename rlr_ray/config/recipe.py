@@ -15,6 +15,13 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 
 Checked = TypeVar("Checked", bound=BaseModel)
+_PART = re.compile(r'"([^"]*)"|([^."]+)')  # of a key with dots
+_SHORT = (  # a key that may have a value in place of a section, and the key in there which that value is of
+    ("estimator", "preset"),
+    ("reward|evaluation.judge", "name"),
+    (r"rewards\..*", "weight"),
+    ("prompts", "source"),
+)
 _KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
@@ -24,8 +31,8 @@ def load_config(path: str, overrides: list[str], place: dict[str, str] | None = 
     `place` is a run's name and output_dir where they are not the recipe's.
     """
     values = read_recipe(path) | (place or {})
-    for override in overrides:
-        _override(values, override)
+    for text in overrides:
+        override(values, text)
     return parse_config(values)
 
 
@@ -45,8 +52,8 @@ def read_recipe(path: str) -> dict[str, Any]:
 def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """The keys that overrides set, unchecked."""
     values: dict[str, Any] = {}
-    for override in overrides:
-        _override(values, override)
+    for text in overrides:
+        override(values, text)
     return values
 
 
@@ -64,30 +71,44 @@ def checked(model: type[Checked], values: dict[str, Any]) -> Checked:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `key.sub`, in place; whatever was there goes, also if it was a dictionary.
+    """Set `key.sub`, in place; whatever the last key had goes, also if it was a dictionary, and all beside it stays.
 
     Keys that are there may hold dots themselves, as a reward's label `package.module:name` does: the longest is meant.
+    A new one is quoted: `rewards."package.module:name".weight`. Raises UserError where a key on the way has a value
+    that is no short form of a section, which would be lost.
     """
-    parts = key.strip().split(".")
+    parts, above = [quoted or plain for quoted, plain in _PART.findall(key.strip())], ""
     while True:
         size = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in values), 1)
         name, parts = ".".join(parts[:size]), parts[size:]
         if not parts:
             values[name] = value
             return
-        if not isinstance(values.get(name), dict):
-            values[name] = {}
-        values = values[name]
+        values[name] = _section(f"{above}{name}", values.get(name), key)
+        values, above = values[name], f"{above}{name}."
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
+def _section(name: str, value: Any, key: str) -> dict[str, Any]:
+    """What a key has as a dictionary, also if it is written in a short form."""
+    short = next((long for pattern, long in _SHORT if re.fullmatch(pattern, name)), None)
+    if isinstance(value, dict):
+        return value
+    if value is None or (name == "cluster" and value == "none"):
+        return {}
+    if short is None:
+        raise UserError(f"{key} lies in {name}, which is {value!r} and holds no keys; set {name} as a whole")
+    return {short: value}
+
+
+def override(values: dict[str, Any], text: str) -> None:
+    """Set what `key.sub=value` says, in place. Raises UserError if it says nothing."""
+    path, separator, after = text.partition("=")
     if not separator:
-        raise UserError(f"--set {override!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
+        raise UserError(f"--set {text!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(after)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override!r}: the value is not YAML: {error}") from error
+        raise UserError(f"--set {text!r}: the value is not YAML: {error}") from error
     put(values, path, value)
 
 

@@ -97,6 +97,34 @@ def test_an_override_reaches_a_label_with_dots() -> None:
     assert values == {"rewards": {"pkg.ocr:score": {"weight": 1, "options": {"size": 5}}, "pkg": 6}}
 
 
+def test_an_override_of_a_new_label_with_dots_is_quoted() -> None:
+    values: dict[str, Any] = {}
+    put(values, 'rewards."pkg.ocr:score".weight', 1)
+    put(values, "rewards.pkg.ocr:score.invalid", 0)
+    assert values == {"rewards": {"pkg.ocr:score": {"weight": 1, "invalid": 0}}}
+
+
+@pytest.mark.parametrize(
+    ("was", "key", "now"),
+    [
+        ({"estimator": "auto"}, "estimator.smoothing", {"estimator": {"preset": "auto", "smoothing": 1}}),
+        ({"reward": "digits"}, "reward.weight", {"reward": {"name": "digits", "weight": 1}}),
+        ({"rewards": {"a.b": 0.5}}, "rewards.a.b.frames", {"rewards": {"a.b": {"weight": 0.5, "frames": 1}}}),
+        ({"prompts": ["a", "b"]}, "prompts.held_out", {"prompts": {"source": ["a", "b"], "held_out": 1}}),
+        ({"cluster": "none"}, "cluster.workers", {"cluster": {"workers": 1}}),
+        ({"train": None}, "train.chains", {"train": {"chains": 1}}),
+    ],
+)
+def test_an_override_within_a_short_form_keeps_what_it_says(was: Any, key: str, now: Any) -> None:
+    put(was, key, 1)
+    assert was == now
+
+
+def test_an_override_within_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train.chains.x lies in train.chains, which is 8 .* set train.chains as"):
+        put({"train": {"chains": 8}}, "train.chains.x", 1)
+
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"iteration": 3}}, ["train.iteration", "no such key", "iterations", "learning_rate"]),
     ({"iterations": 3}, ["iterations", "no such key", "train", "sampler"]),
