@@ -146,7 +146,7 @@ def held_out(engine: Engine, theta: Tensor) -> tuple[float, float]:
         _, images = engine.sample(theta, indices)
         texts = [prompt.text for prompt in engine.held_out(indices)[1]]
         for mixture, scores in ((engine.rewards, rewards), (engine.judges, judged)):
-            scores.append(mixture.scores(images, texts, [{}] * CHUNK)[0])
+            scores.append(mixture.score(images, texts, [{}] * CHUNK).scores[0])
     return float(torch.cat(rewards).mean()), float(torch.cat(judged).mean())
 
 

@@ -81,7 +81,7 @@ class Bench:
             texts = [self.engine.prompts[k % len(self.engine.prompts)].text for k in range(2 * count)]
             start = torch.randn(2 * count, *self.model.latent_shape, device=self.engine.device)
             images = self._pipeline(start, self.model.encode(texts), "pt")
-            return self.engine.rewards.scores(images.float(), texts, [{}] * len(texts))
+            return self.engine.rewards.score(images.float(), texts, [{}] * len(texts)).scores
 
         return {ROLLOUT: lambda: self.engine.rollout(request, range(count)), CHAIN: chain, PIPELINE: pipeline}
 

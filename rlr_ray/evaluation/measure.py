@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
-import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from rlr_ray.evaluation.bootstrap import Comparison, Interval, compare, unit
 from rlr_ray.evaluation.runs import BASE, Run
 from rlr_ray.loggers.pictures import save_columns, save_comparison
 from rlr_ray.prompts.load import Prompt
-from rlr_ray.rewards.mixture import Mixture, reward_here
+from rlr_ray.rewards.mixture import WeightedSum, reward_here
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows, pick_device
 from rlr_ray.train.held_out import evaluate
@@ -39,7 +38,7 @@ class RunComparison:
     runs: list[Run]
     base: Evaluation
     tuned: list[Evaluation]  # by run
-    rewards: Mixture
+    total: WeightedSum
     seeds: list[int]  # [n]
     prompts: list[Prompt]  # [n]
     groups: list[int]  # [n] which prompt each is, by number
@@ -52,7 +51,7 @@ class RunComparison:
 
     def scores(self, model: Evaluation) -> dict[str, Tensor]:  # each [n]
         """By label: what is maximised as `reward` if that is a sum, each reward and each judge."""
-        total = {"reward": model.of(self.rewards)} if len(self.rewards.labels) > 1 else {}
+        total = {"reward": model.of(self.total)} if len(self.total.labels) > 1 else {}
         return total | model.scores
 
     def of_run(self, number: int, level: float) -> dict[str, Comparison]:
@@ -73,7 +72,7 @@ def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> RunComparison
     thetas = {run.name: engine.model.load_adapter(run.folder) for run in runs if _fits(engine, run)}  # errors first
     rewards, chains = engine.rewards, range(config.evaluation.chains)
     base = evaluate(engine, engine.model.initial_theta, partial(look, BASE))
-    rewards.standardise(torch.stack([base.scores[label] for label in rewards.labels]))
+    total = rewards.weighted_sum(base.rows(rewards.labels))
     (seeds, prompts), count = engine.held_out(chains), len(engine.held_out_prompts)
     notes, tuned = _notes(engine, runs), []
     for run in runs:
@@ -83,7 +82,7 @@ def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> RunComparison
         theta = thetas[run.name] if run.name in thetas else engine.model.load_adapter(run.folder)
         tuned.append(evaluate(engine, theta, partial(look, run.name)))
     groups = [index % count for index in chains]
-    return RunComparison(config, list(runs), base, tuned, rewards, seeds, prompts, groups, notes)
+    return RunComparison(config, list(runs), base, tuned, total, seeds, prompts, groups, notes)
 
 
 def _notes(engine: Engine, runs: Sequence[Run]) -> list[str]:

@@ -28,7 +28,7 @@ from rlr_ray.lab.measure import (
 from rlr_ray.lab.plans import NEUTRAL, Estimator, with_plan
 from rlr_ray.lab.reference import Reference, exact_reference, half_order_variances, unbiased_reference
 from rlr_ray.train.engine import Engine, check_reward
-from rlr_ray.train.held_out import standardise
+from rlr_ray.train.held_out import standardised
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
 _PROFILE_BATCHES = 8
@@ -64,8 +64,7 @@ class Laboratory:
                 f"the checkpoint has {len(start)} trained numbers, the recipe's adapter "
                 f"{len(self.engine.model.initial_theta)}; give the recipe that the run was started with"
             )
-        self.subject: Subject = subject_of(self.engine, start)
-        standardise(self.engine)
+        self.subject: Subject = subject_of(self.engine, start, standardised(self.engine))
         self.exact = config.differentiable
 
     def measure_reference(self) -> Reference:

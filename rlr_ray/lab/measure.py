@@ -24,6 +24,7 @@ from rlr_ray.core.sampler import Denoiser
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.weighting import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, zeroth_order
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine
 
 LEAST_BATCHES = 8  # fewer say nothing of a variance
@@ -210,10 +211,11 @@ _FIRST_STEP = 1_000_000  # chains of updates that no run comes to
 _GUIDE_BATCHES = 8  # apart from the measured ones; their gradients guide
 
 
-def subject_of(engine: Engine, theta: Tensor) -> Subject:
+def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) -> Subject:
     """Batches of training chains at theta [P]: as many chunks as make whole groups of chains that share a baseline.
 
-    A baseline over all of an update's chains is taken over the batch's.
+    A baseline over all of an update's chains is taken over the batch's. `total` is what is maximised; None: no reward
+    is standardised.
     """
     train = engine.config.train
     by_prompt = engine.config.estimator.half_order.baseline == "prompt"
@@ -222,7 +224,7 @@ def subject_of(engine: Engine, theta: Tensor) -> Subject:
 
     def batch(number: int) -> list[Chains]:
         chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
-        return [engine.train_chains(_FIRST_STEP + number, chunk) for chunk in chunks]
+        return [engine.train_chains(_FIRST_STEP + number, chunk, total) for chunk in chunks]
 
     return Subject(engine.model, theta, engine.model.schedule, batch, groups.to(engine.device))
 

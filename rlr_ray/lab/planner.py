@@ -29,9 +29,9 @@ from rlr_ray.lab.plans import (
 )
 from rlr_ray.lab.reference import Families, Spread, gather
 from rlr_ray.train.engine import Built, Engine, check_reward
-from rlr_ray.train.held_out import standardise
+from rlr_ray.train.held_out import standardised
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import ALONE, update
 from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 
 _BATCHES = 64  # of the families' statistics, if time allows
@@ -126,8 +126,8 @@ class Planner:
         self.config, self.say = config, say
         self.exact = config.differentiable
         self.engine = Engine(with_plan(config, NEUTRAL), built)
-        standardise(self.engine)
-        self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta)
+        self.total = standardised(self.engine)
+        self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta, self.total)
         say("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         say("measuring the gradient's variance step by step")
@@ -166,7 +166,7 @@ class Planner:
         config = with_plan(self.config, option.keys)
         engine = self.engine.under(config)
         state = TrainState(engine.model.initial_theta, config.train, config.estimator)
-        peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process()), engine.device)
+        peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, ALONE, total=self.total), engine.device)
         return peak + engine.held_bytes()
 
     def rule(self, budget_gib: float | None) -> PaperRule | None:

@@ -1,4 +1,7 @@
-"""All rewards of a run: built once, called one after the other, standardised and weighted."""
+"""All rewards of a run: built once, called one after the other, standardised and weighted.
+
+m rewards, B images.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,51 @@ from rlr_ray.rewards import load_reward, score
 Standard = tuple[float, float]  # what is taken from a score, and what the rest is divided by
 
 
-class Mixture:
-    """Rewards by label; `parts` are `weight * (score - mean) / deviation`, which add up to what is maximised.
+@dataclass(frozen=True)
+class WeightedSum:
+    """The sum over rewards of `weight * (score - mean) / deviation`, which a run maximises: numbers alone."""
 
-    Mean and deviation are numbers of the whole run: `standards`, 0 and 1 until they are set.
-    """
+    labels: tuple[str, ...]  # [m]
+    weights: tuple[float, ...]  # [m]
+    standards: tuple[Standard, ...]  # [m], of the whole run
+    standardised: bool = False  # at least one reward is
+
+    def parts(self, scores: Tensor) -> Tensor:  # [m, B] -> [m, B]
+        """The summands."""
+        weights = scores.new_tensor(self.weights)[:, None]
+        mean, deviation = scores.new_tensor(self.standards).T[..., None]
+        return weights * (scores - mean) / deviation
+
+    def scores(self, parts: Tensor) -> Tensor:  # [m, B] -> [m, B]
+        """The inverse of `parts`."""
+        weights = parts.new_tensor(self.weights)[:, None]
+        mean, deviation = parts.new_tensor(self.standards).T[..., None]
+        return parts / weights * deviation + mean
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every reward's scores of the same images."""
+
+    scores: Tensor  # [m, B]
+    invalid: int  # scores that were not finite and replaced
+    seconds: float
+
+
+@dataclass
+class Tally:
+    """Sums over the calls that made an update's rewards."""
+
+    invalid: int = 0
+    seconds: float = 0.0
+
+    def add(self, scored: Scored) -> None:
+        self.invalid += scored.invalid
+        self.seconds += scored.seconds
+
+
+class Mixture:
+    """Rewards by label, or judges."""
 
     def __init__(
         self,
@@ -36,9 +79,6 @@ class Mixture:
             label: built.get(label) or reward_here(label, config, device) for label, config in self.configs.items()
         }
         self.black_box = tuple(i for i, config in enumerate(self.configs.values()) if not config.has_gradient)
-        self.standards: list[Standard] = [(0.0, 1.0)] * len(self.configs)
-        self.invalid = 0  # images so far whose score was replaced
-        self.seconds = 0.0  # spent so far
 
     def to(self, device: torch.device) -> Mixture:
         """Move those that can be moved."""
@@ -67,70 +107,55 @@ class Mixture:
         several = len(self.configs) > 1
         return [several if config.normalize is None else config.normalize for config in self.configs.values()]
 
-    def standardise(self, scores: Tensor) -> None:  # [m, n]
-        """Set mean and deviation from the base model's scores, those apart that were replaced.
+    def weighted_sum(self, before: Tensor | None = None) -> WeightedSum:  # [m, n]
+        """What is maximised, standardised by the base model's scores `before`; without them all scores as they are.
 
-        A reward that does not vary is divided by 1.
+        Replaced scores have no part in mean and deviation; a reward that does not vary is divided by 1.
         """
-        self.standards = []
-        for row, normalized, config in zip(scores.double(), self.normalized, self.configs.values(), strict=True):
+        weights = tuple(config.weight for config in self.configs.values())
+        standards: list[Standard] = [(0.0, 1.0)] * len(weights)
+        if before is None:
+            return WeightedSum(tuple(self.configs), weights, tuple(standards))
+        for i, config in enumerate(self.configs.values()):
+            row = before[i].double()
             real = row if config.invalid == "stop" else row[row != torch.tensor(config.invalid, dtype=row.dtype)]
-            known = normalized and len(real) > 1
-            mean, deviation = (float(real.mean()), float(real.std())) if known else (0.0, 1.0)
-            self.standards.append((mean, deviation or 1.0))
+            if self.normalized[i] and len(real) > 1:
+                standards[i] = float(real.mean()), float(real.std()) or 1.0
+        return WeightedSum(tuple(self.configs), weights, tuple(standards), any(self.normalized))
 
-    def scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:  # [m, B]
-        """What each reward says of images [B, 3, H, W] in [0, 1], or of videos [B, n, 3, H, W].
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Scored:
+        """Every reward's scores of images [B, 3, H, W] in [0, 1], or of videos [B, n, 3, H, W].
 
         A video has all its frames, or those of `frames`. Raises UserError for a score that is not finite, unless the
         reward's `invalid` says what counts instead: then such images are counted, and have no gradient.
         """
         started = time.monotonic()
-        rows = []
+        rows, invalid = [images.new_zeros(0, len(images))], 0
         for label, config in self.configs.items():
-            found = self._score(label, images, prompts, metadata)
-            if config.has_gradient and images.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+            row, wrong = self._score(label, images, prompts, metadata)
+            if config.has_gradient and images.requires_grad and torch.is_grad_enabled() and not row.requires_grad:
                 raise UserError(
                     f"reward {label!r} says that it is differentiable, but carries no gradient; compute it with torch "
                     "operations outside torch.no_grad(), or set its differentiable: false"
                 )
-            rows.append(found if config.has_gradient else found.detach())
-        self.seconds += time.monotonic() - started
-        return torch.stack(rows)
+            rows.append((row if config.has_gradient else row.detach())[None])
+            invalid += wrong
+        return Scored(torch.cat(rows), invalid, time.monotonic() - started)
 
     def _score(
         self, label: str, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
-    ) -> Tensor:  # [B]
+    ) -> tuple[Tensor, int]:  # [B], how many were replaced
         instead, view = self.configs[label].invalid, self.views[label]
         checked = functools.partial(score, self.rewards[label], name=label, finite=instead == "stop")
         if instead == "stop":
-            return view.scores(checked, images, prompts, metadata, self.frames)
+            return view.scores(checked, images, prompts, metadata, self.frames), 0
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         seen = images.view_as(images)
         if seen.requires_grad:  # 0 times what is not finite is not 0
             seen.register_hook(lambda gradient: gradient.masked_fill(_beside(wrong, gradient), 0.0))
-        found = view.scores(checked, seen, prompts, metadata, self.frames)
-        wrong |= ~found.isfinite()
-        self.invalid += int(wrong.sum())
-        return found.masked_fill(wrong, instead)
-
-    def parts(self, scores: Tensor) -> Tensor:  # [m, B] -> [m, B]
-        """What each score counts for."""
-        weights = scores.new_tensor([config.weight for config in self.configs.values()])[:, None]
-        mean, deviation = scores.new_tensor(self.standards).T[..., None]
-        return weights * (scores - mean) / deviation
-
-    def scores_of(self, parts: Tensor) -> Tensor:  # [m, B] -> [m, B]
-        """The scores that count for these parts."""
-        weights = parts.new_tensor([config.weight for config in self.configs.values()])[:, None]
-        mean, deviation = parts.new_tensor(self.standards).T[..., None]
-        return parts / weights * deviation + mean
-
-    def taken(self) -> tuple[int, float]:
-        """Images replaced and seconds spent since this was last asked."""
-        found = self.invalid, self.seconds
-        self.invalid, self.seconds = 0, 0.0
-        return found
+        scores = view.scores(checked, seen, prompts, metadata, self.frames)
+        wrong |= ~scores.isfinite()
+        return scores.masked_fill(wrong, instead), int(wrong.sum())
 
 
 def _beside(chosen: Tensor, images: Tensor) -> Tensor:  # [B] -> [B, 1, ...]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import WeightedSum
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,12 @@ class Evaluation:
     diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
     invalid: int = 0  # scores that were not finite and replaced
 
-    def of(self, rewards: Mixture) -> Tensor:  # [n]
+    def of(self, total: WeightedSum) -> Tensor:  # [n]
         """What is maximised."""
-        return rewards.parts(torch.stack([self.scores[label] for label in rewards.labels])).sum(0)
+        return total.parts(self.rows(total.labels)).sum(0)
+
+    def rows(self, labels: Sequence[str]) -> Tensor:  # [m, n]
+        return torch.stack([self.scores[label] for label in labels])
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -49,21 +53,21 @@ class Scores:
     def summary(self) -> dict[str, float]:
         gain, error = self.change
         return {
-            "before": float(self.before.mean()),
-            "after": float(self.after.mean()),
+            "before": mean_and_error(self.before)[0],
+            "after": mean_and_error(self.after)[0],
             "gain": gain,
             "gain_se": error,
         }
 
 
-def held_out_scores(rewards: Mixture, before: Evaluation, after: Evaluation) -> dict[str, Scores]:
+def held_out_scores(total: WeightedSum, before: Evaluation, after: Evaluation) -> dict[str, Scores]:
     """By label, as in a row's columns `held_out_<label>`: what is maximised as `reward`, the judges, and each reward
 
     as it is, if that is not the same.
     """
-    scores = {"reward": Scores(before.of(rewards), after.of(rewards), trained=True)}
+    scores = {"reward": Scores(before.of(total), after.of(total), trained=True)}
     for label, own in before.scores.items():
-        trained = label in rewards.labels
-        if not trained or len(rewards.labels) > 1 or any(rewards.normalized):
+        trained = label in total.labels
+        if not trained or len(total.labels) > 1 or total.standardised:
             scores[label] = Scores(own, after.scores[label], trained)
     return scores

@@ -30,7 +30,7 @@ from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import Prompt, PromptOrder, prompt_sets
 from rlr_ray.rewards import is_differentiable
 from rlr_ray.rewards.clip import Clip, load_clip
-from rlr_ray.rewards.mixture import Mixture, Standard
+from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.utils.memory import memory_errors
 
@@ -110,7 +110,7 @@ class RolloutRequest:
     theta: Tensor  # [P]
     directions: Directions
     coefficient: float = 0.0  # of the surrogate
-    standards: Sequence[Standard] = ()  # of the rewards; none: as they are
+    total: WeightedSum | None = None  # what is maximised; None: no reward standardised
 
 
 @dataclass(frozen=True)
@@ -218,19 +218,33 @@ class Engine(Sampler):
         size = train.chains_per_prompt if baseline == "prompt" else train.chains
         return (torch.arange(train.chains) // size).to(self.device)
 
-    def train_chains(self, step: int, indices: range) -> Chains:
+    def train_chains(
+        self, step: int, indices: range, total: WeightedSum | None = None, tally: Tally | None = None
+    ) -> Chains:
         """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
         seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
         per_prompt = self.config.train.chains_per_prompt
         slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
-        return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots])
+        return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots], total, tally)
 
-    def chains(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Chains:
-        """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed."""
+    def chains(
+        self,
+        seeds: Sequence[int],
+        prompts: Sequence[Prompt],
+        total: WeightedSum | None = None,
+        tally: Tally | None = None,
+    ) -> Chains:
+        """The chains that a plain diffusers pipeline would run with these prompts and one generator a seed.
+
+        They are rated by `total` (None: no reward standardised); each call of the rewards is added to the `tally`.
+        """
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
+        maximised, spent = total or self.rewards.weighted_sum(), tally or Tally()
 
         def parts(latents: Tensor) -> Tensor:  # [m, B]
-            return self.rewards.parts(self._scores(self.rewards, latents, texts, metadata))
+            scored = self._score(self.rewards, latents, texts, metadata)
+            spent.add(scored)
+            return maximised.parts(scored.scores)
 
         return Chains(
             *self.start(seeds, prompts),
@@ -244,21 +258,17 @@ class Engine(Sampler):
         """The named reward that stands in for the true one, if any."""
         if not self.stand_in.labels:
             return None
-        return lambda latents: self._scores(self.stand_in, latents, texts, metadata)[0]
+        return lambda latents: self._score(self.stand_in, latents, texts, metadata).scores[0]
 
-    def _scores(
-        self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]
-    ) -> Tensor:  # [m, B]
+    def _score(self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""
         times = len(latents) // len(texts)
-        return rewards.scores(self.model.decode(latents, rewards.frames or None), texts * times, metadata * times)
+        return rewards.score(self.model.decode(latents, rewards.frames or None), texts * times, metadata * times)
 
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
         """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
-        if request.standards:
-            self.rewards.standards = list(request.standards)
-        before = self.rewards.invalid
+        tally = Tally()
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(
@@ -266,21 +276,23 @@ class Engine(Sampler):
             request.theta.to(self.device),
             self.model.schedule,
             request.plan,
-            self.train_chains(request.step, indices).with_share(request.coefficient),
+            self.train_chains(request.step, indices, request.total, tally).with_share(request.coefficient),
             directions.to(self.device),
             request.directions.step_size,
         )
-        invalid, self.rewards.invalid = self.rewards.invalid - before, before  # counted where the result is
-        return RolloutResult(indices, plus.tolist(), minus.tolist(), invalid)
+        return RolloutResult(indices, plus.tolist(), minus.tolist(), tally.invalid)
 
     def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
         return [(self.config.seed, "direction", step, index) for index in indices]
 
-    def zeroth_order(self, request: RolloutRequest, results: Iterable[RolloutResult]) -> TermEstimate:
+    def zeroth_order(
+        self, request: RolloutRequest, results: Iterable[RolloutResult], tally: Tally | None = None
+    ) -> TermEstimate:
         """The zeroth-order term, its directions rebuilt from their seeds and summed in the order of their indices."""
         ordered = sorted(results, key=lambda result: result.indices.start)
         indices = [index for result in ordered for index in result.indices]
-        self.rewards.invalid += sum(result.invalid for result in ordered)
+        if tally is not None:
+            tally.invalid += sum(result.invalid for result in ordered)
         return zeroth_order(
             request.directions,
             [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rlr_ray.config.run import GuardsConfig
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
 
 _SIGNIFICANT = 2.0  # standard errors
@@ -26,9 +26,9 @@ class Best:
 class Guards:
     """Compares every evaluation with those before it, on the same chains."""
 
-    def __init__(self, config: GuardsConfig, rewards: Mixture, judges: list[str], before: Evaluation, theta: Tensor):
-        self.config, self.rewards, self.judges = config, rewards, judges
-        self.peaks = {judge: (0, before.of(rewards), before.scores[judge]) for judge in judges}  # at each one's best
+    def __init__(self, config: GuardsConfig, total: WeightedSum, judges: list[str], before: Evaluation, theta: Tensor):
+        self.config, self.total, self.judges = config, total, judges
+        self.peaks = {judge: (0, before.of(total), before.scores[judge]) for judge in judges}  # at each one's best
         self.best = Best(0, self._value(before), theta.cpu())
         self.gamed = 0  # evaluations in a row
         self.warning: str | None = None  # of the last evaluation
@@ -36,7 +36,7 @@ class Guards:
 
     def _value(self, evaluation: Evaluation) -> float:
         """What the best is chosen by: the first judge, or the reward where there is none."""
-        values = evaluation.scores[self.judges[0]] if self.judges else evaluation.of(self.rewards)
+        values = evaluation.scores[self.judges[0]] if self.judges else evaluation.of(self.total)
         return float(values.mean())
 
     def note(self, update: int, evaluation: Evaluation, theta: Tensor, *, last: bool = False) -> None:
@@ -57,7 +57,7 @@ class Guards:
 
     def _compare(self, judge: str, update: int, evaluation: Evaluation) -> str | None:
         """What is to be said if this judge fell, since it was highest, while the reward rose."""
-        rewards, scores = evaluation.of(self.rewards), evaluation.scores[judge]
+        rewards, scores = evaluation.of(self.total), evaluation.scores[judge]
         since, rewards_then, scores_then = self.peaks[judge]
         if float(scores.mean()) >= float(scores_then.mean()):
             self.peaks[judge] = (update, rewards, scores)

@@ -14,6 +14,7 @@ from rlr_ray.core.kl import chain_divergence, noisy_steps
 from rlr_ray.core.sampler import Trajectory
 from rlr_ray.loggers.pictures import to_show
 from rlr_ray.rewards.clip import Clip
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train.engine import Engine
 
@@ -34,16 +35,17 @@ def evaluate(
     config, size = engine.config.evaluation, engine.config.sampled_at_once
     judges = engine.judges.to(engine.device)
     features_of, distance = image_features(engine.clip)
-    engine.rewards.taken()
-    found: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
-    images, divergences, features, shown = [], [], [], []
+    scores: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
+    images, divergences, features, shown, invalid = [], [], [], [], 0
     for first in range(0, config.chains, size):
         indices = range(first, min(first + size, config.chains))
         trajectory, pictures = engine.sample(theta, indices)
         arguments = (pictures, *_asked(engine, indices))
         for mixture in (engine.rewards, judges):
-            for label, row in zip(mixture.labels, mixture.scores(*arguments) if mixture.labels else (), strict=True):
-                found[label].append(row.cpu())
+            scored = mixture.score(*arguments)
+            invalid += scored.invalid
+            for label, row in zip(mixture.labels, scored.scores, strict=True):
+                scores[label].append(row.cpu())
         if first < _COMPARED:
             divergences.append(_divergence(engine, theta, _first(trajectory, _COMPARED - first)))
         features.append(features_of(pictures).cpu())
@@ -53,11 +55,11 @@ def evaluate(
         look(indices, pictures)
     engine.judges.to(torch.device("cpu"))  # training needs the room
     return Evaluation(
-        {label: torch.cat(rows) for label, rows in found.items()},
+        {label: torch.cat(rows) for label, rows in scores.items()},
         torch.stack(images),
         torch.cat(divergences),
         diversity(torch.cat(features), shown, distance),
-        engine.rewards.taken()[0] + judges.taken()[0],
+        invalid,
     )
 
 
@@ -115,17 +117,17 @@ def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float
 
 
 @torch.no_grad()
-def standardise(engine: Engine) -> None:
-    """Have the rewards that are to be standardised by the base model's held-out chains be so; no judge is asked."""
+def standardised(engine: Engine) -> WeightedSum:
+    """What is maximised, by the base model's held-out chains where a reward is standardised; no judge is asked."""
     if not any(engine.rewards.normalized):
-        return
+        return engine.rewards.weighted_sum()
     chains, size = engine.config.evaluation.chains, engine.config.sampled_at_once
     scores = []
     for first in range(0, chains, size):
         indices = range(first, min(first + size, chains))
         _, pictures = engine.sample(engine.model.initial_theta, indices)
-        scores.append(engine.rewards.scores(pictures, *_asked(engine, indices)).cpu())
-    engine.rewards.standardise(torch.cat(scores, dim=1))
+        scores.append(engine.rewards.score(pictures, *_asked(engine, indices)).scores.cpu())
+    return engine.rewards.weighted_sum(torch.cat(scores, dim=1))
 
 
 def _asked(engine: Engine, indices: range) -> tuple[list[str], list[dict[str, Any]]]:

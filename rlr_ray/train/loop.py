@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rlr_ray.loggers import Report
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.results import Results
 from rlr_ray.train.run_folder import Recorder, RunFolder
@@ -39,7 +41,7 @@ def train(
     folder = RunFolder(config)
     state, online, saved = _start(engine, folder, process, say)
     results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
-    _share_standards(engine, process)
+    total = _shared_sum(engine, results, process)
     recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
 
     def whole() -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train(
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
     stopped = _stopped(engine, results, process)
     while state.step < config.train.iterations and not stopped:
-        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online))
+        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total))
         row |= {} if peak is None else {"peak_memory_gib": peak}
         measured = _due(state.step, config.evaluation.every, config.train.iterations)
         if measured:
@@ -82,12 +84,14 @@ def _start(
     return state, online, saved
 
 
-def _share_standards(engine: Engine, process: Process) -> None:
-    """Have every process standardise rewards as the leading one does."""
-    if any(engine.rewards.normalized):
-        own = torch.tensor(engine.rewards.standards, dtype=torch.float64, device=engine.device)
-        shared = process.reduce(own if process.leads else torch.zeros_like(own))
-        engine.rewards.standards = [(mean, deviation) for mean, deviation in shared.tolist()]
+def _shared_sum(engine: Engine, results: Results | None, process: Process) -> WeightedSum:
+    """What every process maximises: rewards standardised by the leading one's evaluation."""
+    total = results.total if results else engine.rewards.weighted_sum()
+    if not any(engine.rewards.normalized):
+        return total
+    own = torch.tensor(total.standards, dtype=torch.float64, device=engine.device)
+    shared = process.reduce(own if process.leads else torch.zeros_like(own))
+    return replace(total, standards=tuple((mean, deviation) for mean, deviation in shared.tolist()))
 
 
 def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:

@@ -37,8 +37,8 @@ class Results:
         self.engine, self.folder = engine, folder
         self.before = self._before(initial_theta)
         rewards, config = engine.rewards, engine.config
-        rewards.standardise(torch.stack([self.before.scores[label] for label in rewards.labels]))
-        self.guards = Guards(config.guards, rewards, list(config.evaluation.judges), self.before, initial_theta)
+        self.total = rewards.weighted_sum(self.before.rows(rewards.labels))
+        self.guards = Guards(config.guards, self.total, list(config.evaluation.judges), self.before, initial_theta)
         if saved and saved["asked"] == self._asked:  # else what was best is best no more
             self.guards.load_state_dict(saved["guards"])
         self.latest = self.before  # evaluation
@@ -87,7 +87,7 @@ class Results:
 
     def _columns(self, found: Evaluation) -> dict[str, float]:
         """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
-        scores = held_out_scores(self.engine.rewards, self.before, found)
+        scores = held_out_scores(self.total, self.before, found)
         columns: dict[str, float] = {"diversity": found.diversity}
         columns |= {"evaluation_invalid": found.invalid} if found.invalid else {}
         measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
@@ -123,7 +123,7 @@ class Results:
 
     def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
         prompts = [prompt.text for prompt in self.engine.held_out(range(len(after.images)))[1]]
-        scores = held_out_scores(self.engine.rewards, self.before, after)
+        scores = held_out_scores(self.total, self.before, after)
         write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
 
     def _summary(
@@ -139,12 +139,12 @@ class Results:
 
     def _so_far(self, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """What a summary can say before the run has ended."""
-        scores = held_out_scores(self.engine.rewards, self.before, after)
+        scores = held_out_scores(self.total, self.before, after)
         reward = scores["reward"]
         (mean, error), (gain, gain_se) = mean_and_error(reward.after), reward.change
         summary = {
             "name": self.engine.config.name,
-            "reward_before": float(reward.before.mean()),
+            "reward_before": mean_and_error(reward.before)[0],
             "reward_after": mean,
             "reward_after_se": error,
             "gain": gain,
@@ -177,7 +177,7 @@ class Results:
         seeds, prompts = self.engine.held_out(range(len(after.images)))
         texts = [prompt.text for prompt in prompts]
         save_grid(samples / "after", after.images)
-        titles = [f"reward {float(run.of(self.engine.rewards).mean()):.3g}" for run in (before, after)]
+        titles = [f"reward {float(run.of(self.total).mean()):.3g}" for run in (before, after)]
         save_comparison(samples / "before_after", before.images, after.images, texts, *titles)
         chains = chain_rows(seeds, prompts)
         replace_file(
@@ -185,7 +185,7 @@ class Results:
         )
         held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
         errors = {row["step"] + 1: row["held_out_reward_se"] for row in rows if row["step"] + 1 in held_out}
-        first, last = (mean_and_error(run.of(self.engine.rewards)) for run in (before, after))
+        first, last = (mean_and_error(run.of(self.total)) for run in (before, after))
         points = {0: first, **{step: (held_out[step], errors[step]) for step in held_out}, updates: last}
         save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
 

@@ -14,6 +14,7 @@ from rlr_ray.core.gradient import Chains, GradientEstimate, Penalty, estimate_gr
 from rlr_ray.core.kl import noisy_steps
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.seeds import permutation
+from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
@@ -42,25 +43,26 @@ def update(
     rollouts: Rollouts | None,
     process: Process,
     online: OnlineSurrogate | None = None,
+    total: WeightedSum | None = None,  # what is maximised; None: no reward standardised
 ) -> dict[str, Any]:
     """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
     coefficient = state.coefficient()  # this update's chains have no say in it
     plans = engine.plans(step, state.place_weights(config.sampler.steps), surrogate=coefficient != 0)
-    standards = tuple(engine.rewards.standards)
-    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient, standards)
+    total, tally = total or engine.rewards.weighted_sum(), Tally()
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient, total)
     zeroth = config.estimator.zeroth_order
     count = zeroth.count if plans[0].zeroth_order else 0
     batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
-    chains = _own_chains(engine, step, process, online)
+    chains = _own_chains(engine, step, process, online, total, tally)
     estimate = estimate_gradient(
         engine.model,
         theta,
         engine.model.schedule,
         {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
         engine.groups(),
-        lambda: None if batch is None else engine.zeroth_order(request, batch.results),
+        lambda: None if batch is None else engine.zeroth_order(request, batch.results, tally),
         checkpoint_steps=config.estimator.checkpoint_steps,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
@@ -69,7 +71,7 @@ def update(
     weights = state.weights(estimate.terms, residual=plans[0].residual)
     state.note_place(plans[0], estimate)
     row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
-    row |= _reward_columns(engine, estimate, process)
+    row |= _reward_columns(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
         row["surrogate_coefficient"] = coefficient
         row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
@@ -88,24 +90,27 @@ def _penalty(engine: Engine, step: int) -> Penalty | None:
     return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
 
 
-def _reward_columns(engine: Engine, estimate: GradientEstimate, process: Process) -> dict[str, Any]:
+def _reward_columns(
+    engine: Engine, estimate: GradientEstimate, process: Process, total: WeightedSum, tally: Tally
+) -> dict[str, Any]:
     """Each of several rewards alone, as it is; time spent in them, and images whose score was replaced."""
-    rewards, columns = engine.rewards, {}
-    if len(rewards.labels) > 1:
-        means = rewards.scores_of(estimate.parts).mean(1).tolist()
-        columns = {f"reward_{label}_mean": mean for label, mean in zip(rewards.labels, means, strict=True)}
-    invalid, columns["reward_s"] = rewards.taken()
-    if rewards.replaces:
-        columns["reward_invalid"] = int(process.reduce(torch.tensor(float(invalid), device=engine.device)))
+    columns = {"reward_s": tally.seconds}
+    if len(total.labels) > 1:
+        means = total.scores(estimate.parts).mean(1).tolist()
+        columns |= {f"reward_{label}_mean": mean for label, mean in zip(total.labels, means, strict=True)}
+    if engine.rewards.replaces:
+        columns["reward_invalid"] = int(process.reduce(torch.tensor(float(tally.invalid), device=engine.device)))
     return columns
 
 
-def _own_chains(engine: Engine, step: int, process: Process, online: OnlineSurrogate | None) -> dict[int, Chains]:
+def _own_chains(
+    engine: Engine, step: int, process: Process, online: OnlineSurrogate | None, total: WeightedSum, tally: Tally
+) -> dict[int, Chains]:
     """This process's chunks of an update, with the surrogate at its full size."""
     train = engine.config.train
     numbered = enumerate(_chunks(train.chains, train.chunk_size))
     own = [(c, indices) for c, indices in numbered if c // train.sampled_together % process.size == process.rank]
-    chains = {c: engine.train_chains(step, indices) for c, indices in own}
+    chains = {c: engine.train_chains(step, indices, total, tally) for c, indices in own}
     if online is None:
         return chains
     return {c: replace(one, surrogate=online.objective(one.conditioning)) for c, one in chains.items()}

@@ -100,9 +100,9 @@ def test_several_in_one_mixture_add_their_gradients() -> None:
     for built in (near, {}):
         latent = IMAGES.clone().requires_grad_()
         mixture = Mixture(configs, CPU, built)
-        scores = mixture.scores((latent * 2).sigmoid(), *ASKED)
-        (first,) = torch.autograd.grad(mixture.parts(scores).sum(), latent, retain_graph=True)
-        (again,) = torch.autograd.grad(mixture.parts(scores).sum(), latent)
+        scores, total = mixture.score((latent * 2).sigmoid(), *ASKED).scores, mixture.weighted_sum()
+        (first,) = torch.autograd.grad(total.parts(scores).sum(), latent, retain_graph=True)
+        (again,) = torch.autograd.grad(total.parts(scores).sum(), latent)
         assert torch.equal(first, again)
         gradients.append(first)
     torch.testing.assert_close(*gradients)
@@ -178,7 +178,7 @@ def test_actors_without_a_cluster_are_refused(tmp_path: Path) -> None:
 def test_its_module_is_needed_in_its_actors_alone(tmp_path: Path) -> None:
     reward = {"name": "nowhere_but_there:reward", "differentiable": True, "actors": {}}
     engine = Engine(short_run(tmp_path, cluster={}, reward=reward), {"nowhere_but_there:reward": Near("digits")})
-    assert torch.equal(engine.rewards.scores(IMAGES, *ASKED)[0], DIGITS(IMAGES, *ASKED))
+    assert torch.equal(engine.rewards.score(IMAGES, *ASKED).scores[0], DIGITS(IMAGES, *ASKED))
 
 
 def test_they_count_in_what_a_run_takes(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_one_that_cannot_start_ends_the_run_before_it_begins(tmp_path: Path, rew
 
 
 def scored(config: RunConfig, built: dict[str, RemoteReward], images: Tensor) -> tuple[int, Tensor]:
-    return len(built), Engine(config, built).rewards.scores(images, *ASKED)
+    return len(built), Engine(config, built).rewards.score(images, *ASKED).scores
 
 
 @uses_ray

@@ -14,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rlr_ray.config.rewards import RewardConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison
 from rlr_ray.loggers.warnings import warnings
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation, Scores, held_out_scores
 from tests.runs import short_run
 
@@ -57,11 +56,11 @@ def evaluation(seed: int, rewards: float, judge: float | None, size: int = 16) -
     return Evaluation(scores, images, torch.zeros(2), 0.1)
 
 
-REWARDS = Mixture({"digits": RewardConfig(name="digits")}, torch.device("cpu"), {"digits": lambda *asked: asked[0]})
+TOTAL = WeightedSum(("digits",), (1.0,), ((0.0, 1.0),))
 
 
 def scores_of(before: Evaluation, after: Evaluation) -> dict[str, Scores]:
-    return held_out_scores(REWARDS, before, after)
+    return held_out_scores(TOTAL, before, after)
 
 
 BEFORE = evaluation(0, 0.0, 0.5)

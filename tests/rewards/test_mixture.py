@@ -50,54 +50,55 @@ def mixture(**rewards: object) -> Mixture:
 
 def test_parts_are_weighted_and_standardised_by_the_base_models_scores() -> None:
     several = mixture(bright={"weight": 2.0}, red={"weight": -0.5})
-    scores = several.scores(IMAGES, *ASKED)
+    scores = several.score(IMAGES, *ASKED).scores
     torch.testing.assert_close(scores, torch.stack([IMAGES.mean((1, 2, 3)), IMAGES[:, 0].mean((1, 2))]))
     before = torch.tensor([[0.1, 0.3, 0.2, 0.9], [5.0, 7.0, 6.0, 6.0]])
-    several.standardise(before)
+    total = several.weighted_sum(before)
     expected = [
         weight * (row - base.mean()) / base.std() for weight, row, base in zip((2.0, -0.5), scores, before, strict=True)
     ]
-    torch.testing.assert_close(several.parts(scores), torch.stack(expected))
-    torch.testing.assert_close(several.scores_of(several.parts(scores)), scores)
+    torch.testing.assert_close(total.parts(scores), torch.stack(expected))
+    torch.testing.assert_close(total.scores(total.parts(scores)), scores)
     assert several.black_box == (1,)
 
 
 def test_one_reward_stays_as_it_is_unless_asked() -> None:
-    one, asked = mixture(bright={}), mixture(bright={"normalize": True})
-    for rewards in (one, asked):
-        rewards.standardise(torch.tensor([[1.0, 3.0]]))
-    assert one.standards == [(0.0, 1.0)] and asked.standards == [(2.0, pytest.approx(math.sqrt(2)))]
-    assert torch.equal(one.parts(one.scores(IMAGES, *ASKED)), one.scores(IMAGES, *ASKED))
+    before, rewards = torch.tensor([[1.0, 3.0]]), mixture(bright={})
+    one, asked = rewards.weighted_sum(before), mixture(bright={"normalize": True}).weighted_sum(before)
+    assert one.standards == ((0.0, 1.0),) and asked.standards == ((2.0, pytest.approx(math.sqrt(2))),)
+    assert not one.standardised and asked.standardised
+    scores = rewards.score(IMAGES, *ASKED).scores
+    assert torch.equal(one.parts(scores), scores) and one == rewards.weighted_sum()
 
 
 def test_gradients_pass_through_the_differentiable_rewards_alone() -> None:
     images = IMAGES.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(mixture(bright={}, red={}).scores(images, *ASKED).sum(), images)
+    (gradient,) = torch.autograd.grad(mixture(bright={}, red={}).score(images, *ASKED).scores.sum(), images)
     torch.testing.assert_close(gradient, torch.full_like(images, 1 / 48))
 
 
 def test_what_was_replaced_is_no_part_of_the_standards() -> None:
-    rewards = mixture(bright={"invalid": -1e6}, red={})
-    rewards.standardise(torch.tensor([[1.0, -1e6, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]]))
-    assert rewards.standards[0] == (2.0, 1.0)
+    before = torch.tensor([[1.0, -1e6, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    total = mixture(bright={"invalid": -1e6}, red={}).weighted_sum(before)
+    assert total.standards == ((2.0, 1.0), (2.5, pytest.approx(math.sqrt(5 / 3))))
 
 
 def test_a_reward_that_is_cut_from_its_gradient_is_refused_beside_one_that_is_not() -> None:
     rewards = mixture(bright={}, red={"differentiable": True})
     rewards.rewards["red"] = lambda images, *asked: images.detach().mean((1, 2, 3))
     with pytest.raises(UserError, match=r"'red' says that it is differentiable, but carries no gradient"):
-        rewards.scores(IMAGES.clone().requires_grad_(), *ASKED)
-    assert len(rewards.scores(IMAGES, *ASKED)) == 2  # nobody asked for one
+        rewards.score(IMAGES.clone().requires_grad_(), *ASKED)
+    assert len(rewards.score(IMAGES, *ASKED).scores) == 2  # nobody asked for one
 
 
 def test_a_score_that_is_not_finite_stops_the_run_or_is_replaced_and_counted() -> None:
     with pytest.raises(UserError, match=r"'root' returned nan for image 2 .*`invalid`"):
-        mixture(root={}).scores(IMAGES, *ASKED)
+        mixture(root={}).score(IMAGES, *ASKED)
     replaced = mixture(root={"invalid": -3.0})
     images = IMAGES.clone().requires_grad_()
-    scores = replaced.scores(images, *ASKED)[0]
-    finite = torch.arange(6) != 2
-    assert scores[2] == -3 and replaced.taken()[0] == 1 and replaced.taken()[0] == 0
+    scored = replaced.score(images, *ASKED)
+    scores, finite = scored.scores[0], torch.arange(6) != 2
+    assert scores[2] == -3 and scored.invalid == 1 and replaced.score(images, *ASKED).invalid == 1  # nothing adds up
     torch.testing.assert_close(scores[finite], IMAGES.mean((1, 2, 3))[finite].sqrt())
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     assert not gradient[2].any() and bool(gradient[finite].isfinite().all()) and bool(gradient[finite].any())

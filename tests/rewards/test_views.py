@@ -58,14 +58,14 @@ def test_frames_are_the_middles_of_equal_parts() -> None:
 def test_each_reward_sees_its_frames_of_whole_videos_or_of_those_that_were_decoded(whole: bool) -> None:
     rewards = mixture(bright={"frames": 2}, last={"frames": 4})
     assert rewards.frames == [1, 2, 3, 5, 6, 7]
-    found = rewards.scores(VIDEOS if whole else VIDEOS[:, rewards.frames], *ASKED)
+    found = rewards.score(VIDEOS if whole else VIDEOS[:, rewards.frames], *ASKED).scores
     torch.testing.assert_close(found[0], torch.tensor([(2**2 + 6**2) / 2, (12**2 + 16**2) / 2]))
     torch.testing.assert_close(found[1], torch.tensor([7.0, 17.0]))
 
 
 def test_gradients_reach_the_seen_frames_alone() -> None:
     videos = VIDEOS.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(mixture(bright={"frames": 2}).scores(videos, *ASKED).sum(), videos)
+    (gradient,) = torch.autograd.grad(mixture(bright={"frames": 2}).score(videos, *ASKED).scores.sum(), videos)
     assert gradient.flatten(2).abs().sum(2).bool().tolist() == [[frame in (2, 6) for frame in range(FRAMES)]] * 2
     torch.testing.assert_close(gradient[0, 6, 0, 0, 0], torch.tensor(2 * 6 / 2 / 48))
 
@@ -73,16 +73,16 @@ def test_gradients_reach_the_seen_frames_alone() -> None:
 def test_a_video_with_one_bad_frame_is_replaced_whole_and_has_no_gradient() -> None:
     rewards = mixture(odd={"invalid": -1})
     videos = VIDEOS.clone().requires_grad_()
-    found = rewards.scores(videos, *ASKED)
-    assert found.tolist() == [[3.5, -1.0]] and rewards.taken()[0] == 1
-    (gradient,) = torch.autograd.grad(found.sum(), videos)
+    scored = rewards.score(videos, *ASKED)
+    assert scored.scores.tolist() == [[3.5, -1.0]] and scored.invalid == 1
+    (gradient,) = torch.autograd.grad(scored.scores.sum(), videos)
     assert gradient[0].all() and not gradient[1].any()
 
 
 def test_what_a_config_states_goes_before_what_a_reward_says() -> None:
     assert mixture(last={"video": False}).views["last"].together is False
     with pytest.raises(UserError, match="raised AssertionError"):
-        mixture(bright={"video": True}).scores(VIDEOS, *ASKED)
+        mixture(bright={"video": True}).score(VIDEOS, *ASKED)
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config.rewards import RewardConfig
 from rlr_ray.config.run import GuardsConfig
 from rlr_ray.core.kl import chain_divergence
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
+from rlr_ray.train import update as one_update
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.guards import Guards
-from rlr_ray.train.held_out import diversity, evaluate, image_features, standardise
+from rlr_ray.train.held_out import diversity, evaluate, image_features, standardised
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from tests.runs import short_run, small_run
 
 NOISE = torch.linspace(-1, 1, 16)  # of paired differences; their standard error is .16
-REWARDS = Mixture({"own": RewardConfig(name="digits")}, torch.device("cpu"), {"own": lambda *asked: asked[0]})
+TOTAL = WeightedSum(("own",), (1.0,), ((0.0, 1.0),))
 
 
 def at(reward: float, judge: float, kl: float = 0.0, noise: Tensor = NOISE) -> Evaluation:
@@ -36,7 +36,7 @@ BEFORE = at(0.0, 0.0, noise=torch.zeros(16))
 
 
 def guards(**keys: Any) -> Guards:
-    return Guards(GuardsConfig(**keys), REWARDS, ["judge"], BEFORE, torch.zeros(3))
+    return Guards(GuardsConfig(**keys), TOTAL, ["judge"], BEFORE, torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,18 @@ def test_guards_that_could_not_guard_are_refused(tmp_path: Path, keys: dict[str,
 def test_standards_are_those_of_the_base_models_evaluation(tmp_path: Path) -> None:
     reward = {"name": "digits", "normalize": True}
     engine = Engine(short_run(tmp_path, reward=reward, evaluation={"chains": 6, "judge": None}))
-    standardise(engine)
+    total = standardised(engine)
     scores = evaluate(engine, engine.model.initial_theta).scores["digits"].double()
-    assert engine.rewards.standards == [(pytest.approx(float(scores.mean())), pytest.approx(float(scores.std())))]
+    assert total.standards == ((pytest.approx(float(scores.mean())), pytest.approx(float(scores.std()))),)
+
+
+def test_an_update_maximises_the_standardised_score_in_every_term(tmp_path: Path) -> None:
+    engine = Engine(small_run(tmp_path))
+    total, rows = WeightedSum(("digits",), (1.0,), ((-3.0, 2.0),)), []
+    for maximised in (None, total):
+        state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+        rows.append(one_update.update(engine, state, engine.local_rollouts, one_update.ALONE, total=maximised))
+    raw, standardised_row = rows
+    assert standardised_row["reward_mean"] == pytest.approx((raw["reward_mean"] + 3) / 2)
+    for term in ("first_order", "half_order", "zeroth_order"):
+        assert standardised_row[f"{term}_norm"] == pytest.approx(raw[f"{term}_norm"] / 2, rel=1e-3)
