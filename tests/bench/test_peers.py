@@ -1,4 +1,4 @@
-"""The folder that bench/peers.py gives to the libraries of 2024 holds the same model."""
+"""The folder that bench/peers gives to the libraries of 2024 holds the same model."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from bench.peers_folder import older_folder
+from bench.peers.folder import older_folder
 from rlr_ray.assets import DIGITS
 
 PROMPTS = ["a handwritten zero", "a handwritten nine", "", "what is this?"]

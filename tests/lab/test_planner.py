@@ -22,7 +22,7 @@ from rlr_ray.lab.report import write_choice
 from rlr_ray.utils.memory import peak_bytes
 from tests.runs import RECIPE, short_run
 
-LENGTHS = (1, 2, 5, 8)  # bench/planner.py: all of 1 .. 8
+LENGTHS = (1, 2, 5, 8)  # bench/runs/planner.py: all of 1 .. 8
 
 
 @pytest.fixture(scope="module")

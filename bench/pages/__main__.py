@@ -1,0 +1,44 @@
+"""Write docs/benchmarks.md, its figures, and the tables of docs/estimators.md and docs/scaling.md from bench/results.
+
+python -m bench.pages
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.common import DOCS, IMAGES, options
+from bench.pages.peers import peers
+from bench.pages.plans import break_even, lab, planner, workers
+from bench.pages.scale import kills, scale
+from bench.pages.speed import speed
+from bench.pages.sweeps import ablation, lengths, rewards, surrogate
+
+HEAD = """# Benchmarks
+
+Written by `python -m bench.pages` from the files in `bench/results`; do not edit: figures cannot drift from data. What
+it means, and which plan to use when: [estimators.md](estimators.md).
+"""
+SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed)
+
+
+def fill(page: Path, name: str, block: str) -> None:
+    """Put a block between `<!-- name -->` and `<!-- end -->`."""
+    start, stop = f"<!-- {name} -->\n", "<!-- end -->"
+    head, _, rest = page.read_text("utf-8").partition(start)
+    page.write_text(head + start + block.strip() + "\n" + stop + rest.partition(stop)[2], "utf-8")
+
+
+def main() -> None:
+    options(__doc__).parse_args()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    page = [HEAD, *filter(None, (section() for section in SECTIONS))]
+    (DOCS / "benchmarks.md").write_text("\n".join(page), "utf-8")
+    fill(DOCS / "estimators.md", "workers", workers())
+    fill(DOCS / "scaling.md", "scale", scale())
+    fill(DOCS / "scaling.md", "kills", kills())
+    print(DOCS / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()

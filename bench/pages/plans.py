@@ -1,0 +1,256 @@
+"""The laboratory's and the planner's tables."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from bench.common import IMAGES, MACHINE, RESULTS, read_json, read_rows, table
+
+LAB = """## Every plan's bias, variance and cost on the embedded model
+
+`rlr-ray lab --config configs/digits.yaml --set cluster=none --batches {batches} --cost {cost:g}
+--out bench/results/lab`: {numbers} trained numbers, theta at the start of a run, batches of 40 chains in chunks of 20;
+the reference is {kind} of {batches} batches,
+|g| = {norm:.3f}. Variance per chain; cost in denoiser forwards a chain, a backward counted as two; plans marked * are
+biased.
+Machine: {machine}.
+
+{rows}
+
+![Variance at equal cost against memory](images/lab.png)
+
+Step by step (variances per chain; the last column is the law of isotropic directions, P E|G|² - |g|²):
+
+{profile}
+"""
+
+
+def lab() -> str:
+    found = read_json("lab/lab.json")
+    if found is None:
+        return ""
+    shutil.copy(RESULTS / "lab" / "lab.png", IMAGES / "lab.png")
+    heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
+    rows = [_lab_row(row) for row in found["plans"]]
+    profile = found["profile"]
+    cells = [[f"{value:.3g}" if value is not None else "" for value in row.values()] for row in profile]
+    return LAB.format(
+        batches=found["reference"]["batches"],
+        cost=found["cost"],
+        numbers=found["trained_numbers"],
+        kind=found["reference"]["kind"],
+        norm=found["gradient_norm"],
+        machine=MACHINE,
+        rows=table(heads, rows),
+        profile=table([name.replace("_", " ") for name in profile[0]], cells),
+    )
+
+
+def _lab_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"] + ("" if row["unbiased"] else " *"),
+        f"{row['relative_bias']:+.2f} ± {row['relative_bias_se']:.2f}",
+        f"{row['variance']:.3g} ± {row['variance_se']:.2g}",
+        f"{row['cost']:.1f}",
+        f"{row['variance_cost']:.3g}",
+        f"{row['cosine']:.2f}",
+        f"{row['peak_mib']:.1f}",
+        str(row["batches"]),
+    ]
+
+
+PLANNER = """## The planner's choice for three budgets
+
+`python -m bench.runs.planner`: what `rlr-ray plan` does, with more time for the variances ({batches} batches). The
+choice is the unbiased plan of least variance x cost that fits. Machine: {machine}.
+
+{rows}
+
+{best} and its rivals without a budget that binds ({budget:g} GiB):
+
+{options}
+
+Predicted against measured peaks of one batch's estimate, in MiB:
+
+{memory}
+"""
+
+
+def planner() -> str:
+    found = read_json("planner.json")
+    if found is None:
+        return ""
+    heads = ("budget, GiB", "choice", "variance x cost", "predicted GiB", "measured GiB", "error", "the paper's h*")
+    rows = [_choice_row(choice) for choice in found["choices"]]
+    last = found["choices"][-1]
+    shown = [option for option in last["options"] if option["unbiased"]][:12]
+    return PLANNER.format(
+        batches=last["batches"],
+        machine=MACHINE,
+        rows=table(heads, rows),
+        best=last["best"]["name"],
+        budget=last["budget_gib"],
+        options=table(("plan", "variance", "cost", "variance x cost", "peak GiB"), [_option_row(o) for o in shown]),
+        memory=_memory_table(found["memory"]),
+    )
+
+
+def _choice_row(choice: dict[str, Any]) -> list[str]:
+    best = choice["best"]
+    saving = ", checkpointed" if best["keys"]["checkpoint_steps"] else ", plain"
+    numbers = [f"{best['variance'] * best['cost']:.3g}", f"{best['peak_gib']:.4f}", f"{choice['measured_gib']:.4f}"]
+    return [
+        f"{choice['budget_gib']:g}",
+        best["name"] + saving,
+        *numbers,
+        f"{choice['error']:+.1%}",
+        str(choice["rule"]["length"]),
+    ]
+
+
+def _option_row(option: dict[str, Any]) -> list[str]:
+    saving = " (checkpointed)" if option["keys"]["checkpoint_steps"] else ""
+    product = option["variance"] * option["cost"]
+    cells = [f"{option['variance']:.3g} ± {option['variance_se']:.2g}", f"{option['cost']:.1f}", f"{product:.3g}"]
+    return [option["name"] + saving, *cells, f"{option['peak_gib']:.4f}"]
+
+
+def _memory_table(rows: Sequence[dict[str, Any]]) -> str:
+    kinds = list(dict.fromkeys(row["part"] for row in rows))
+    cells: dict[int, list[str]] = {}
+    for row in rows:
+        predicted, measured = row["predicted"] / 2**20, row["measured"] / 2**20
+        cells.setdefault(row["steps"], []).append(f"{predicted:.2f} / {measured:.2f} ({predicted / measured - 1:+.1%})")
+    return table(["steps", *kinds], [[str(steps), *row] for steps, row in cells.items()])
+
+
+BREAK_EVEN = """## Half against zeroth order: still and moving digits
+
+`python -m bench.runs.break_even`: first order on the last step, the rest to half order (REINFORCE, leave-one-out within
+a prompt) or to zeroth order (isotropic directions, one a chain), on the embedded models at the start of a run. V_BP:
+variance of a chain's exact gradient through the same steps; V_HO, V_ZO: of the two estimates, per chain and per pair.
+The law's V_ZO is P (|g|² + V_BP) - |g|², its break-even size P* = (r V_HO + |g|²) / (|g|² + V_BP), r = 3 (T - 1) / 2T,
+what a chain of half order costs in pairs: below P* zeroth order is less noisy at equal cost. The last column is
+measured: V_ZO / (r V_HO), below 1 if zeroth order is. g² is |g|², unbiased, 0 if the estimate is below. Latents have
+{sizes}. ± are standard errors; where they are large the tails are heavy, and V_ZO is as uncertain as V_BP. Machine:
+{machine}.
+
+{rows}
+"""
+
+
+def break_even() -> str:
+    rows = read_rows(RESULTS / "break_even.jsonl")
+    if not rows:
+        return ""
+    sizes = {row["recipe"]: math.prod(row["latent_shape"]) for row in rows}
+    heads = ("model", "adapter", "P", "g²", "V_BP", "V_HO", "V_ZO", "law's V_ZO", "P*", "V_ZO / (r V_HO)")
+    return BREAK_EVEN.format(
+        sizes=", ".join(f"{size} numbers ({name})" for name, size in sizes.items()),
+        machine=MACHINE,
+        rows=table(heads, [_row(row) for row in rows]),
+    )
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    numbers, square, spread = row["trained_numbers"], max(row["squared_norm"], 0.0), row["pathwise_variance"]
+    half, zeroth = (row["plans"][name]["term"] for name in ("half_order", "zeroth_order"))
+    rate = 3 * (row["steps"] - 1) / (2 * row["steps"])
+    return [
+        row["recipe"].replace("_", " "),
+        row["adapter"],
+        str(numbers),
+        f"{square:.3g}",
+        f"{spread:.3g} ± {row['pathwise_variance_se']:.2g}",
+        f"{half:.3g} ± {row['plans']['half_order']['variance_se']:.2g}",
+        f"{zeroth:.3g}",
+        f"{numbers * (square + spread) - square:.3g}",
+        f"{(rate * half + square) / (square + spread):.3g}",
+        f"{zeroth / (rate * half):.3g}",
+    ]
+
+
+WORKERS = """`python -m bench.runs.directions`: along the demo's run (learning rate {rate}, means over updates
+{updates}), against exact gradients of {chains:,} chains. A worker runs {pairs} pairs an update. Error: E |w z -
+g_C|^2 / |g_C|^2 of the zeroth-order term z with its best weight w, g_C the part of the gradient at its steps; 1 is
+what leaving it out costs. In brackets: the same from pairs really run. Cosine: expected, with the whole gradient, of
+first order + w z, then with half order too (80 chains each), when the optimizer averages {averaging} updates.
+Captured: |P g_C|^2 / |g_C|^2. Machine: two x86-64 cores.
+
+| span of the directions | captured | {heads} |
+|---|---|{rules}
+{rows}
+"""
+
+SPANS = ("isotropic", "the four guides", *(f"{count} components of half order" for count in (4, 8, 16, 32)))
+PAIRS, AVERAGING = 80, 8
+
+
+def workers(rate: str = "0.1") -> str:
+    """What each span and number of directions buy, from bench.runs.directions."""
+    found = read_json("directions.json")
+    if found is None:
+        return ""
+    measured = found[rate]["measured"]
+    counts = (1, 4, 16, 64)
+    return WORKERS.format(
+        rate=rate,
+        updates=", ".join(measured),
+        chains=1280,
+        pairs=PAIRS,
+        averaging=AVERAGING,
+        heads=" | ".join(f"{n} worker{'s' * (n > 1)}: error; cosine; with half order" for n in counts),
+        rules="---|" * len(counts),
+        rows="\n".join(_span_row(name, list(measured.values()), [PAIRS * n for n in counts]) for name in SPANS),
+    )
+
+
+def _span_row(name: str, updates: list[dict[str, Any]], counts: list[int]) -> str:
+    captured = sum(row["spans"][name]["signal"] for row in updates) / sum(row["part"] for row in updates)
+    cells = [name, f"{captured:.2f}"]
+    for count in counts:
+        error = statistics.mean(zeroth_error(row, row["spans"][name], count) for row in updates)
+        run = [rolled_error(row, name, count) for row in updates if f"error_{count}" in row["rollouts"].get(name, {})]
+        cosines = [statistics.mean(total_cosine(row, name, count, half) for row in updates) for half in (False, True)]
+        shown = f"{error:.2f}" + (f" ({statistics.mean(run):.2f})" if run else "")
+        cells.append("; ".join([shown, *(f"{cosine:.2f}" for cosine in cosines)]))
+    return f"| {' | '.join(cells)} |"
+
+
+def _variance(span: dict[str, float], count: int) -> float:
+    """Of a mean of `count` directions, by the law in core/zeroth_order.py."""
+    return (span["dimensions"] * span["second_moment"] - max(span["signal"], 0.0)) / count
+
+
+def zeroth_error(row: dict[str, Any], span: dict[str, float], count: int) -> float:
+    """E |w z - g_C|^2 / |g_C|^2 with the best w."""
+    signal = max(span["signal"], 0.0)
+    return 1 - signal**2 / (signal + _variance(span, count)) / row["part"]
+
+
+def rolled_error(row: dict[str, Any], name: str, count: int) -> float:
+    """The same with the squared distance from the projected g_C that rollouts had, at the law's w."""
+    span = row["spans"][name]
+    signal = max(span["signal"], 0.0)
+    w = signal / (signal + _variance(span, count))
+    return 1 + (w**2 * row["rollouts"][name][f"error_{count}"] + (w**2 - 2 * w) * signal) / row["part"]
+
+
+def total_cosine(row: dict[str, Any], name: str, count: int, half: bool, averaging: int = AVERAGING) -> float:
+    """Of first order + w z (+ w' half order), each with the weight of least squared error, with the whole gradient."""
+    span = row["spans"][name]
+    signal, variance = max(span["signal"], 0.0), _variance(span, count) / averaging
+    w = signal / (signal + variance)
+    along = row["first_with_all"] + w * span["with_all"]
+    square = row["first"] + row["first_variance"] / 80 / averaging + w**2 * (signal + variance)
+    square += 2 * w * span["with_first"]
+    if half:
+        signal, variance = max(row["half"], 0.0), row["half_variance"] / 80 / averaging
+        v = signal / (signal + variance)
+        along += v * row["half_with_all"]
+        square += v**2 * (signal + variance) + 2 * v * row["half_with_first"] + 2 * v * w * span["with_half"]
+    return along / math.sqrt(square * row["all"])

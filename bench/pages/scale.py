@@ -1,0 +1,84 @@
+"""The figures of docs/scaling.md."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from bench.common import MACHINE, read_json, read_rows, table
+from bench.runs import chaos
+
+SCALE = """`python -m bench.speed.scale` (Ray {ray}; {machine}, which the hosts of the simulated actors share with the
+coordinator): steps of one chunk of {rollout_s:g} s for each actor, and of two that take 20 % more or less, with 2 %
+stragglers of ten times that and 1 % of actors dying half-way and coming back after 5 s. Ideal: the best schedule of
+the same durations, without hedges. CPU seconds: of the process that dispatches, submission and results included, and of
+the simulated actors' hosts.
+
+{rows}
+
+A step of {most} actors takes {own:.1%} longer than the ideal by the dispatcher alone, {bare:.1%} by Ray's calls alone
+and {both:.1%} by the dispatcher over Ray (medians of {turns}, in turn): the dispatcher's part is {share:.1%}. Ray's is
+CPU time of these two cores: {coordinator:.1f} ms a chunk for the coordinator, {hosts:.1f} ms for the hosts,
+which on a cluster is time of other machines.
+
+On the wire, besides one theta for each node and step: {wire:.0f} bytes a rollout (chunks of {pairs_per_chunk} pairs).
+Real actors on the demo's job, the same work each: 2 take {two:.2f} s where 1 takes {one:.2f} s (medians of 3): a weak
+scaling efficiency of {efficiency:.2f}.
+"""
+
+
+def scale() -> str:
+    facts = read_json("scale.json")
+    if facts is None:
+        return "Not measured yet: `python -m bench.speed.scale`."
+    lines = []
+    for row in facts["rows"]:
+        kind = "as they come" if row["spread"] else "equal"
+        cells = [row["calls"], str(row["actors"]), kind, "on" if row["hedge"] else "off", f"{row['seconds']:.2f}"]
+        cpu = [f"{row['coordinator_cpu_s']:.2f}", f"{row['hosts_cpu_s']:.2f}"]
+        lines.append([*cells, f"{row['ideal']:.2f}", f"{_beyond(row):+.1%}", *cpu, str(row.get("rollouts_rerun", 0))])
+    heads = ("by", "actors", "durations", "hedging", "step, s", "ideal, s", "beyond it", "coordinator's CPU, s")
+    times = {
+        count: statistics.median(row["seconds"] for row in facts["weak_scaling"] if row["actors"] == count)
+        for count in (1, 2)
+    }
+    most = facts["rows"][0]["actors"]
+    equal = {
+        calls: [row for row in facts["rows"] if row["calls"] == calls and row["actors"] == most and not row["spread"]]
+        for calls in ("dispatcher alone", "Ray alone", "dispatcher over Ray")
+    }
+    own, bare, both = (statistics.median(map(_beyond, rows)) for rows in equal.values())
+    coordinator, hosts = (
+        1000 * statistics.median(row[cpu] for row in equal["dispatcher over Ray"]) / most
+        for cpu in ("coordinator_cpu_s", "hosts_cpu_s")
+    )
+    return SCALE.format(
+        ray=facts["ray"],
+        machine=MACHINE,
+        rollout_s=facts["rollout_s"],
+        rows=table((*heads, "hosts' CPU, s", "pairs rerun"), lines),
+        most=most,
+        turns=len(equal["Ray alone"]),
+        own=own,
+        bare=bare,
+        both=both,
+        share=both - bare,
+        coordinator=coordinator,
+        hosts=hosts,
+        one=times[1],
+        two=times[2],
+        efficiency=times[1] / times[2],
+        **facts["bytes"],
+    )
+
+
+def _beyond(row: dict[str, Any]) -> float:
+    """The share of the ideal step that the step took longer."""
+    return float(row["seconds"] / row["ideal"] - 1)
+
+
+def kills() -> str:
+    rows = read_rows(chaos.FILE)
+    if not rows:
+        return "Not measured yet: `python -m bench.runs.chaos`."
+    return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"

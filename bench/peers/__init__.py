@@ -1,0 +1,1 @@
+"""TRL image trainers beside our plans."""

@@ -1,0 +1,109 @@
+"""Seconds and peak memory of an update of TRL's trainers and of our plans, 20 chains at once.
+
+    nice python -m bench.peers.costs --python ENV/bin/python    # ENV as for peers/runs.py; peers_costs.json
+
+CPU seconds of one thread in the quickest update after the first, since other work on a machine only slows; the peak is
+what tensors took in one more update beyond what was held before it, by the same meter on both sides
+(rlr_ray/utils/memory.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS, ROOT, options, write_json
+from bench.peers.runs import LEARNING_RATES, PEERS, Trl, engine_of, spec_of
+from bench.peers.runs import OURS as PLANS
+from bench.runs.sweep import load_sweep
+from rlr_ray.config.recipe import load_config
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+from rlr_ray.utils.memory import peak_bytes
+
+FILE = RESULTS / "peers_costs.json"
+VARIANTS = load_sweep("ablation").variants
+CHUNK = 20  # chains at once
+MEASURED = 12_000  # denoiser forwards, a backward as two, the first update among them
+MIB = 2**20
+OURS = {
+    "full backprop": VARIANTS["full backprop"],
+    "planner's choice, FO(4) + REINFORCE": VARIANTS["planner's choice, FO(4) + REINFORCE"],
+    "FO + HO + ZO (rlr)": ["estimator.zeroth_order.chunk_size=20"],
+    "DDPO (REINFORCE)": VARIANTS["DDPO (REINFORCE)"],
+    "ddpo without the last step": PLANS["ddpo without the last step"],
+    "surrogate alone": ["estimator={preset: surrogate, rest: none}", "reward.differentiable=false"],
+}
+
+
+def ours(overrides: Sequence[str]) -> dict[str, float]:
+    keys = ["cluster=none", f"train.chunk_size={CHUNK}", "train.sampling_size=null", *overrides]
+    engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
+    config = engine.config
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    online = engine.online_surrogate()
+
+    def step() -> int:
+        row = update(engine, state, engine.local_rollouts, Process(), online)
+        return row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
+
+    points, cost, seconds = [], 0, 0.0
+    while cost < MEASURED:
+        begun = time.process_time()
+        cost += step()
+        seconds += time.process_time() - begun
+        points.append({"cost": cost, "seconds": seconds})
+    return {"seconds_per_1000": quickest(points), "peak_mib": peak_bytes(step, engine.device) / MIB}
+
+
+def theirs(trl: Trl, name: str) -> dict[str, float]:
+    peer = replace(PEERS[name], chunk_size=CHUNK)
+    every_update = list(range(1, MEASURED, 100))
+    found = trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], every_update, traced=True))
+    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / MIB}
+
+
+def quickest(points: Sequence[dict[str, Any]]) -> float:
+    """Seconds per 1,000 forwards; of points one an update."""
+    pairs = itertools.pairwise(points)
+    return min(
+        1000 * (after["seconds"] - before["seconds"]) / (after["cost"] - before["cost"]) for before, after in pairs
+    )
+
+
+def alike(trl: Trl, name: str) -> dict[str, Any]:
+    """How far the same updates take a trainer as shipped from where they take it repaired, and at what cost.
+
+    As shipped it runs with both of guidance's passes at a scale of nearly 1.
+    """
+    peer, engine = PEERS[name], engine_of(0)
+    repaired = trl.ask(spec_of(peer, engine, LEARNING_RATES[0], [MEASURED]))
+    shipped = trl.ask(spec_of(replace(peer, repaired=False), engine, LEARNING_RATES[0], [2 * MEASURED]))
+    ends = repaired["points"][-1], shipped["points"][-1]
+    thetas = [end["theta"] for end in ends]
+    apart = float((thetas[1] - thetas[0]).norm() / (thetas[0] - engine.model.initial_theta).norm())
+    updates = [end["updates"] for end in ends]
+    return {"apart": apart, "cost_ratio": ends[1]["cost"] / ends[0]["cost"], "updates": updates}
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--python", required=True, help="of the environment of bench/peers/requirements.txt")
+    given = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trl = Trl(given.python, Path(folder))
+        for own, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
+            found |= {own: ours(OURS[own]), peer: theirs(trl, peer)}
+        same = alike(trl, "AlignProp, all steps")
+    write_json(FILE, {"costs": found, "alike": same})
+
+
+if __name__ == "__main__":
+    main()

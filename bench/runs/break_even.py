@@ -1,0 +1,93 @@
+"""Half against zeroth order on the still and on the moving digits, for adapters of several sizes.
+
+python -m bench.runs.break_even     # writes bench/results/break_even.jsonl; `python -m bench.pages` makes a table of it
+
+Both own all steps but the last, which is first order's. What has been measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.common import RESULTS, ROOT, append_row, options, read_rows
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
+from rlr_ray.lab.compare import Laboratory
+from rlr_ray.lab.measure import variance, variance_se
+from rlr_ray.lab.plans import reinforce
+from rlr_ray.lab.reference import exact_by_step
+
+FILE = RESULTS / "break_even.jsonl"
+RECIPES = ("digits", "moving_digits")
+COST = 20_000.0  # denoiser forwards a plan
+CHAINS = 200  # whose own gradients are taken
+ZEROTH = {
+    "first_order_steps": 1,
+    "sub_chain": {"length": 0},
+    "rest": "zeroth_order",
+    "zeroth_order": {"directions": "isotropic", "weight": 1.0},
+}
+PLANS = {"half_order": reinforce(1), "zeroth_order": ZEROTH}
+ADAPTERS = {  # the smallest first
+    "IA3, one layer": "{type: IA3, target_modules: [mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0], "
+    "feedforward_modules: []}",
+    "LoRA, rank 1": "{type: LORA, r: 1, lora_alpha: 4, target_modules: [attn2.to_out.0]}",
+    "LoRA, rank 4": "{type: LORA, r: 4, lora_alpha: 4, target_modules: [to_q, to_k, to_v, to_out.0]}",
+}
+
+
+def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
+    """Variances per chain, of zeroth order per pair."""
+    config = load_config(str(ROOT / "configs" / f"{recipe}.yaml"), ["cluster=none", f"adapter={ADAPTERS[adapter]}"])
+    laboratory = Laboratory(config, None, None, batches)
+    reference = laboratory.measure_reference()
+    subject, found = laboratory.subject, {}
+    for name, keys in PLANS.items():
+        measurement = laboratory.measure(laboratory.candidate(name, keys, reference), keys, reference, COST).measurement
+        kept = ("variance", "variance_se", "relative_bias", "relative_bias_se", "batches")
+        found[name] = {key: getattr(measurement, key) for key in kept} | {"term": measurement.term_variances[name]}
+    exact = single_chains(config)
+    halves = exact[0::2].double().mean(0), exact[1::2].double().mean(0)
+    return {
+        "recipe": recipe,
+        "adapter": adapter,
+        "trained_numbers": len(subject.theta),
+        "latent_shape": laboratory.engine.model.latent_shape,
+        "steps": len(subject.schedule),
+        "squared_norm": float(halves[0] @ halves[1]),  # of what both estimate; unbiased
+        "pathwise_variance": variance(exact),
+        "pathwise_variance_se": variance_se(exact),
+        "plans": found,
+    }
+
+
+def single_chains(config: RunConfig) -> Tensor:  # [n, P]
+    """The exact gradient of one chain after the other, through all steps but the last.
+
+    Not of whole batches: chains of one prompt are alike, so a batch's variance is not a chain's over their number.
+    """
+    train = config.train.model_copy(update={"chains": 1, "chains_per_prompt": 1, "chunk_size": 1})
+    subject = Laboratory(config.model_copy(update={"train": train}), None, None, CHAINS).subject
+    return torch.stack([exact_by_step(subject, number)[:-1].sum(0) for number in range(CHAINS)])
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--batches", type=int, default=32, help="of the reference, and at most of a plan")
+    parser.add_argument("--recipe", choices=RECIPES, help="this one alone")
+    given = parser.parse_args()
+    known = {(row["recipe"], row["adapter"]) for row in read_rows(FILE)}
+    for recipe in [given.recipe] if given.recipe else RECIPES:
+        for adapter in ADAPTERS:
+            if (recipe, adapter) not in known:
+                row = measured(recipe, adapter, given.batches)
+                append_row(FILE, row)
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Where zeroth-order directions should lie, and what more of them buy: measured along the demo's run.
+
+    python -m bench.runs.directions                       # resumable: a measured update is not measured again
+
+The embedded model trains as in `configs/digits.yaml`, in this process. At some updates, on chains that the run does not
+use: the exact gradient of every step, how much of g_C (its part at zeroth order's steps) each span holds, and 1,280
+perturbation pairs in three spans, really run. Squared norms of means are unbiased (pairs of different chunks). At every
+update: what the weights took the signals for, and the true ones. Results: bench/results/directions.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.common import RESULTS, ROOT, options, read_json, write_json
+from rlr_ray.config.recipe import load_config
+from rlr_ray.core.first_order import first_order, step_gradients
+from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
+from rlr_ray.train.engine import Engine, RolloutRequest
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process, update
+
+FILE = RESULTS / "directions.json"
+MEASURED = (5, 10, 20, 30)  # updates
+CHAINS, CHUNK, GATE_CHAINS, PAIRS = 1280, 40, 160, 1280
+GUIDES = ("first order", "moment", "way", "half order")
+KINDS = ("norm", "variance", "weight")
+ROLLED_OUT = ("the four guides", "8 components of half order", "32 components of half order")
+
+
+@dataclass
+class History:
+    """First-order and half-order gradients of earlier updates' chunks of 20 chains, newest last."""
+
+    first: list[Tensor] = field(default_factory=list)
+    half: list[Tensor] = field(default_factory=list)
+
+    def add(self, engine: Engine, theta: Tensor, step: int) -> None:
+        plan, schedule, size = engine.plans(step)[0], engine.model.schedule, engine.config.train.chunk_size
+        rewards, wholes = [], []
+        for first in range(0, engine.config.train.chains, size):
+            chains = engine.train_chains(step, range(first, first + size))
+            start = (chains.x_start, chains.noise, chains.conditioning)
+            begun = sample_chain(engine.model, theta, schedule, *start, stop=plan.first_order.start)
+            gradient, reward, whole = first_order(engine.model, theta, schedule, begun, chains.objective)
+            self.first.append(gradient)
+            rewards.append(reward)
+            wholes.append(whole)
+        advantages = leave_one_out(torch.cat(rewards), engine.groups()).split(size)
+        for whole, advantage in zip(wholes, advantages, strict=True):
+            self.half.append(half_order(engine.model, theta, schedule, whole, plan.sub_chains[0], advantage))
+
+
+def squared_norm(rows: Tensor, others: Tensor | None = None) -> float:
+    """Unbiased |mean|^2 (or inner product of two means) from independent rows [n, P]."""
+    others = rows if others is None else others
+    n = len(rows)
+    return float((rows.sum(0) @ others.sum(0) - (rows * others).sum()) / (n * (n - 1)))
+
+
+def exact_rows(engine: Engine, theta: Tensor, step: int, count: int) -> Tensor:  # [T, chunks, P]
+    """Each step's gradient, a mean over each chunk of `count` chains that no update uses."""
+    rows = []
+    for first in range(0, count, CHUNK):
+        chains = engine.train_chains(10_000 + step, range(first, first + CHUNK))
+        start = Trajectory(chains.x_start[None], chains.noise, chains.conditioning)
+        rows.append(step_gradients(engine.model, theta, engine.model.schedule, start, chains.objective)[0])
+    return torch.stack(rows, 1).double()
+
+
+def components(rows: list[Tensor], count: int, besides: Tensor | None = None) -> Tensor:  # [k, P]
+    """Principal components of the newest rows, as the product takes them, besides a span not to repeat, put first."""
+    newest = torch.stack(rows[-4 * count :])
+    if besides is None:
+        return principal_span(newest, count)
+    return torch.cat([besides, principal_span(newest - newest @ besides.T @ besides, count)])
+
+
+def spans(state: TrainState, history: History) -> dict[str, Tensor | None]:
+    """Candidates by name, all from earlier updates; None: all of R^P."""
+    moment = state.optimizer.state[state.theta]["exp_avg"]
+    way = state.theta.detach() - state.initial_theta
+    vectors = dict(zip(GUIDES, (state.guides["first_order"], moment, way, state.guides["half_order"]), strict=True))
+    subsets = [names for many in (1, 2, 3) for names in itertools.combinations(GUIDES, many)]
+    found = {" + ".join(names): orthonormal_span([vectors[name] for name in names]) for names in subsets}
+    found["the four guides"] = four = orthonormal_span(list(vectors.values()))
+    for count in (4, 8, 16, 32):
+        for order, rows in (("first", history.first), ("half", history.half)):
+            found[f"{count} components of {order} order"] = components(rows, count)
+            found[f"guides + {count} components of {order} order"] = components(rows, count, four)
+    return found | {"isotropic": None}
+
+
+def facts(rows: Tensor, plan: Plan, span: Tensor | None) -> dict[str, float]:
+    """Of one span: its size, |P g_C|^2, the mean of |P g_C|^2 over single chains, and what the cosine needs."""
+    part = rows[list(plan.zeroth_order)].sum(0)
+    inside = part if span is None else part @ span.double().T
+    lifted = part if span is None else inside @ span.double()
+    signal = squared_norm(inside)
+    return {
+        "dimensions": inside.shape[1],
+        "signal": signal,
+        "second_moment": signal + CHUNK * float(inside.var(0).sum()),
+        "with_all": squared_norm(lifted, rows.sum(0)),
+        "with_first": squared_norm(lifted, rows[-3:].sum(0)),
+        "with_half": squared_norm(lifted, rows[list(plan.sub_chains[0])].sum(0)),
+    }
+
+
+def rolled_out(engine: Engine, state: TrainState, step: int, span: Tensor | None, exact: Tensor) -> dict[str, float]:
+    """Pairs really run: variance of one direction, and the squared distance of means of N from the projected g_C."""
+    directions = Directions(len(state.theta), engine.config.estimator.zeroth_order.scale, span)
+    request = RolloutRequest(20_000 + step, engine.plans(step)[0], state.theta.detach(), directions)
+    results = [engine.rollout(request, range(i, i + 40)) for i in range(0, PAIRS, 40)]
+    seeds = engine.direction_seeds(request.step, range(PAIRS))
+    u = torch.stack([directions.coordinates(seed, torch.float32) for seed in seeds]).double()
+    plus, minus = (
+        torch.tensor([getattr(result, rewards) for result in results], dtype=torch.float64).flatten()
+        for rewards in ("rewards_plus", "rewards_minus")
+    )
+    estimates = (plus - minus)[:, None] / (2 * directions.step_size) * u
+    target = exact if span is None else exact @ span.double().T
+    noise = float(target.var(0).sum()) / len(target)  # of the reference
+    gaps = {n: estimates.view(-1, n, u.shape[1]).mean(1) - target.mean(0) for n in (80, 320, 1280)}
+    errors = {f"error_{n}": float(gap.square().sum(1).mean()) - noise for n, gap in gaps.items()}
+    return {"variance": float(estimates.var(0).sum())} | errors
+
+
+def measure(engine: Engine, state: TrainState, history: History) -> dict[str, Any]:
+    """One update's figures."""
+    step, theta = state.step, state.theta.detach()
+    plan, rows = engine.plans(step)[0], exact_rows(engine, theta, step, CHAINS)
+    found = spans(state, history)
+    part, half = rows[list(plan.zeroth_order)].sum(0), rows[list(plan.sub_chains[0])].sum(0)
+    first, one, two = rows[-3:].sum(0), part[::2], part[1::2]
+    return {
+        "all": squared_norm(rows.sum(0)),
+        "part": squared_norm(part),
+        "part_se": abs(squared_norm(one) - squared_norm(two)) / 2,  # of two halves
+        "part_variance": CHUNK * float(part.var(0).sum()),  # of one chain
+        "first": squared_norm(first),
+        "first_with_all": squared_norm(first, rows.sum(0)),
+        "first_variance": CHUNK * float(first.var(0).sum()),
+        "half": squared_norm(half),
+        "half_with_all": squared_norm(half, rows.sum(0)),
+        "half_with_first": squared_norm(half, first),
+        "half_variance": CHUNK / 2 * float(torch.stack(history.half[-40:]).var(0).sum()),
+        "spans": {name: facts(rows, plan, span) for name, span in found.items()},
+        "rollouts": {name: rolled_out(engine, state, step, found[name], part) for name in ROLLED_OUT},
+    }
+
+
+def gate(engine: Engine, state: TrainState) -> dict[str, float]:
+    """The true signals at this update and zeroth order's variance by its law, as the weights should know them."""
+    plan, basis = engine.plans(state.step)[0], state.directions().basis
+    rows = exact_rows(engine, state.theta.detach(), state.step, GATE_CHAINS)
+    found = facts(rows, plan, basis)
+    pairs = engine.config.estimator.zeroth_order.count
+    return {
+        "true_signal": found["signal"],
+        "true_variance": (found["dimensions"] * found["second_moment"] - found["signal"]) / pairs,
+        "part": squared_norm(rows[list(plan.zeroth_order)].sum(0)),
+        "half": squared_norm(rows[list(plan.sub_chains[0])].sum(0)),
+    }
+
+
+def run(rate: float, seen: dict[str, Any]) -> None:
+    """Train, measuring what was not yet, and keep `seen` on disk."""
+    overrides = ["cluster=none", f"train.learning_rate={rate}"]
+    engine, history = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), overrides)), History()
+    config = engine.config
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    mine = seen.setdefault(f"{rate:g}", {"measured": {}, "gate": {}})
+    while state.step < config.train.iterations:
+        step, started = str(state.step), time.monotonic()
+        if state.step in MEASURED and step not in mine["measured"]:
+            mine["measured"][step] = measure(engine, state, history)
+        history.add(engine, state.theta.detach(), state.step)
+        new = None if step in mine["gate"] else gate(engine, state)
+        row = update(engine, state, engine.local_rollouts, Process())
+        if new is not None:
+            names = [f"{term}_{kind}" for term in ("half_order", "zeroth_order") for kind in KINDS]
+            mine["gate"][step] = new | {name: row[name] for name in (*names, "reward_mean", "first_order_norm")}
+        write_json(FILE, seen)
+        print(f"update {step}: reward {row['reward_mean']:.2f}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    run(parser.parse_args().learning_rate, read_json(FILE.name) or {})
+
+
+if __name__ == "__main__":
+    main()

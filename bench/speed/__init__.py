@@ -1,0 +1,1 @@
+"""Speed and memory; no Ray and no network but where a bench says so."""
