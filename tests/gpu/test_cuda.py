@@ -1,4 +1,4 @@
-"""On a GPU: the same numbers as on the CPU up to rounding, and memory as the plan says (bench/speed/gpu.sh runs these)."""
+"""On a GPU: the same numbers as on the CPU up to rounding, and memory as the plan says (bench/speed/gpu.sh)."""
 
 from __future__ import annotations
 
