@@ -50,7 +50,7 @@ def train_command(options: argparse.Namespace) -> None:
         console.print(f"{describe_plan(config)}\n{prompts}\n{describe_sizes(config)}", markup=False, soft_wrap=True)
         return
     console.print(prompts, markup=False, soft_wrap=True)
-    with locked(config):
+    with locked(config.folder):
         resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
         _train(config, console, resume=resume, overwrite=options.overwrite)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 
 import yaml
@@ -12,7 +11,8 @@ from rich.console import Console
 from rlr_ray.config.recipe import parse_config, read_recipe
 from rlr_ray.config.tune import TuneConfig, base_values, load_tune_config
 from rlr_ray.errors import UserError
-from rlr_ray.utils.files import disk_errors, replace_file
+from rlr_ray.train.run_folder import locked
+from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, replace_file
 
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,9 @@ def tune_command(options: argparse.Namespace) -> None:
 
     config = load_tune_config(options.config, options.set)
     parse_config(base_values(config))
-    _begin(config, resume=options.resume, overwrite=options.overwrite)
-    _run(config, say)
+    with locked(config.folder, "search"):
+        _begin(config, resume=options.resume, overwrite=options.overwrite)
+        _run(config, say)
 
 
 def _run(config: TuneConfig, say: Callable[[str], None]) -> None:
@@ -59,25 +60,27 @@ def _run(config: TuneConfig, say: Callable[[str], None]) -> None:
 
 @disk_errors()
 def _begin(config: TuneConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the search's folder. Raises UserError if another search's results would be lost or mixed with this one's."""
+    """Make the search's folder. Raises UserError if another's results would be lost or mixed with this search's."""
     file = config.folder / "tune.yaml"
     now = config.model_dump(mode="json") | {"base": read_recipe(config.base)}  # its keys, wherever it lies
-    if overwrite:
-        shutil.rmtree(config.folder, ignore_errors=True)
-    if file.is_file():
-        saved = read_recipe(str(file))
-        changed = sorted(key for key in now if now[key] != saved.get(key) and key != "output_dir")
-        if not resume:
+    saved = read_recipe(str(file)) if file.is_file() else {}
+    if not isinstance(saved.get("base"), dict):  # nor is a search that someone wrote, which names its base
+        refuse_foreign(config.folder, "search")
+        if resume:
             raise UserError(
-                f"{config.folder} already holds a search; allowed: --resume to go on with it, --overwrite to start "
-                "again, or another --set name=..."
+                f"{config.folder} holds no search to resume; leave out --resume, or set name and output_dir"
             )
+    elif resume:
+        changed = sorted(key for key in now if now[key] != saved.get(key) and key != "output_dir")
         if changed:
             raise UserError(
                 f"{config.folder} was begun with another {', '.join(changed)}; undo the change, or start a new search "
                 "with --set name=..."
             )
-    elif resume:
-        raise UserError(f"{config.folder} holds no search to resume; leave out --resume, or set name and output_dir")
-    config.folder.mkdir(parents=True, exist_ok=True)
+    elif not overwrite:
+        raise UserError(
+            f"{config.folder} already holds a search; allowed: --resume to go on with it, --overwrite to start again, "
+            "or another --set name=..."
+        )
+    make_folder(config.folder, anew=not resume)
     replace_file(file, lambda part: part.write_text(yaml.safe_dump(now, sort_keys=False), "utf-8"))

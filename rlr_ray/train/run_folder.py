@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +19,9 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.parquet import MetricsLog
 from rlr_ray.train.checkpoints import FREE_KEYS, Checkpoints, changed_keys
-from rlr_ray.utils.files import disk_errors, remove_parts, replace_file
+from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
+
+_BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
 
 
 class RunFolder:
@@ -49,6 +50,8 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
         if resume:
             self._check_unchanged()
+        elif not steps and not (self.holds_run and self.checkpoints.folder.is_dir()):
+            refuse_foreign(self.path, "run", _BEFORE)
         elif steps and not overwrite:
             raise UserError(
                 f"{self.path} already holds a run (checkpoint at update {steps[-1]}); allowed: "
@@ -61,14 +64,9 @@ class RunFolder:
 
         `leave` writes what the config was made from, before config.yaml makes the folder a run.
         """
-        old = self.path.with_name(f".{self.path.name}.old")
-        if old.exists():  # killed while it was deleted
-            shutil.rmtree(old)
-        if not resume and (self.holds_run or self.checkpoints.steps()):
-            self.path.rename(old)  # at once, so that no kill leaves half a run
-            shutil.rmtree(old)
-        for folder in (self.path, self.checkpoints.folder, self.samples):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, anew=not resume and (self.holds_run or bool(self.checkpoints.steps())))
+        for folder in (self.checkpoints.folder, self.samples):
+            folder.mkdir(exist_ok=True)
         remove_parts(self.path)
         leave(self.path)
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -96,13 +94,13 @@ class RunFolder:
 
 
 @contextmanager
-def locked(config: RunConfig) -> Iterator[None]:
-    """Keep every other process from the run of this name until the block ends. Raises UserError if one has it.
+def locked(folder: Path, kind: str = "run") -> Iterator[None]:
+    """Keep every other process from the run or search in a folder until the block ends. Raises UserError if one has it.
 
-    The lock lies beside the run's folder, so that it outlives a run that is overwritten.
+    The lock lies beside the folder, so that it outlives what is overwritten.
     """
-    folder = config.folder.resolve()  # one lock, by whichever links it is reached
-    file, holder = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "holder"))
+    folder = folder.resolve()  # one lock, by whichever links it is reached
+    file, holder = (folder.with_name(f".{folder.name}.{end}") for end in ("lock", "holder"))
     lock = FileLock(file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -111,13 +109,13 @@ def locked(config: RunConfig) -> Iterator[None]:
         replace_file(holder, lambda part: part.write_text(json.dumps(me), "utf-8"))
     except Timeout:
         raise UserError(
-            f"the run {folder} is held by {_told(holder)}; wait for it or end it, or start another run with "
+            f"the {kind} {folder} is held by {_told(holder)}; wait for it or end it, or start another {kind} with "
             "--set name=..."
         ) from None
     except OSError as error:
         lock.release()
         raise UserError(
-            f"the run {folder} could not be locked: {error}; make room in {folder.parent}, or set output_dir to a "
+            f"the {kind} {folder} could not be locked: {error}; make room in {folder.parent}, or set output_dir to a "
             "folder that you may write"
         ) from error
     try:

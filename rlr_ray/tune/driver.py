@@ -32,7 +32,7 @@ def run_here(config: RunConfig, report: Report) -> None:
     """Train, or go on, as a driver in this process."""
     folder = RunFolder(config)
     resume = folder.holds_run
-    with locked(config):
+    with locked(config.folder):
         run(config, report, lambda text: None, lambda: folder.begin(resume=resume))
 
 

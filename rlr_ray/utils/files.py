@@ -6,8 +6,9 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,33 @@ def remove_parts(folder: Path) -> None:
     """Remove what killed processes had begun to write. One that still lives loses a part, and tries again."""
     for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
+
+
+def refuse_foreign(folder: Path, kind: str, own: Collection[str] = ()) -> None:
+    """Raise UserError if a folder in which a `kind` is to begin has files of anyone else's.
+
+    They would be mixed with its own, and deleted when it is overwritten. `own`: what a kill leaves of one that had not
+    begun yet; hidden files do not count.
+    """
+    names = sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
+    foreign = [name for name in names if name not in own]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise UserError(
+            f"{folder} holds no {kind}, but {shown}; a {kind} begins in a folder of its own and deletes nobody else's "
+            "files, also with --overwrite; give another --set name=..., or move these away"
+        )
+
+
+def make_folder(folder: Path, *, anew: bool) -> None:
+    """Make a folder. `anew`: what it holds goes, by a new name first, so that no kill leaves half of it."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():  # killed while it was deleted
+        shutil.rmtree(old)
+    if anew and folder.exists():
+        folder.rename(old)
+        shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 class Unreadable(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,12 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from rlr_ray.cli import main
 from rlr_ray.cli.tune import _begin
 from rlr_ray.config.recipe import load_config
 from rlr_ray.config.tune import TuneConfig, load_tune_config
 from rlr_ray.errors import UserError
+from rlr_ray.train.run_folder import RunFolder, locked
 from rlr_ray.tune.report import write_report
 from rlr_ray.tune.results import best_rows, filtered_row, write_results
 from rlr_ray.tune.search import Progress
@@ -26,7 +29,6 @@ K = "estimator.first_order_steps"
 def searched(folder: Path, **changes: Any) -> TuneConfig:
     space = {K: {"choice": [1, 3, "all"]}, "train.max_grad_norm": {"choice": [None, 1.0]}}
     config = load_tune_config(written(folder, space=space, output_dir=str(folder), **changes), [])
-    config.folder.mkdir(exist_ok=True)
     return config
 
 
@@ -58,6 +60,7 @@ def test_the_best_of_a_budget_fits_it_and_went_to_its_end(tmp_path: Path) -> Non
 
 def test_choices_of_several_kinds_become_texts_and_all_is_written(tmp_path: Path) -> None:
     config = searched(tmp_path)
+    config.folder.mkdir()
     (recipe,) = write_results(config, rows(tmp_path))
     write_report(config, rows(tmp_path), {})
     table = pyarrow.parquet.read_table(config.folder / "results.parquet").to_pylist()
@@ -86,3 +89,37 @@ def test_a_changed_recipe_is_no_search_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="begun with another base"):
         _begin(config, resume=True, overwrite=False)
     _begin(config, resume=False, overwrite=True)
+
+
+def test_a_search_deletes_and_begins_in_nothing_but_its_own_folder(tmp_path: Path) -> None:
+    """Neither a run's folder nor one that holds a search as its user wrote it, whatever the command says."""
+    config = searched(tmp_path)
+    run = RunFolder(small_run(tmp_path, name=config.name))
+    run.begin(resume=False)
+    for name in ("config.yaml", "tune.yaml"):
+        before = (config.folder / name).read_text()
+        for resume, overwrite in ((False, False), (True, False), (False, True)):
+            with pytest.raises(UserError, match=f"holds no search, but .*{name}"):
+                _begin(config, resume=resume, overwrite=overwrite)
+        assert (config.folder / name).read_text() == before
+        shutil.rmtree(config.folder)
+        config.folder.mkdir()
+        (config.folder / "tune.yaml").write_text((tmp_path / "search.yaml").read_text())
+
+
+def test_a_run_begins_in_no_searchs_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = searched(tmp_path)
+    _begin(config, resume=False, overwrite=False)
+    recipe = ["train", "--config", config.base, "--set", f"output_dir={tmp_path}", "--set", f"name={config.name}"]
+    for options in ([], ["--overwrite"], ["--resume-or-start"]):
+        assert main([*recipe, *options]) == 2
+        assert "holds no run, but tune.yaml" in capfd.readouterr().err
+    assert [path.name for path in config.folder.iterdir()] == ["tune.yaml"]
+
+
+def test_a_search_is_one_process_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = searched(tmp_path)
+    with locked(config.folder, "search"):
+        assert main(["tune", "--config", str(tmp_path / "search.yaml")]) == 2
+    assert "the search" in (said := capfd.readouterr().err) and "is held by process" in said
+    assert not config.folder.exists()
