@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import Chains
-from rlr_ray.core.sampler import denoise_step
-from rlr_ray.lab.toy import toy_denoiser, toy_schedule, toy_theta
+from rlr_ray.core.sampler import Trajectory
+from rlr_ray.lab.toy import toy_sampler, toy_theta
+
+
+def toy_trajectory(chains: Chains, stop: int | None = None) -> Trajectory:
+    return toy_sampler().sample(toy_theta(), *chains.start, stop=stop)
 
 
 def exact_gradient(chains: Chains, steps: Collection[int]) -> Tensor:  # [B, P]
     """Each chain's part of grad R that passes through theta at `steps`: backpropagation through the whole chain."""
     theta = toy_theta().expand(len(chains.x_start), -1).clone().requires_grad_()  # a copy a chain: gradients apart
-    schedule, latent = toy_schedule(len(chains.noise)), chains.x_start
-    for k in range(len(schedule)):
+    sampler, latent = toy_sampler(len(chains.noise)), chains.x_start
+    for k in range(len(sampler)):
         theta_k = theta if k in steps else theta.detach()
-        latent = denoise_step(toy_denoiser, theta_k, schedule, k, latent, chains.noise[k], {})
+        latent = sampler.step(theta_k, k, latent, chains.noise[k], {})
     (gradient,) = torch.autograd.grad(chains.objective(latent).sum(), theta)
     return gradient
 

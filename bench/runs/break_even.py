@@ -57,7 +57,7 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
         "adapter": adapter,
         "trained_numbers": len(subject.theta),
         "latent_shape": laboratory.engine.model.latent_shape,
-        "steps": len(subject.schedule),
+        "steps": len(subject.sampler.schedule),
         "squared_norm": float(halves[0] @ halves[1]),  # of what both estimate; unbiased
         "pathwise_variance": variance(exact),
         "pathwise_variance_se": variance_se(exact),

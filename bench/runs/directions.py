@@ -23,7 +23,7 @@ from rlr_ray.config.recipe import load_config
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.state import TrainState
@@ -45,19 +45,19 @@ class History:
     half: list[Tensor] = field(default_factory=list)
 
     def add(self, engine: Engine, theta: Tensor, step: int) -> None:
-        plan, schedule, size = engine.plans(step)[0], engine.model.schedule, engine.config.train.chunk_size
+        plan, size = engine.plans(step)[0], engine.config.train.chunk_size
         rewards, wholes = [], []
         for first in range(0, engine.config.train.chains, size):
             chains = engine.train_chains(step, range(first, first + size))
             start = (chains.x_start, chains.noise, chains.conditioning)
-            begun = sample_chain(engine.model, theta, schedule, *start, stop=plan.first_order.start)
-            gradient, reward, whole = first_order(engine.model, theta, schedule, begun, chains.objective)
+            begun = engine.sampler.sample(theta, *start, stop=plan.first_order.start)
+            gradient, reward, whole = first_order(engine.sampler, theta, begun, chains.objective)
             self.first.append(gradient)
             rewards.append(reward)
             wholes.append(whole)
         advantages = leave_one_out(torch.cat(rewards), engine.groups()).split(size)
         for whole, advantage in zip(wholes, advantages, strict=True):
-            self.half.append(half_order(engine.model, theta, schedule, whole, plan.sub_chains[0], advantage))
+            self.half.append(half_order(engine.sampler, theta, whole, plan.sub_chains[0], advantage))
 
 
 def squared_norm(rows: Tensor, others: Tensor | None = None) -> float:
@@ -73,7 +73,7 @@ def exact_rows(engine: Engine, theta: Tensor, step: int, count: int) -> Tensor: 
     for first in range(0, count, CHUNK):
         chains = engine.train_chains(10_000 + step, range(first, first + CHUNK))
         start = Trajectory(chains.x_start[None], chains.noise, chains.conditioning)
-        rows.append(step_gradients(engine.model, theta, engine.model.schedule, start, chains.objective)[0])
+        rows.append(step_gradients(engine.sampler, theta, start, chains.objective)[0])
     return torch.stack(rows, 1).double()
 
 

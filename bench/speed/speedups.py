@@ -18,7 +18,6 @@ from torch import Tensor
 from bench.models import DEVICE, engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, interleaved, median_ratio, rounded, seconds
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.sampler import sample_chain
 from rlr_ray.train.engine import Engine
 
 CHECK = "the same call twice (a check)"
@@ -41,8 +40,8 @@ def forward(one: Engine, chains: int, *, own: bool = False) -> Part:
 def backpropagation(one: Engine, chains: int) -> Part:
     """First order through the last three steps, decoder and reward."""
     model, some = one.model, one.train_chains(0, range(chains))
-    begun = sample_chain(model, model.initial_theta, model.schedule, *some.start, stop=len(model.schedule) - 3)
-    return lambda: first_order(model, model.initial_theta, model.schedule, begun, some.objective)
+    begun = one.sampler.sample(model.initial_theta, *some.start, stop=len(model.schedule) - 3)
+    return lambda: first_order(one.sampler, model.initial_theta, begun, some.objective)
 
 
 def rating(one: Engine, pairs: int, *, at_once: bool) -> Part:

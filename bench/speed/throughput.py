@@ -25,7 +25,7 @@ from bench.models import TRUE_SIZES, engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, interleaved, rounded
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import Conditioning, sample_chain
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.models.schedulers import ddim_scheduler
 from rlr_ray.train.engine import Engine, RolloutRequest
@@ -47,8 +47,8 @@ class Bench:
         steps = {"sampler": {"steps": 10}} if size in TRUE_SIZES else {}
         self.engine: Engine = engine(size, **steps, **changes)
         self.model: Any = self.engine.model
-        self.theta, self.schedule = self.model.initial_theta, self.model.schedule
-        self.plan = PlanShape(len(self.schedule), 0, 0).draw(0)  # all steps are perturbed
+        self.theta = self.model.initial_theta
+        self.plan = PlanShape(len(self.model.schedule), 0, 0).draw(0)  # all steps are perturbed
         self.pipeline = self.model.pipeline
         self.pipeline.set_progress_bar_config(disable=True)
         sampler = self.engine.config.sampler
@@ -63,7 +63,7 @@ class Bench:
         directions = torch.randn(count, len(self.theta), device=self.engine.device)
         both = self.engine.train_chains(0, range(2 * count))
         return {
-            ROLLOUT: lambda: rollout(self.model, self.theta, self.schedule, self.plan, bare, directions, 1e-3),
+            ROLLOUT: lambda: rollout(self.engine.sampler, self.theta, self.plan, bare, directions, 1e-3),
             CHAIN: lambda: self._sample(both),
             PIPELINE: lambda: self._pipeline(both.x_start, both.conditioning, "latent"),
         }
@@ -86,7 +86,7 @@ class Bench:
         return {ROLLOUT: lambda: self.engine.rollout(request, range(count)), CHAIN: chain, PIPELINE: pipeline}
 
     def _sample(self, chains: Chains) -> Tensor:
-        return sample_chain(self.model, self.theta, self.schedule, *chains.start).latents[-1]
+        return self.engine.sampler.sample(self.theta, *chains.start).latents[-1]
 
     def _pipeline(self, start: Tensor, conditioning: Conditioning, output: str) -> Tensor:
         sampler, dtype = self.engine.config.sampler, self.model.dtype

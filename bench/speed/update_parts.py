@@ -24,7 +24,7 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Trajectory
 from rlr_ray.models.pipelines import recomputed
 
 HALF = "half order, h = {}"
@@ -38,19 +38,19 @@ class Parts:
     def __init__(self, size: str, batch: int):
         self.engine = engine(size)
         self.model: Any = self.engine.model
-        self.theta, self.schedule, self.steps = self.model.initial_theta, self.model.schedule, len(self.model.schedule)
+        self.theta, self.steps = self.model.initial_theta, len(self.model.schedule)
         self.chains = self.engine.train_chains(0, range(batch))
         self.whole = self.sample(self.chains)
 
     def sample(self, chains: Chains, stop: int | None = None) -> Trajectory:
-        return sample_chain(self.model, self.theta, self.schedule, *chains.start, stop=stop)
+        return self.engine.sampler.sample(self.theta, *chains.start, stop=stop)
 
     def first_order(self, count: int, checkpointed: bool = False, head: Trajectory | None = None) -> Trajectory:
         """On the last `count` steps; the whole chain."""
         if head is None:
             latents = self.whole.latents[: self.steps - count + 1]
             head = Trajectory(latents, self.whole.noise, self.whole.conditioning)
-        arguments = (self.model, self.theta, self.schedule, head, self.chains.objective)
+        arguments = (self.engine.sampler, self.theta, head, self.chains.objective)
         return first_order(*arguments, checkpoint_steps=checkpointed)[2]
 
     def middle(self, length: int) -> range:
@@ -59,7 +59,7 @@ class Parts:
 
     def half_order(self, length: int, whole: Trajectory | None = None) -> Tensor:
         advantage = torch.ones(len(self.chains.x_start), device=self.engine.device)
-        arguments = (self.model, self.theta, self.schedule, whole or self.whole)
+        arguments = (self.engine.sampler, self.theta, whole or self.whole)
         return half_order(*arguments, self.middle(length), advantage)
 
     def rollout(self, count: int = 0, length: int = 0) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Parts:
         free = tuple(k for k in range(self.steps - count) if k not in self.middle(length))
         plan = Plan(self.steps, range(self.steps - count, self.steps), (), free)
         directions = torch.randn(len(self.chains.x_start), len(self.theta), device=self.engine.device)
-        return rollout(self.model, self.theta, self.schedule, plan, self.chains, directions, 1e-3)
+        return rollout(self.engine.sampler, self.theta, plan, self.chains, directions, 1e-3)
 
     def plain(self) -> Tensor:
         """Inference of as many chains as a rollout of a pair has."""

@@ -107,13 +107,13 @@ def locate_command(options: argparse.Namespace) -> None:
     laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
     subject = laboratory.subject
     rewards = forecasts(subject, options.batches)
-    rows, found = step_rows(rewards, subject.schedule), locate(rewards, length)
+    rows, found = step_rows(rewards, subject.sampler.schedule), locate(rewards, length)
     console.print(steps_table(f"Promised reward, {rewards.shape[1]} chains", rows))
     proposal = None
     if found is None:
         console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
     else:
-        proposal, why = _proposal(options, config, found, subject.schedule)
+        proposal, why = _proposal(options, config, found, subject.sampler.schedule)
         end = "" if found.recovers else f"; its end was not seen, so it has --length {length}"
         console.print(f"steps {found.first}-{found.last} lose {found.loss:.3g} of the reward{end}", markup=False)
         if why:

@@ -29,7 +29,7 @@ from rlr_ray.evaluation.runs import BASE, finished_run, finished_runs, overrides
 from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
-from rlr_ray.train.engine import Sampler, chain_rows
+from rlr_ray.train.engine import PictureEngine, chain_rows
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.files import disk_errors
 from rlr_ray.utils.memory import memory_errors
@@ -144,25 +144,25 @@ def sample_command(options: argparse.Namespace) -> None:
         raise UserError(f"--count is {options.count}; allowed: 1 or more")
     overrides = [*options.set, *overrides_of(options)]
     run = finished_run(options.run, options.set) if options.run else None
-    sampler = Sampler(run_config(run.folder, overrides) if run else load_config(options.config, overrides))
-    theta = sampler.model.load_adapter(run.folder) if run else sampler.model.initial_theta
+    engine = PictureEngine(run_config(run.folder, overrides) if run else load_config(options.config, overrides))
+    theta = engine.model.load_adapter(run.folder) if run else engine.model.initial_theta
     folder = options.out or (run.folder if run else Path()) / "sample"
-    count = options.count * len(sampler.held_out_prompts)
+    count = options.count * len(engine.held_out_prompts)
     with disk_errors(), _progress(console, count) as report:
         folder.mkdir(parents=True, exist_ok=True)
-        _draw(sampler, theta, folder, count, report)
+        _draw(engine, theta, folder, count, report)
     console.print(f"{count} pictures, a grid of them and chains.json are in {folder}", markup=False, soft_wrap=True)
 
 
-def _draw(sampler: Sampler, theta: Tensor, folder: Path, count: int, report: Callable[[str, int], None]) -> None:
+def _draw(engine: PictureEngine, theta: Tensor, folder: Path, count: int, report: Callable[[str, int], None]) -> None:
     """A file a picture, a grid of the first evaluation.pictures, and what each was drawn from."""
-    size, shown = sampler.config.sampled_at_once, sampler.config.evaluation.pictures
+    size, shown = engine.config.sampled_at_once, engine.config.evaluation.pictures
     rows, grid = [], []
     for first in range(0, count, size):
         indices = range(first, min(first + size, count))
-        images = sampler.sample(theta, indices)[1].cpu()
-        for index, row, image in zip(indices, chain_rows(*sampler.held_out(indices)), images, strict=True):
-            repeat, prompt = divmod(index, len(sampler.held_out_prompts))
+        images = engine.sample(theta, indices)[1].cpu()
+        for index, row, image in zip(indices, chain_rows(*engine.held_out(indices)), images, strict=True):
+            repeat, prompt = divmod(index, len(engine.held_out_prompts))
             row["file"] = save_picture(folder / f"{prompt:04d}_{_slug(row['prompt'])}_{repeat}", image).name
             rows.append(row)
         grid += list(to_show(images[: max(shown - first, 0)]))

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlr_ray.core.sampler import Denoiser, Objective, Trajectory, denoise_step
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.sampler import Objective, Sampler, Trajectory
 from rlr_ray.errors import UserError
 
 
 def first_order(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
-    schedule: Schedule,
     trajectory: Trajectory,
     objective: Objective,
     *,
@@ -33,18 +31,17 @@ def first_order(
     inverse probability of reaching it, if K is drawn at random. Raises UserError if the rewards carry no gradient.
     """
     theta = theta.detach().requires_grad_()
-    thetas = [theta] * (len(schedule) - trajectory.stop)
+    thetas = [theta] * (len(sampler) - trajectory.stop)
     if step_weights is not None:
         thetas = [_scale_gradient(theta, weight) for weight in step_weights]
-    rewards, whole = _finish(denoiser, thetas, schedule, trajectory, objective, checkpoint_steps)
+    rewards, whole = _finish(sampler, thetas, trajectory, objective, checkpoint_steps)
     (gradient,) = torch.autograd.grad(torch.atleast_2d(rewards).sum(0).mean(), theta)
     return gradient, rewards.detach(), whole
 
 
 def step_gradients(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
-    schedule: Schedule,
     trajectory: Trajectory,
     objective: Objective,
 ) -> tuple[Tensor, Tensor]:  # [K, P], rewards [B]
@@ -52,29 +49,28 @@ def step_gradients(
 
     The exact answer that any estimate of these steps is compared with.
     """
-    count = len(schedule) - trajectory.stop
+    count = len(sampler) - trajectory.stop
     copies = theta.detach().expand(count, *theta.shape).clone().requires_grad_()
-    rewards, _ = _finish(denoiser, list(copies.unbind()), schedule, trajectory, objective, True)
+    rewards, _ = _finish(sampler, list(copies.unbind()), trajectory, objective, True)
     (gradients,) = torch.autograd.grad(rewards.mean(), copies)
     return gradients, rewards.detach()
 
 
 def _finish(
-    denoiser: Denoiser,
+    sampler: Sampler,
     thetas: Sequence[Tensor],  # [K] of [P]
-    schedule: Schedule,
     trajectory: Trajectory,
     objective: Objective,
     checkpoint_steps: bool,
 ) -> tuple[Tensor, Trajectory]:  # rewards [B] with their graph, the whole chain without
     """Run the steps after the trajectory's end with gradients, and rate the last latent."""
     latents = [trajectory.latents[-1]]
-    for theta, k in zip(thetas, range(trajectory.stop, len(schedule)), strict=True):
-        arguments = (denoiser, theta, schedule, k, latents[-1], trajectory.noise[k], trajectory.conditioning)
+    for theta, k in zip(thetas, range(trajectory.stop, len(sampler)), strict=True):
+        arguments = (theta, k, latents[-1], trajectory.noise[k], trajectory.conditioning)
         if checkpoint_steps:
-            latents.append(checkpoint(denoise_step, *arguments, use_reentrant=False, preserve_rng_state=False))
+            latents.append(checkpoint(sampler.step, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
-            latents.append(denoise_step(*arguments))
+            latents.append(sampler.step(*arguments))
     rewards = objective(latents[-1])
     if not rewards.requires_grad:
         raise UserError(

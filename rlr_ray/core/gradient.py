@@ -14,17 +14,7 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import (
-    Conditioning,
-    Denoiser,
-    Objective,
-    Start,
-    Trajectory,
-    denoise_step,
-    sample_chain,
-    sample_together,
-)
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.sampler import Conditioning, Objective, Sampler, Start, Trajectory
 from rlr_ray.core.weighting import TermEstimate, average
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
@@ -86,9 +76,8 @@ class RolloutResult:
 
 
 def rollout(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
-    schedule: Schedule,
     plan: Plan,
     chains: Chains,  # one chain a direction, B = n
     directions: Tensor,  # [n, P]
@@ -102,13 +91,13 @@ def rollout(
     first, conditioning = plan.zeroth_order[0], chains.conditioning
     both = {name: torch.cat([value, value]) for name, value in conditioning.items()}
     with torch.no_grad():
-        begun = sample_chain(denoiser, theta, schedule, *chains.start, stop=first)
+        begun = sampler.sample(theta, *chains.start, stop=first)
         latent = torch.cat([begun.latents[-1]] * 2)
         shifted = theta + torch.cat([step_size * directions, -step_size * directions])
-        for k in range(first, len(schedule)):
+        for k in range(first, len(sampler)):
             theta_k = shifted if k in plan.zeroth_order else theta
             noise = torch.cat([chains.noise[k]] * 2)
-            latent = denoise_step(denoiser, theta_k, schedule, k, latent, noise, both)
+            latent = sampler.step(theta_k, k, latent, noise, both)
         plus, minus = chains.residual(latent).chunk(2)
         return plus, minus
 
@@ -139,9 +128,8 @@ class GradientEstimate:
 
 
 def estimate_gradient(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
-    schedule: Schedule,
     work: Mapping[int, tuple[Plan, Chains]],  # chunk's number -> its plan and chains; those that this process computes
     groups: Tensor,  # [all B] chains of a group share a baseline
     zeroth_order: Callable[[], TermEstimate | None],
@@ -165,20 +153,18 @@ def estimate_gradient(
     gradients = theta.new_zeros(2 + (penalty is not None), count, len(theta))
     divergence = theta.new_zeros(count)
     trajectories, own = {}, {}
-    for c, begun in _begun(denoiser, theta, schedule, work, sampled_together):
-        trajectories[c], gradients[0, c], own[c] = _backpropagate(
-            denoiser, theta, schedule, *work[c], begun, checkpoint_steps
-        )
+    for c, begun in _begun(sampler, theta, work, sampled_together):
+        trajectories[c], gradients[0, c], own[c] = _backpropagate(sampler, theta, *work[c], begun, checkpoint_steps)
     *parts, left = reduce(_of_all_chunks(own, count))
     if plan.sub_chains:
         advantages = [leave_one_out(carried, groups).view(count, -1) for carried in (torch.stack(parts).sum(0), left)]
         for c, trajectory in trajectories.items():
             for sub_chain in plan.sub_chains:
                 advantage = advantages[plan.leaves(sub_chain)][c]
-                gradients[1, c] += half_order(denoiser, theta, schedule, trajectory, sub_chain, advantage)
+                gradients[1, c] += half_order(sampler, theta, trajectory, sub_chain, advantage)
     if penalty is not None:
         for c, trajectory in trajectories.items():
-            gradients[2, c], divergence[c] = _penalise(denoiser, theta, schedule, trajectory, penalty)
+            gradients[2, c], divergence[c] = _penalise(sampler, theta, trajectory, penalty)
     zeroth = zeroth_order() if plan.zeroth_order else None
     gradients, zeroth = _reduce_terms(gradients, zeroth, reduce)
     estimates = (average(gradients[0]), average(gradients[1]), zeroth, average(gradients[-1]))
@@ -191,10 +177,10 @@ def estimate_gradient(
 
 
 def _penalise(
-    denoiser: Denoiser, theta: Tensor, schedule: Schedule, trajectory: Trajectory, penalty: Penalty
+    sampler: Sampler, theta: Tensor, trajectory: Trajectory, penalty: Penalty
 ) -> tuple[Tensor, Tensor]:  # [P], nats a chain
     """Gradient of what a chunk's chains pay, upwards."""
-    slope, nats = divergence_gradient(denoiser, theta, penalty.base, schedule, trajectory, penalty.steps)
+    slope, nats = divergence_gradient(sampler, theta, penalty.base, trajectory, penalty.steps)
     return -penalty.size * slope, nats.mean()
 
 
@@ -208,7 +194,7 @@ def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m,
 
 
 def _begun(
-    denoiser: Denoiser, theta: Tensor, schedule: Schedule, work: Mapping[int, tuple[Plan, Chains]], together: int
+    sampler: Sampler, theta: Tensor, work: Mapping[int, tuple[Plan, Chains]], together: int
 ) -> Iterator[tuple[int, Trajectory]]:
     """Each chunk's number and its chains up to its first-order steps.
 
@@ -219,13 +205,12 @@ def _begun(
         alike = len({work[c][0].first_order.start for c in group}) == 1
         for batch in [group] if alike else [[c] for c in group]:
             starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].first_order.start
-            yield from zip(batch, sample_together(denoiser, theta, schedule, starts, stop=stop), strict=True)
+            yield from zip(batch, sampler.sample_together(theta, starts, stop=stop), strict=True)
 
 
 def _backpropagate(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,
-    schedule: Schedule,
     plan: Plan,
     chains: Chains,
     trajectory: Trajectory,
@@ -240,9 +225,8 @@ def _backpropagate(
     objective = chains.parts or chains.objective
     if plan.first_order:
         gradient, met, trajectory = first_order(
-            denoiser,
+            sampler,
             theta,
-            schedule,
             trajectory,
             of_surrogate or objective,
             checkpoint_steps=checkpoint_steps,

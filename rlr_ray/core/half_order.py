@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlr_ray.core.sampler import Denoiser, Trajectory, denoise_step, step_mean
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.errors import UserError
 
 
 def half_order(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
-    schedule: Schedule,
     trajectory: Trajectory,
     sub_chain: range,
     advantage: Tensor,  # [B]
@@ -27,7 +25,8 @@ def half_order(
     minus a baseline that does not use the chain's own reward. Raises UserError where the last step has no noise.
     """
     last = sub_chain[-1]
-    if not schedule.sigma[last]:
+    sigma = sampler.schedule.sigma[last]
+    if not sigma:
         raise UserError(
             f"half order ends at step {last}, where the sampler adds no noise (sigma 0); "
             "set sampler.eta above 0, or leave that step to first order"
@@ -35,9 +34,9 @@ def half_order(
     theta = theta.detach().requires_grad_()
     latent = trajectory.latents[sub_chain[0]]
     for k in sub_chain[:-1]:
-        latent = denoise_step(denoiser, theta, schedule, k, latent, trajectory.noise[k], trajectory.conditioning)
-    mean = step_mean(denoiser, theta, schedule, last, latent, trajectory.conditioning)
-    score = trajectory.noise[last] / schedule.sigma[last]  # d log p(x_next | x) / d mean
+        latent = sampler.step(theta, k, latent, trajectory.noise[k], trajectory.conditioning)
+    mean = sampler.mean(theta, last, latent, trajectory.conditioning)
+    score = trajectory.noise[last] / sigma  # d log p(x_next | x) / d mean
     per_chain = (mean * score).flatten(1).sum(1)  # densities sum over C, H, W
     (gradient,) = torch.autograd.grad((advantage * per_chain).mean(), theta)
     return gradient

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlr_ray.core.sampler import Denoiser, Trajectory, step_mean
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
 
 
@@ -18,10 +18,9 @@ def noisy_steps(schedule: Schedule) -> list[int]:
 
 @torch.no_grad()
 def chain_divergence(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P] where the trajectory was sampled
     base: Tensor,  # [P]
-    schedule: Schedule,
     trajectory: Trajectory,
 ) -> Tensor:  # [B], nats
     """Of each chain: `sum_k |m_k(x_k; theta) - m_k(x_k; base)|^2 / (2 sigma_k^2)`, m_k a step's mean.
@@ -30,16 +29,15 @@ def chain_divergence(
     rule its expectation is the divergence between the laws of the whole chains.
     """
     total = torch.zeros(trajectory.latents.shape[1], device=theta.device, dtype=theta.dtype)
-    for k in noisy_steps(schedule):
-        total += _step_divergence(denoiser, theta, base, schedule, trajectory, k)
+    for k in noisy_steps(sampler.schedule):
+        total += _step_divergence(sampler, theta, base, trajectory, k)
     return total
 
 
 def divergence_gradient(
-    denoiser: Denoiser,
+    sampler: Sampler,
     theta: Tensor,  # [P]
     base: Tensor,  # [P]
-    schedule: Schedule,
     trajectory: Trajectory,
     steps: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # [P], [B] nats
@@ -50,19 +48,17 @@ def divergence_gradient(
     """
     theta = theta.detach().requires_grad_()
     gradient, total = torch.zeros_like(theta), theta.new_zeros(trajectory.latents.shape[1])
-    share = len(noisy_steps(schedule)) / len(steps)
+    share = len(noisy_steps(sampler.schedule)) / len(steps)
     for k in steps:
-        divergence = share * _step_divergence(denoiser, theta, base, schedule, trajectory, k)
+        divergence = share * _step_divergence(sampler, theta, base, trajectory, k)
         gradient += torch.autograd.grad(divergence.mean(), theta)[0]
         total = total + divergence.detach()
     return gradient, total
 
 
-def _step_divergence(
-    denoiser: Denoiser, theta: Tensor, base: Tensor, schedule: Schedule, trajectory: Trajectory, k: int
-) -> Tensor:  # [B]
-    arguments = (schedule, k, trajectory.latents[k], trajectory.conditioning)
+def _step_divergence(sampler: Sampler, theta: Tensor, base: Tensor, trajectory: Trajectory, k: int) -> Tensor:  # [B]
+    arguments = (k, trajectory.latents[k], trajectory.conditioning)
     with torch.no_grad():
-        expected = step_mean(denoiser, base, *arguments)
-    moved = (step_mean(denoiser, theta, *arguments) - expected) / schedule.sigma[k]
+        expected = sampler.mean(base, *arguments)
+    moved = (sampler.mean(theta, *arguments) - expected) / sampler.schedule.sigma[k]
     return moved.flatten(1).square().sum(1) / 2

@@ -1,4 +1,4 @@
-"""The sampling chain: its denoiser, one step of it, and the record that the estimators read."""
+"""The sampling chain: its denoiser, its steps, and the record that the estimators read."""
 
 from __future__ import annotations
 
@@ -40,53 +40,47 @@ class Trajectory:
         return len(self.latents) - 1
 
 
-def step_mean(
-    denoiser: Denoiser, theta: Tensor, schedule: Schedule, k: int, latent: Tensor, conditioning: Conditioning
-) -> Tensor:  # [B, C, H, W]
-    """Mean of the latent that step k puts out."""
-    return schedule.mean(k, latent, denoiser(theta, latent, schedule.timesteps[k], conditioning))
+@dataclass(frozen=True)
+class Sampler:
+    """A denoiser under a schedule: one step, its mean, and whole chains; theta [P] is an argument of each."""
 
+    denoiser: Denoiser
+    schedule: Schedule
 
-def denoise_step(
-    denoiser: Denoiser,
-    theta: Tensor,
-    schedule: Schedule,
-    k: int,
-    latent: Tensor,
-    noise: Tensor,
-    conditioning: Conditioning,
-) -> Tensor:  # [B, C, H, W]
-    """The latent that step k puts out, given that step's noise [B, C, H, W]."""
-    return step_mean(denoiser, theta, schedule, k, latent, conditioning) + schedule.sigma[k] * noise
+    def __len__(self) -> int:  # T
+        return len(self.schedule)
 
+    def mean(self, theta: Tensor, k: int, latent: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C, H, W]
+        """Mean of the latent that step k puts out."""
+        output = self.denoiser(theta, latent, self.schedule.timesteps[k], conditioning)
+        return self.schedule.mean(k, latent, output)
 
-@torch.no_grad()
-def sample_chain(
-    denoiser: Denoiser,
-    theta: Tensor,  # [P]
-    schedule: Schedule,
-    x_start: Tensor,  # [B, C, H, W]
-    noise: Tensor,  # [T, B, C, H, W]
-    conditioning: Conditioning,
-    *,
-    stop: int | None = None,
-) -> Trajectory:
-    """Run steps 0 .. stop-1 (default: all) without gradients."""
-    latents = [x_start]
-    for k in range(len(schedule) if stop is None else stop):
-        latents.append(denoise_step(denoiser, theta, schedule, k, latents[-1], noise[k], conditioning))
-    return Trajectory(torch.stack(latents), noise, conditioning)
+    def step(self, theta: Tensor, k: int, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """The latent [B, C, H, W] that step k puts out, given that step's noise [B, C, H, W]."""
+        return self.mean(theta, k, latent, conditioning) + self.schedule.sigma[k] * noise
 
+    @torch.no_grad()
+    def sample(
+        self,
+        theta: Tensor,  # [P]
+        x_start: Tensor,  # [B, C, H, W]
+        noise: Tensor,  # [T, B, C, H, W]
+        conditioning: Conditioning,
+        *,
+        stop: int | None = None,
+    ) -> Trajectory:
+        """Run steps 0 .. stop-1 (default: all) without gradients."""
+        latents = [x_start]
+        for k in range(len(self) if stop is None else stop):
+            latents.append(self.step(theta, k, latents[-1], noise[k], conditioning))
+        return Trajectory(torch.stack(latents), noise, conditioning)
 
-def sample_together(
-    denoiser: Denoiser, theta: Tensor, schedule: Schedule, starts: Sequence[Start], *, stop: int | None = None
-) -> list[Trajectory]:
-    """As `sample_chain` for each of several chunks of chains, all of them in one batch."""
-    if len(starts) == 1:
-        return [sample_chain(denoiser, theta, schedule, *starts[0], stop=stop)]
-    x_start, noise, conditioning = zip(*starts, strict=True)
-    prompts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
-    arguments = (torch.cat(x_start), torch.cat(noise, dim=1), prompts)
-    latents = sample_chain(denoiser, theta, schedule, *arguments, stop=stop).latents
-    parts = latents.split([len(one) for one in x_start], dim=1)
-    return [Trajectory(own, *start[1:]) for own, start in zip(parts, starts, strict=True)]
+    def sample_together(self, theta: Tensor, starts: Sequence[Start], *, stop: int | None = None) -> list[Trajectory]:
+        """As `sample` for each of several chunks of chains, all of them in one batch."""
+        if len(starts) == 1:
+            return [self.sample(theta, *starts[0], stop=stop)]
+        x_start, noise, conditioning = zip(*starts, strict=True)
+        prompts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
+        latents = self.sample(theta, torch.cat(x_start), torch.cat(noise, dim=1), prompts, stop=stop).latents
+        parts = latents.split([len(one) for one in x_start], dim=1)
+        return [Trajectory(own, *start[1:]) for own, start in zip(parts, starts, strict=True)]

@@ -15,10 +15,10 @@ from torch import Tensor
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.gradient import Chains
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import Objective, sample_chain
+from rlr_ray.core.sampler import Objective
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.lab.measure import Candidate, Samples, Subject, sample, summarise
-from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta
+from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 
 LIMIT = 3.5  # one score in a hundred exceeds it by chance; seeds are fixed, so the default's do not
 SCALE = 0.003  # of perturbations: their smoothing error is below 0.2 %
@@ -44,7 +44,7 @@ class Certified:
 def toy_subject() -> Subject:
     """The toy chain with a baseline over groups of 4."""
     groups = torch.arange(CHAINS) // 4
-    return Subject(toy_denoiser, toy_theta(), toy_schedule(), lambda c: [toy_chains(CHAINS, c)], groups)
+    return Subject(toy_sampler(), toy_theta(), lambda c: [toy_chains(CHAINS, c)], groups)
 
 
 def toy_surrogate(latent: Tensor) -> Tensor:  # [B]
@@ -140,9 +140,9 @@ def _shared(subject: Subject, shape: PlanShape) -> Subject:
 def _exact(subject: Subject, chains: Chains, objective: Objective | None = None) -> Tensor:  # [T, P]
     """Each step's part of the chunk's gradient, by backpropagation through the whole chain."""
     start = chains.start
-    trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
+    trajectory = subject.sampler.sample(subject.theta, *start, stop=0)
     objective = objective or chains.objective
-    return step_gradients(subject.denoiser, subject.theta, subject.schedule, trajectory, objective)[0]
+    return step_gradients(subject.sampler, subject.theta, trajectory, objective)[0]
 
 
 def _first_and_rest(subject: Subject, candidate: Candidate, steps: Tensor) -> tuple[Tensor, Tensor]:  # 2 [n, T, P]

@@ -68,7 +68,7 @@ class Laboratory:
         self.exact = config.differentiable
 
     def measure_reference(self) -> Reference:
-        if not self.exact and not all(self.subject.schedule.sigma):
+        if not self.exact and not all(self.subject.sampler.schedule.sigma):
             raise UserError(
                 "the reward is black-box and the sampler has a step without noise, so there is neither backpropagation "
                 "nor half order on every step to hold estimates against; set sampler.eta: 1, or use a scheduler whose "
@@ -80,7 +80,7 @@ class Laboratory:
         """Raises UserError if the plan does not work with this recipe."""
         config = with_plan(self.config, keys)
         check_reward(config)
-        config.plan_shape.check_noise(self.subject.schedule)
+        config.plan_shape.check_noise(self.subject.sampler.schedule)
         if self.guides is None and config.guided:
             self.guides = guides_of(self.subject, config)
         norms = reference.place_norms(config.plan_shape.sub_chain_length)
@@ -107,7 +107,7 @@ class Laboratory:
 
         Zeroth order's is the law of isotropic directions, P E|g|^2 - |E g|^2, with g a chain's exact gradient.
         """
-        schedule, numbers = self.subject.schedule, len(self.subject.theta)
+        schedule, numbers = self.subject.sampler.schedule, len(self.subject.theta)
         half = half_order_variances(self.subject, min(_PROFILE_BATCHES, self.batches))
         total = sum(max(signal, 0.0) for signal in reference.signals) or 1.0
         rows = []

@@ -18,7 +18,7 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan, PlanShape
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Trajectory
 from rlr_ray.lab.measure import Subject
 from rlr_ray.train.engine import Engine
 from rlr_ray.utils.memory import peak_bytes
@@ -44,7 +44,7 @@ class Probe:
 def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
     """Run every part a few times. A part that cannot be (no gradient of the reward, no noise) is left at 0."""
     work = Work(engine, subject)
-    steps = len(subject.schedule)
+    steps = len(subject.sampler)
     peaks = {name: peak_bytes(part, engine.device) for name, part in work.parts(steps, differentiable).items()}
     memory = MemoryModel(
         work.held(),
@@ -86,7 +86,7 @@ class Work:
 
     def parts(self, steps: int, differentiable: bool) -> dict[str, Callable[[], Any]]:
         parts: dict[str, Callable[[], Any]] = {"sampling": self.sampling, "rollout": self.rollout}
-        if all(self.subject.schedule.sigma[:2]):
+        if all(self.subject.sampler.schedule.sigma[:2]):
             parts |= {f"half {h}": functools.partial(self.half_order, h) for h in (1, min(2, steps))}
         if differentiable:
             counts = {"plain": (1, min(2, steps)), "checkpointed": (1, min(_CHECKPOINTED_STEPS, steps))}
@@ -102,30 +102,30 @@ class Work:
 
     def _chain(self, chains: Chains) -> Trajectory:
         subject = self.subject
-        return sample_chain(subject.denoiser, subject.theta, subject.schedule, *chains.start)
+        return subject.sampler.sample(subject.theta, *chains.start)
 
     def first_order(self, steps: int, checkpoint_steps: bool) -> Any:
         whole, subject = self.trajectory, self.subject
         start = Trajectory(whole.latents[: len(whole.latents) - steps], whole.noise, whole.conditioning)
-        arguments = (subject.denoiser, subject.theta, subject.schedule, start, self.chains.objective)
+        arguments = (subject.sampler, subject.theta, start, self.chains.objective)
         return first_order(*arguments, checkpoint_steps=checkpoint_steps)
 
     def half_order(self, length: int) -> Any:
         """At the chain's start; memory does not depend on the place."""
         subject, advantage = self.subject, self.subject.theta.new_ones(len(self.chains.x_start))
-        arguments = (subject.denoiser, subject.theta, subject.schedule, self.trajectory)
+        arguments = (subject.sampler, subject.theta, self.trajectory)
         return half_order(*arguments, range(length), advantage)
 
     def rollout(self) -> Any:
-        subject, steps = self.subject, len(self.subject.schedule)
+        subject, steps = self.subject, len(self.subject.sampler)
         directions = torch.zeros(len(self.pairs.x_start), len(subject.theta)).to(subject.theta)
         plan = PlanShape(steps, 0, 0).draw("probe")
-        return rollout(subject.denoiser, subject.theta, subject.schedule, plan, self.pairs, directions, 0.0)
+        return rollout(subject.sampler, subject.theta, plan, self.pairs, directions, 0.0)
 
     def held(self) -> float:
         """What an update holds all along: weights, all chains and trajectories, theta and its chunks' gradients."""
         config, latent = self.engine.config, self.chains.x_start
-        trajectory = _bytes(latent) / len(latent) * 2 * (len(self.subject.schedule) + 1)
+        trajectory = _bytes(latent) / len(latent) * 2 * (len(self.subject.sampler) + 1)
         chunks = config.train.chains / config.train.chunk_size
         gradients = _bytes(self.subject.theta) * (4 * chunks + 6)  # two terms, summed once; optimizer, guides
         return self.engine.held_bytes() + config.train.chains * trajectory + gradients

@@ -37,7 +37,7 @@ def forecasts(subject: Subject, batches: int) -> Tensor:  # [T + 1, n]
     (E[next | latent] = this one), so a step after which it gets worse on average is one whose output is worse than the
     step before would have had it. Raises UserError if the schedule does not say what is clean.
     """
-    if not subject.schedule.clean:
+    if not subject.sampler.schedule.clean:
         raise UserError(
             "this model's schedule does not say which clean picture a step predicts, so there is none to rate"
         )
@@ -45,11 +45,11 @@ def forecasts(subject: Subject, batches: int) -> Tensor:  # [T + 1, n]
 
 
 def _of_chains(subject: Subject, number: int) -> Tensor:  # [T + 1, B]
-    schedule, columns = subject.schedule, []
+    schedule, columns = subject.sampler.schedule, []
     for chains in subject.batch(number):
         latent, rows = chains.x_start, []
         for k, (of_latent, of_output) in enumerate(schedule.clean):
-            output = subject.denoiser(subject.theta, latent, schedule.timesteps[k], chains.conditioning)
+            output = subject.sampler.denoiser(subject.theta, latent, schedule.timesteps[k], chains.conditioning)
             rows.append(chains.objective(of_latent * latent + of_output * output).cpu())
             latent = schedule.mean(k, latent, output) + schedule.sigma[k] * chains.noise[k]
         columns.append(torch.stack([*rows, chains.objective(latent).cpu()]))

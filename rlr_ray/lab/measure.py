@@ -20,8 +20,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
 from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.core.positions import softmax_of_norms
-from rlr_ray.core.sampler import Denoiser
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.weighting import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, zeroth_order
 from rlr_ray.rewards.mixture import WeightedSum
@@ -32,11 +31,10 @@ LEAST_BATCHES = 8  # fewer say nothing of a variance
 
 @dataclass(frozen=True)
 class Subject:
-    """What plans are measured on: a denoiser at one theta, and batches of chains by number, always the same."""
+    """What plans are measured on: a sampler at one theta, and batches of chains by number, always the same."""
 
-    denoiser: Denoiser
+    sampler: Sampler
     theta: Tensor  # [P]
-    schedule: Schedule
     batch: Callable[[int], Sequence[Chains]]  # its chunks
     groups: Tensor  # [B] chains of a batch that share a baseline
 
@@ -96,9 +94,8 @@ def sample(subject: Subject, candidate: Candidate, batches: int) -> Samples:
 def estimate_batch(subject: Subject, candidate: Candidate, number: int) -> GradientEstimate:
     plan, chunks = candidate.plan(number), subject.batch(number)
     return estimate_gradient(
-        subject.denoiser,
+        subject.sampler,
         subject.theta,
-        subject.schedule,
         {c: (plan, chains) for c, chains in enumerate(chunks)},
         subject.groups,
         lambda: _perturb(subject, candidate, number, plan, chunks),
@@ -116,7 +113,7 @@ def _perturb(subject: Subject, candidate: Candidate, number: int, plan: Plan, ch
         own = [("lab", "direction", number, c, i) for i in range(len(chains.x_start))]
         u = torch.stack([directions.draw(seed, subject.theta.dtype) for seed in own]).to(subject.theta)
         step = directions.step_size
-        rewards.append(rollout(subject.denoiser, subject.theta, subject.schedule, plan, chains, u, step))
+        rewards.append(rollout(subject.sampler, subject.theta, plan, chains, u, step))
         seeds += own
     plus, minus = (torch.cat(parts).cpu() for parts in zip(*rewards, strict=True))
     return zeroth_order(directions, seeds, plus, minus, subject.theta.dtype)
@@ -226,7 +223,7 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
         chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
         return [engine.train_chains(_FIRST_STEP + number, chunk, total) for chunk in chunks]
 
-    return Subject(engine.model, theta, engine.model.schedule, batch, groups.to(engine.device))
+    return Subject(engine.sampler, theta, batch, groups.to(engine.device))
 
 
 def candidate_of(

@@ -222,7 +222,7 @@ class Planner:
         try:
             config = with_plan(self.config, keys)
             check_reward(config)
-            config.plan_shape.check_noise(self.subject.schedule)
+            config.plan_shape.check_noise(self.subject.sampler.schedule)
         except UserError:
             return False
         return True

@@ -13,7 +13,6 @@ from torch import Tensor
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import inverse_probabilities
-from rlr_ray.core.sampler import sample_chain
 from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 
 
@@ -52,34 +51,34 @@ def half_order_variances(subject: Subject, batches: int) -> list[float]:  # [T]
 
 def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     """A batch's exact gradient through each step."""
-    total = torch.zeros(len(subject.schedule), len(subject.theta), dtype=subject.theta.dtype)
+    total = torch.zeros(len(subject.sampler.schedule), len(subject.theta), dtype=subject.theta.dtype)
     chunks = subject.batch(number)
     for chains in chunks:
         start = chains.start
-        trajectory = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
-        arguments = (subject.denoiser, subject.theta, subject.schedule, trajectory, chains.objective)
+        trajectory = subject.sampler.sample(subject.theta, *start, stop=0)
+        arguments = (subject.sampler, subject.theta, trajectory, chains.objective)
         total += step_gradients(*arguments)[0].cpu()
     return total / len(chunks)
 
 
 def reinforce_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     """Half order of every step alone on a batch; nan where it cannot be: no noise, or no baseline."""
-    total = torch.zeros(len(subject.schedule), len(subject.theta), dtype=subject.theta.dtype)
+    total = torch.zeros(len(subject.sampler.schedule), len(subject.theta), dtype=subject.theta.dtype)
     if int(subject.groups.bincount().min()) < 2:
         return torch.full_like(total, float("nan"))
     chunks = subject.batch(number)
     starts = [chains.start for chains in chunks]
-    trajectories = [sample_chain(subject.denoiser, subject.theta, subject.schedule, *start) for start in starts]
+    trajectories = [subject.sampler.sample(subject.theta, *start) for start in starts]
     with torch.no_grad():
         pairs = zip(chunks, trajectories, strict=True)
         rewards = torch.cat([chains.objective(trajectory.latents[-1]) for chains, trajectory in pairs])
     advantages = leave_one_out(rewards, subject.groups).chunk(len(chunks))
-    for k, sigma in enumerate(subject.schedule.sigma):
+    for k, sigma in enumerate(subject.sampler.schedule.sigma):
         if not sigma:
             total[k] = float("nan")
             continue
         for trajectory, advantage in zip(trajectories, advantages, strict=True):
-            arguments = (subject.denoiser, subject.theta, subject.schedule, trajectory, range(k, k + 1), advantage)
+            arguments = (subject.sampler, subject.theta, trajectory, range(k, k + 1), advantage)
             total[k] += half_order(*arguments).cpu()
     return total / len(chunks)
 
@@ -88,7 +87,7 @@ def _gather(subject: Subject, kind: str, gradients: Iterable[Tensor]) -> Referen
     """From each batch's gradient by step [T, P]; only sums over batches are kept of the single steps."""
     rows: list[Tensor] = []
     halves: list[Tensor] = []  # sums over even and over odd batches: independent
-    squares = torch.zeros(len(subject.schedule), dtype=torch.float64)
+    squares = torch.zeros(len(subject.sampler.schedule), dtype=torch.float64)
     for number, steps in enumerate(gradients):
         rows.append(steps.sum(0))
         squares += steps.double().square().sum(1)
@@ -214,7 +213,7 @@ def roulette_square(exact: Tensor, least: int) -> float:
 
 def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> Families:
     """Statistics of `batches` batches, or of as many, but 8 at least, as `patience_s` allows."""
-    families = Families(len(subject.schedule), len(subject.groups), exact)
+    families = Families(len(subject.sampler.schedule), len(subject.groups), exact)
     started = time.monotonic()
     for number in range(batches):
         reinforce = reinforce_by_step(subject, number)

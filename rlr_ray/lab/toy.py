@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from rlr_ray.core.gradient import Chains
-from rlr_ray.core.sampler import Conditioning, Trajectory, sample_chain
+from rlr_ray.core.sampler import Conditioning, Sampler
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.models.schedulers import schedule_of
 
@@ -45,6 +45,10 @@ def toy_schedule(steps: int = STEPS, eta: float = 1.0) -> Schedule:
     return schedule_of(SCHEDULER, steps, eta)
 
 
+def toy_sampler(steps: int = STEPS, eta: float = 1.0) -> Sampler:
+    return Sampler(toy_denoiser, toy_schedule(steps, eta))
+
+
 def toy_reward(latent: Tensor) -> Tensor:  # [B]
     x, y = latent.flatten(1).unbind(1)
     return torch.sin(1.5 * x) + 0.4 * y - 0.1 * (x**2 + y**2) + 0.3 * torch.cos(x * y)
@@ -55,7 +59,3 @@ def toy_chains(count: int, seed: int, steps: int = STEPS) -> Chains:
     start = torch.randn(count, 2, 1, 1, generator=source, dtype=torch.float64)
     noise = torch.randn(steps, count, 2, 1, 1, generator=source, dtype=torch.float64)
     return Chains(start, noise, {}, toy_reward)
-
-
-def toy_trajectory(chains: Chains, stop: int | None = None) -> Trajectory:
-    return sample_chain(toy_denoiser, toy_theta(), toy_schedule(), chains.x_start, chains.noise, {}, stop=stop)

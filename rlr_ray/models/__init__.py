@@ -16,7 +16,7 @@ from rlr_ray.core.schedule import Schedule
 
 
 class Model(Protocol):
-    """A pipeline seen as a denoiser (see rlr_ray.core.chain.Denoiser) with what the chain needs around it."""
+    """A pipeline seen as a denoiser (see rlr_ray.core.sampler.Denoiser) with what the chain needs around it."""
 
     schedule: Schedule
     latent_shape: tuple[int, ...]  # C, H, W; of a video C, F, H, W

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Conditioning, Objective, Start, Trajectory, sample_chain
+from rlr_ray.core.sampler import Conditioning, Objective, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, zeroth_order
@@ -51,8 +51,8 @@ def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str
     ]
 
 
-class Sampler:
-    """Model, prompts and schedule of one recipe, on one device."""
+class PictureEngine:
+    """Model and prompts of one recipe, on one device: enough to draw its pictures."""
 
     def __init__(self, config: RunConfig):
         torch.set_num_threads(config.threads)
@@ -63,6 +63,10 @@ class Sampler:
         self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
         if config.dcot is not None:
             self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler(self.model, self.model.schedule)
 
     def prompt_note(self) -> str:
         """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
@@ -91,7 +95,7 @@ class Sampler:
     @torch.no_grad()
     def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
         """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
-        trajectory = sample_chain(self.model, theta, self.model.schedule, *self.start(*self.held_out(indices)))
+        trajectory = self.sampler.sample(theta, *self.start(*self.held_out(indices)))
         return trajectory, self.model.decode(trajectory.latents[-1])
 
     def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -149,8 +153,8 @@ def check_reward(config: RunConfig) -> None:
 _CLIP = "openai/clip-vit-base-patch32"
 
 
-class Engine(Sampler):
-    """Model, prompts and schedule of one run with its rewards and its plan, on one device.
+class Engine(PictureEngine):
+    """Model and prompts of one run with its rewards and its plan, on one device.
 
     `built`: rewards by label that are elsewhere already.
     """
@@ -272,9 +276,8 @@ class Engine(Sampler):
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
         plus, minus = rollout(
-            self.model,
+            self.sampler,
             request.theta.to(self.device),
-            self.model.schedule,
             request.plan,
             self.train_chains(request.step, indices, request.total, tally).with_share(request.coefficient),
             directions.to(self.device),

@@ -69,12 +69,12 @@ def _first(trajectory: Trajectory, count: int) -> Trajectory:
 
 
 def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
-    base, schedule = engine.model.initial_theta, engine.model.schedule
-    if not noisy_steps(schedule):
+    base = engine.model.initial_theta
+    if not noisy_steps(engine.model.schedule):
         return torch.full((trajectory.latents.shape[1],), float("nan"))
     if torch.equal(theta, base):
         return torch.zeros(trajectory.latents.shape[1])
-    return chain_divergence(engine.model, theta, base, schedule, trajectory).cpu()
+    return chain_divergence(engine.sampler, theta, base, trajectory).cpu()
 
 
 def image_features(clip: Clip | None) -> tuple[Features, Distance]:

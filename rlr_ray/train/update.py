@@ -57,9 +57,8 @@ def update(
     batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
     chains = _own_chains(engine, step, process, online, total, tally)
     estimate = estimate_gradient(
-        engine.model,
+        engine.sampler,
         theta,
-        engine.model.schedule,
         {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
         engine.groups(),
         lambda: None if batch is None else engine.zeroth_order(request, batch.results, tally),

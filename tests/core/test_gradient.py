@@ -13,23 +13,14 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Conditioning, denoise_step
+from rlr_ray.core.sampler import Conditioning, Sampler
 from rlr_ray.core.weighting import TermEstimate, average, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, zeroth_order
-from rlr_ray.lab.toy import (
-    PARAMETERS,
-    STEPS,
-    toy_chains,
-    toy_denoiser,
-    toy_reward,
-    toy_schedule,
-    toy_theta,
-    toy_trajectory,
-)
-from tests.toy import exact_gradient
+from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
+from tests.toy import exact_gradient, toy_trajectory
 
 PLAN = Plan(STEPS, range(5, 6), (range(2, 4),), (0, 1, 4))
-SCHEDULE, SIZE = toy_schedule(), 8
+SAMPLER, SIZE = toy_sampler(), 8
 DIRECTIONS = Directions(PARAMETERS, 0.003)
 
 
@@ -45,7 +36,7 @@ def zeroth_term(chains: Chains, indices: list[int]) -> TermEstimate:
     for i in indices:
         one = Chains(chains.x_start[i : i + 1], chains.noise[:, i : i + 1], {}, toy_reward)
         u = DIRECTIONS.draw(seeds[i], torch.float64)[None]
-        a, b = rollout(toy_denoiser, toy_theta(), SCHEDULE, PLAN, one, u, DIRECTIONS.step_size)
+        a, b = rollout(SAMPLER, toy_theta(), PLAN, one, u, DIRECTIONS.step_size)
         plus[i], minus[i] = a.item(), b.item()
     return zeroth_order(DIRECTIONS, list(seeds.values()), plus, minus, torch.float64)
 
@@ -54,9 +45,8 @@ def estimate(chains: Chains, own: list[int], leads: bool = True, **options) -> G
     count = len(chains.x_start)
     order = list(reversed(range(count)))
     return estimate_gradient(
-        toy_denoiser,
+        SAMPLER,
         toy_theta(),
-        SCHEDULE,
         {c: (PLAN, chunk(chains, c)) for c in own},
         torch.arange(count) // 4,
         lambda: zeroth_term(chains, order) if leads else None,
@@ -69,9 +59,9 @@ def test_the_sum_is_its_terms() -> None:
     chains = toy_chains(32, seed=1)
     found = estimate(chains, [0, 1, 2, 3])
     trajectory = toy_trajectory(chains)
-    first, rewards, _ = first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 5), toy_reward)
+    first, rewards, _ = first_order(SAMPLER, toy_theta(), toy_trajectory(chains, 5), toy_reward)
     advantage = leave_one_out(rewards, torch.arange(32) // 4)
-    half = half_order(toy_denoiser, toy_theta(), SCHEDULE, trajectory, range(2, 4), advantage)
+    half = half_order(SAMPLER, toy_theta(), trajectory, range(2, 4), advantage)
     zeroth = zeroth_term(chains, list(range(32))).gradient
     torch.testing.assert_close(found.total({}), first + half + zeroth, rtol=1e-10, atol=1e-12)
     weighted = found.total({"half_order": 0.5, "zeroth_order": 0.0})
@@ -83,9 +73,7 @@ def test_full_backpropagation_is_the_exact_gradient() -> None:
     chains = toy_chains(16, seed=2)
     plan = Plan(STEPS, range(STEPS), (), ())
     work = {c: (plan, chunk(chains, c)) for c in range(2)}
-    found = estimate_gradient(
-        toy_denoiser, toy_theta(), SCHEDULE, work, torch.zeros(16), lambda: None, checkpoint_steps=True
-    )
+    found = estimate_gradient(SAMPLER, toy_theta(), work, torch.zeros(16), lambda: None, checkpoint_steps=True)
     torch.testing.assert_close(found.total({}), exact_gradient(chains, range(STEPS)).mean(0), rtol=1e-11, atol=1e-13)
 
 
@@ -101,7 +89,9 @@ def test_chunks_sampled_together_are_the_same_chains() -> None:
         plans = [Plan(STEPS, range(start, STEPS), (range(0, 2),), ()) for start in starts]
         work = {c: (plan, chunk(chains, c)) for c, plan in enumerate(plans)}
         groups = torch.arange(32) // 4
-        return estimate_gradient(counted, toy_theta(), SCHEDULE, work, groups, lambda: None, sampled_together=together)
+        return estimate_gradient(
+            Sampler(counted, SAMPLER.schedule), toy_theta(), work, groups, lambda: None, sampled_together=together
+        )
 
     alone = run(1, [4] * 4)
     for together, sampled in ((2, [16] * 8), (3, [24] * 4 + [8] * 4), (9, [32] * 4)):
@@ -206,12 +196,12 @@ def test_a_pair_parts_at_its_first_perturbed_step_and_is_rated_at_once(zeroth: t
 
     rated = replace(chains, objective=lambda latent: calls.append(-len(latent)) or toy_reward(latent))
     u = torch.randn(8, PARAMETERS, dtype=torch.float64)
-    plus, minus = rollout(counted, toy_theta(), SCHEDULE, plan, rated, u, 0.1)
+    plus, minus = rollout(Sampler(counted, SAMPLER.schedule), toy_theta(), plan, rated, u, 0.1)
     assert sum(calls[:-1]) == 8 * plan.pair_forwards == 8 * (2 * STEPS - zeroth[0])
     assert calls[-1] == -16
     for sign, rewards in ((0.1, plus), (-0.1, minus)):
         latent = chains.x_start
         for k in range(STEPS):
             theta = toy_theta() + (sign * u if k in zeroth else 0 * u)
-            latent = denoise_step(toy_denoiser, theta, SCHEDULE, k, latent, chains.noise[k], {})
+            latent = SAMPLER.step(theta, k, latent, chains.noise[k], {})
         torch.testing.assert_close(rewards, toy_reward(latent))

@@ -8,44 +8,45 @@ from torch.distributions import Normal, kl_divergence
 from rlr_ray.core.gradient import Chains, Penalty, estimate_gradient
 from rlr_ray.core.kl import chain_divergence, divergence_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Trajectory, step_mean
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
-from rlr_ray.lab.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta, toy_trajectory
+from rlr_ray.lab.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
+from tests.toy import toy_trajectory
 
-SCHEDULE, CHAINS = toy_schedule(), toy_chains(16, seed=3)
+SAMPLER, CHAINS = toy_sampler(), toy_chains(16, seed=3)
 TRAJECTORY, THETA = toy_trajectory(CHAINS), toy_theta()
 BASE = THETA + 0.05 * torch.linspace(-1, 1, len(THETA), dtype=THETA.dtype)
 
 
 def by_torch(theta: torch.Tensor, schedule: Schedule, trajectory: Trajectory) -> torch.Tensor:  # [B]
-    total = torch.zeros(16, dtype=theta.dtype)
+    sampler, total = Sampler(toy_denoiser, schedule), torch.zeros(16, dtype=theta.dtype)
     for k, sigma in enumerate(schedule.sigma):
-        arguments = (schedule, k, trajectory.latents[k], {})
-        means = [step_mean(toy_denoiser, numbers, *arguments) for numbers in (theta, BASE)]
+        arguments = (k, trajectory.latents[k], {})
+        means = [sampler.mean(numbers, *arguments) for numbers in (theta, BASE)]
         total = total + kl_divergence(*(Normal(mean, sigma) for mean in means)).flatten(1).sum(1)
     return total
 
 
 def test_it_is_that_of_torch() -> None:
-    found = chain_divergence(toy_denoiser, THETA, BASE, SCHEDULE, TRAJECTORY)
-    torch.testing.assert_close(found, by_torch(THETA, SCHEDULE, TRAJECTORY), rtol=1e-10, atol=1e-12)
+    found = chain_divergence(SAMPLER, THETA, BASE, TRAJECTORY)
+    torch.testing.assert_close(found, by_torch(THETA, SAMPLER.schedule, TRAJECTORY), rtol=1e-10, atol=1e-12)
     assert float(found.min()) > 0
-    assert not chain_divergence(toy_denoiser, BASE, BASE, SCHEDULE, TRAJECTORY).any()
+    assert not chain_divergence(SAMPLER, BASE, BASE, TRAJECTORY).any()
 
 
 def test_its_gradient_is_autograds_with_the_states_held() -> None:
     theta = THETA.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(by_torch(theta, SCHEDULE, TRAJECTORY).mean(), theta)
-    found, nats = divergence_gradient(toy_denoiser, THETA, BASE, SCHEDULE, TRAJECTORY, range(STEPS))
+    (expected,) = torch.autograd.grad(by_torch(theta, SAMPLER.schedule, TRAJECTORY).mean(), theta)
+    found, nats = divergence_gradient(SAMPLER, THETA, BASE, TRAJECTORY, range(STEPS))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(nats, by_torch(THETA, SCHEDULE, TRAJECTORY), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(nats, by_torch(THETA, SAMPLER.schedule, TRAJECTORY), rtol=1e-10, atol=1e-12)
 
 
 def test_a_few_steps_stand_for_all() -> None:
     """The mean over every choice of 2 steps is the whole, exactly."""
-    whole, nats = divergence_gradient(toy_denoiser, THETA, BASE, SCHEDULE, TRAJECTORY, range(STEPS))
+    whole, nats = divergence_gradient(SAMPLER, THETA, BASE, TRAJECTORY, range(STEPS))
     pairs = [(a, b) for a in range(STEPS) for b in range(a)]
-    found = [divergence_gradient(toy_denoiser, THETA, BASE, SCHEDULE, TRAJECTORY, pair) for pair in pairs]
+    found = [divergence_gradient(SAMPLER, THETA, BASE, TRAJECTORY, pair) for pair in pairs]
     torch.testing.assert_close(torch.stack([g for g, _ in found]).mean(0), whole, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(torch.stack([n for _, n in found]).mean(0), nats, rtol=1e-9, atol=1e-12)
 
@@ -55,9 +56,9 @@ def test_an_update_pays_for_it() -> None:
     parts = [slice(0, 8), slice(8, 16)]
     chunks = [Chains(CHAINS.x_start[part], CHAINS.noise[:, part], {}, toy_reward) for part in parts]
     plan = Plan(STEPS, range(STEPS - 1, STEPS), (), ())
-    arguments = (toy_denoiser, THETA, SCHEDULE, {c: (plan, chunk) for c, chunk in enumerate(chunks)})
+    arguments = (SAMPLER, THETA, {c: (plan, chunk) for c, chunk in enumerate(chunks)})
     groups, penalty = torch.arange(16) // 4, Penalty(0.3, BASE, range(STEPS))
     found = estimate_gradient(*arguments, groups, lambda: None, penalty=penalty)
-    whole, nats = divergence_gradient(toy_denoiser, THETA, BASE, SCHEDULE, TRAJECTORY, range(STEPS))
+    whole, nats = divergence_gradient(SAMPLER, THETA, BASE, TRAJECTORY, range(STEPS))
     torch.testing.assert_close(found.terms["kl_penalty"].gradient, -0.3 * whole, rtol=1e-9, atol=1e-12)
     assert found.divergence is not None and abs(found.divergence - float(nats.mean())) < 1e-6

@@ -10,7 +10,9 @@ import torch
 
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from rlr_ray.lab.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_schedule, toy_theta, toy_trajectory
+from rlr_ray.core.sampler import Sampler
+from rlr_ray.lab.toy import STEPS, toy_chains, toy_reward, toy_sampler, toy_schedule, toy_theta
+from tests.toy import toy_trajectory
 
 CHAINS = toy_chains(1000, seed=0)
 LATENT_BYTES = 1000 * 2 * 8
@@ -34,7 +36,7 @@ def test_a_sub_chain_is_linear_in_its_length() -> None:
     trajectory, advantage = toy_trajectory(CHAINS), torch.ones(1000).double()
 
     def work(length: int) -> Callable[[], Any]:
-        return lambda: half_order(toy_denoiser, toy_theta(), toy_schedule(), trajectory, range(0, length), advantage)
+        return lambda: half_order(toy_sampler(), toy_theta(), trajectory, range(0, length), advantage)
 
     sizes = [saved_bytes(work(length)) for length in range(1, 6)]
     steps = [after - before for before, after in itertools.pairwise(sizes)]
@@ -55,7 +57,7 @@ def test_checkpointed_steps_keep_their_latents_only() -> None:
     def work(last: int, checkpoint_steps: bool) -> Callable[[], Any]:
         start = toy_trajectory(CHAINS, STEPS - last)
         return lambda: first_order(
-            wide_denoiser, theta, toy_schedule(), start, toy_reward, checkpoint_steps=checkpoint_steps
+            Sampler(wide_denoiser, toy_schedule()), theta, start, toy_reward, checkpoint_steps=checkpoint_steps
         )
 
     plain = (saved_bytes(work(5, False)) - saved_bytes(work(1, False))) / 4

@@ -15,19 +15,10 @@ from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.core.sampler import Objective
 from rlr_ray.core.weighting import correlation_and_slope, moments
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.lab.toy import (
-    PARAMETERS,
-    STEPS,
-    toy_chains,
-    toy_denoiser,
-    toy_reward,
-    toy_schedule,
-    toy_theta,
-    toy_trajectory,
-)
-from tests.toy import exact_gradient, per_chain_theta, worst_z
+from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
+from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
 
-SCHEDULE = toy_schedule()
+SAMPLER = toy_sampler()
 COUNT = 100_000
 SHARE = 0.7  # c
 PLAN = PlanShape(STEPS, STEPS, 2, "cover", residual=True).draw(0)
@@ -45,14 +36,14 @@ def surrogate_chains(count: int, seed: int) -> Chains:
 
 def first_order_estimates(chains: Chains, objective: Objective) -> Tensor:  # [B, P]
     theta, start = per_chain_theta(chains), toy_trajectory(chains, 0)
-    return len(theta) * first_order(toy_denoiser, theta, SCHEDULE, start, objective)[0]
+    return len(theta) * first_order(SAMPLER, theta, start, objective)[0]
 
 
 def half_order_estimates(chains: Chains, carried: Objective, plan: Plan = PLAN) -> Tensor:  # [B, P]
     theta, trajectory = per_chain_theta(chains), toy_trajectory(chains)
     values = carried(trajectory.latents[-1])
     advantage = (values - values.mean()) * len(values) / (len(values) - 1)  # leave-one-out, in closed form
-    terms = (half_order(toy_denoiser, theta, SCHEDULE, trajectory, block, advantage) for block in plan.sub_chains)
+    terms = (half_order(SAMPLER, theta, trajectory, block, advantage) for block in plan.sub_chains)
     return len(theta) * sum(terms)
 
 
@@ -75,7 +66,7 @@ def test_zeroth_order_carries_the_residual() -> None:
     assert chains.surrogate is not None
     u = torch.randn(COUNT, PARAMETERS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     plan = PlanShape(STEPS, STEPS, 0, residual=True).draw(0)
-    plus, minus = rollout(toy_denoiser, toy_theta(), SCHEDULE, plan, chains, u, directions.step_size)
+    plus, minus = rollout(SAMPLER, toy_theta(), plan, chains, u, directions.step_size)
     rest = ((plus - minus) / (2 * directions.step_size))[:, None] * u
     assert worst_z(first_order_estimates(chains, chains.surrogate) + rest, exact_gradient(chains, range(STEPS))) < 3.5
 
@@ -87,14 +78,14 @@ def test_the_sum_is_first_order_of_the_surrogate_and_half_order_of_the_residual(
     chunks = [replace(whole, x_start=whole.x_start[part], noise=whole.noise[:, part]) for part in parts]
     groups = torch.arange(16) // 4
     found = estimate_gradient(
-        toy_denoiser, toy_theta(), SCHEDULE, {c: (PLAN, chunk) for c, chunk in enumerate(chunks)}, groups, lambda: None
+        SAMPLER, toy_theta(), {c: (PLAN, chunk) for c, chunk in enumerate(chunks)}, groups, lambda: None
     )
     trajectory = toy_trajectory(whole)
     last = trajectory.latents[-1]
     assert whole.surrogate is not None
-    first, _, _ = first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(whole, 0), whole.surrogate)
+    first, _, _ = first_order(SAMPLER, toy_theta(), toy_trajectory(whole, 0), whole.surrogate)
     advantage = leave_one_out(toy_reward(last) - SHARE * imperfect(last), groups)
-    blocks = (half_order(toy_denoiser, toy_theta(), SCHEDULE, trajectory, b, advantage) for b in PLAN.sub_chains)
+    blocks = (half_order(SAMPLER, toy_theta(), trajectory, b, advantage) for b in PLAN.sub_chains)
     torch.testing.assert_close(found.total({}), first + sum(blocks), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.rewards, toy_reward(last))
     torch.testing.assert_close(torch.cat([found.latents[0], found.latents[1]]), last)
@@ -121,7 +112,7 @@ def group_estimates(share: str) -> float:
     for values in (toy_reward(last), imperfect(last)):
         fours = values.view(-1, 4)
         advantage = ((fours - fours.mean(1, keepdim=True)) * 4 / 3).flatten()
-        blocks = [half_order(toy_denoiser, theta, SCHEDULE, trajectory, b, advantage) for b in PLAN.sub_chains]
+        blocks = [half_order(SAMPLER, theta, trajectory, b, advantage) for b in PLAN.sub_chains]
         terms.append(COUNT * sum(blocks))
     q, r = (x.view(-1, 4) - x.view(-1, 4).mean(1, keepdim=True) for x in (imperfect(last), toy_reward(last)))
     slope = (q * r).sum(1) / (q * q).sum(1)  # of each update's own chains

@@ -17,28 +17,18 @@ from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import step_mean
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
-from rlr_ray.lab.toy import (
-    PARAMETERS,
-    STEPS,
-    toy_chains,
-    toy_denoiser,
-    toy_reward,
-    toy_schedule,
-    toy_theta,
-    toy_trajectory,
-)
-from tests.toy import exact_gradient, per_chain_theta, worst_z
+from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
+from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
 
 SUB_CHAINS = [range(2, 3), range(1, 3), range(2, 5), range(0, 5)]
-SCHEDULE = toy_schedule()
+SAMPLER = toy_sampler()
 COUNT = 200_000
 
 
 def half_order_estimates(chains: Chains, sub_chain: range, advantage: Tensor) -> Tensor:  # [B, P]
     theta = per_chain_theta(chains)
-    return len(theta) * half_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains), sub_chain, advantage)
+    return len(theta) * half_order(SAMPLER, theta, toy_trajectory(chains), sub_chain, advantage)
 
 
 def one_group_advantage(chains: Chains) -> Tensor:  # [B]
@@ -52,7 +42,7 @@ def zeroth_order_estimates(chains: Chains, plan: Plan, directions: Directions, s
     source = torch.Generator().manual_seed(seed)
     size = (len(chains.x_start), directions.dimensions)
     u = directions.lift(torch.randn(size, generator=source, dtype=torch.float64))
-    plus, minus = rollout(toy_denoiser, toy_theta(), SCHEDULE, plan, chains, u, directions.step_size)
+    plus, minus = rollout(SAMPLER, toy_theta(), plan, chains, u, directions.step_size)
     return ((plus - minus) / (2 * directions.step_size))[:, None] * u
 
 
@@ -66,9 +56,8 @@ def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
     """Against autograd through the whole chain, the copies of theta at earlier steps held fixed."""
     chains = toy_chains(64, seed=3)
     gradient, rewards, whole = first_order(
-        toy_denoiser,
+        SAMPLER,
         toy_theta(),
-        SCHEDULE,
         toy_trajectory(chains, STEPS - last),
         toy_reward,
         checkpoint_steps=checkpoint_steps,
@@ -81,7 +70,7 @@ def test_first_order_is_autograd(last: int, checkpoint_steps: bool) -> None:
 
 def test_step_gradients_are_first_order_taken_apart() -> None:
     chains = toy_chains(64, seed=3)
-    arguments = (toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 2), toy_reward)
+    arguments = (SAMPLER, toy_theta(), toy_trajectory(chains, 2), toy_reward)
     apart, _ = step_gradients(*arguments)
     for k, gradient in zip(range(2, STEPS), apart, strict=True):
         torch.testing.assert_close(gradient, exact_gradient(chains, [k]).mean(0), rtol=1e-12, atol=1e-14)
@@ -93,7 +82,7 @@ def test_step_gradients_are_first_order_taken_apart() -> None:
 def test_first_order_refuses_a_reward_without_gradient() -> None:
     chains = toy_chains(4, seed=3)
     with pytest.raises(ValueError, match="carries no gradient"):
-        first_order(toy_denoiser, toy_theta(), SCHEDULE, toy_trajectory(chains, 5), lambda x: toy_reward(x).detach())
+        first_order(SAMPLER, toy_theta(), toy_trajectory(chains, 5), lambda x: toy_reward(x).detach())
 
 
 @pytest.mark.parametrize("sub_chain", SUB_CHAINS, ids=str)
@@ -109,19 +98,22 @@ def test_half_order_of_one_step_is_reinforce() -> None:
     chains, k = toy_chains(32, seed=6), 2
     trajectory, advantage = toy_trajectory(chains), one_group_advantage(chains)
     theta = toy_theta().requires_grad_()
-    mean = step_mean(toy_denoiser, theta, SCHEDULE, k, trajectory.latents[k], {})
-    density = torch.distributions.Normal(mean, SCHEDULE.sigma[k]).log_prob(trajectory.latents[k + 1]).flatten(1).sum(1)
+    mean = SAMPLER.mean(theta, k, trajectory.latents[k], {})
+    density = (
+        torch.distributions.Normal(mean, SAMPLER.schedule.sigma[k])
+        .log_prob(trajectory.latents[k + 1])
+        .flatten(1)
+        .sum(1)
+    )
     (expected,) = torch.autograd.grad((advantage * density).mean(), theta)
-    found = half_order(toy_denoiser, toy_theta(), SCHEDULE, trajectory, range(k, k + 1), advantage)
+    found = half_order(SAMPLER, toy_theta(), trajectory, range(k, k + 1), advantage)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_half_order_refuses_a_step_without_noise() -> None:
     chains = toy_chains(4, seed=3)
     with pytest.raises(ValueError, match=r"ends at step 2, where the sampler adds no noise.*sampler\.eta"):
-        half_order(
-            toy_denoiser, toy_theta(), toy_schedule(eta=0), toy_trajectory(chains), range(1, 3), torch.ones(4).double()
-        )
+        half_order(toy_sampler(eta=0), toy_theta(), toy_trajectory(chains), range(1, 3), torch.ones(4).double())
 
 
 @pytest.mark.parametrize("zeroth", [(0, 1, 2, 3, 4, 5), (0, 4), (1, 2, 3)], ids=str)
@@ -136,7 +128,7 @@ def test_zeroth_order_coefficient_is_the_directional_derivative() -> None:
     """Slope and correlation above 0.999 against the exact u . g_C of the same chains, at scale 0.003."""
     chains, zeroth, directions = toy_chains(20_000, seed=9), (0, 1, 4), Directions(PARAMETERS, 0.003)
     u = torch.randn(20_000, PARAMETERS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    plus, minus = rollout(toy_denoiser, toy_theta(), SCHEDULE, plan_of(zeroth), chains, u, directions.step_size)
+    plus, minus = rollout(SAMPLER, toy_theta(), plan_of(zeroth), chains, u, directions.step_size)
     found, exact = (plus - minus) / (2 * directions.step_size), (u * exact_gradient(chains, zeroth)).sum(1)
     slope = float((found * exact).sum() / exact.square().sum())
     correlation = float(torch.corrcoef(torch.stack([found, exact]))[0, 1])
@@ -186,7 +178,7 @@ def test_the_sum_is_unbiased() -> None:
     """The paper's shape (K = 1, a sub-chain of 2, zeroth order on the rest) for the whole gradient."""
     chains, sub_chain, zeroth = toy_chains(COUNT, seed=12), range(2, 4), (0, 1, 4)
     theta = per_chain_theta(chains)
-    first, _, _ = first_order(toy_denoiser, theta, SCHEDULE, toy_trajectory(chains, STEPS - 1), toy_reward)
+    first, _, _ = first_order(SAMPLER, theta, toy_trajectory(chains, STEPS - 1), toy_reward)
     half = half_order_estimates(chains, sub_chain, one_group_advantage(chains))
     rest = zeroth_order_estimates(chains, plan_of(zeroth), Directions(PARAMETERS, 0.003), seed=13)
     assert worst_z(COUNT * first + half + rest, exact_gradient(chains, range(STEPS))) < 3.5
@@ -234,7 +226,7 @@ def wrong_half_order(noise_of: Callable[[Tensor], Tensor], sub_chain: range, fac
     right = toy_trajectory(chains)
     wrong = type(right)(right.latents, noise_of(right.noise), right.conditioning)
     theta = per_chain_theta(chains)
-    estimates = half_order(toy_denoiser, theta, SCHEDULE, wrong, sub_chain, one_group_advantage(chains))
+    estimates = half_order(SAMPLER, theta, wrong, sub_chain, one_group_advantage(chains))
     return worst_z(factor * COUNT * estimates, exact_gradient(chains, SUB_CHAINS[2]))
 
 
@@ -254,7 +246,7 @@ ERRORS = {
     "zeroth order perturbs the sub-chain": zeroth_order_perturbs_the_sub_chain,
     "inner noises resampled": inner_noises_resampled,
     "noise index off by one": lambda: wrong_half_order(lambda noise: noise.roll(-1, 0), SUB_CHAINS[2]),
-    "missing 1 / sigma": lambda: wrong_half_order(lambda noise: noise, SUB_CHAINS[2], SCHEDULE.sigma[4]),
+    "missing 1 / sigma": lambda: wrong_half_order(lambda noise: noise, SUB_CHAINS[2], SAMPLER.schedule.sigma[4]),
     "last step dropped": lambda: wrong_half_order(lambda noise: noise, SUB_CHAINS[2][:-1]),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
@@ -36,18 +36,18 @@ def _theta(engine: Engine) -> Tensor:
 def _trajectory(engine: Engine, stop: int | None = None) -> Trajectory:
     chains = engine.train_chains(0, range(8))
     start = (chains.x_start, chains.noise, chains.conditioning)
-    return sample_chain(engine.model, _theta(engine), engine.model.schedule, *start, stop=stop)
+    return engine.sampler.sample(_theta(engine), *start, stop=stop)
 
 
 def test_chains_and_terms_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
     found: list[list[Tensor]] = []
     for engine in engines:
-        theta, schedule = _theta(engine), engine.model.schedule
+        theta = _theta(engine)
         whole, head = _trajectory(engine), _trajectory(engine, stop=3)
         objective = engine.train_chains(0, range(8)).objective
-        first, rewards, _ = first_order(engine.model, theta, schedule, head, objective)
+        first, rewards, _ = first_order(engine.sampler, theta, head, objective)
         ones = torch.ones(8, device=engine.device)
-        half = half_order(engine.model, theta, schedule, whole, range(1, 3), ones)
+        half = half_order(engine.sampler, theta, whole, range(1, 3), ones)
         found.append([whole.latents[-1].cpu(), rewards.cpu(), first.cpu(), half.cpu()])
     for cpu, cuda in zip(*found, strict=True):
         assert (cpu - cuda).norm() < 1e-3 * cpu.norm()
@@ -83,14 +83,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 def test_checkpointed_first_order_holds_one_steps_activations(tmp_path: Path) -> None:
     engine = Engine(short_run(tmp_path, device="cuda", sampler={"steps": 20}))
-    theta, schedule = _theta(engine), engine.model.schedule
+    theta = _theta(engine)
     objective = engine.train_chains(0, range(8)).objective
 
     def peak(steps: int, checkpoint_steps: bool) -> int:
         head = _trajectory(engine, stop=20 - steps)
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        first_order(engine.model, theta, schedule, head, objective, checkpoint_steps=checkpoint_steps)
+        first_order(engine.sampler, theta, head, objective, checkpoint_steps=checkpoint_steps)
         return torch.cuda.max_memory_allocated() - held
 
     peak(1, False)  # warm: kernels and workspaces

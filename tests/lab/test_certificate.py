@@ -15,8 +15,7 @@ import rlr_ray.core.gradient as gradient
 import rlr_ray.lab.measure as measure
 from rlr_ray.cli import main
 from rlr_ray.core.plan import Plan, PlanShape
-from rlr_ray.core.sampler import Trajectory
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates, worst_z
 
 PLANS = {candidate.name: candidate for candidate in toy_candidates()}
@@ -50,16 +49,16 @@ def divided_by_standard_deviation(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def perturbs_the_sub_chain_too(*arguments: Any) -> Any:
-    denoiser, theta, schedule, plan, *rest = arguments
+    sampler, theta, plan, *rest = arguments
     every = Plan(plan.steps, range(plan.steps, plan.steps), (), tuple(range(plan.steps)))
-    return rollout(denoiser, theta, schedule, every, *rest)
+    return rollout(sampler, theta, every, *rest)
 
 
 def half_order_with(change: Callable[[Trajectory, range], tuple[Tensor, range]]) -> Any:
-    def changed(denoiser: Any, theta: Tensor, schedule: Schedule, trajectory: Trajectory, sub_chain: range, a: Tensor):
+    def changed(sampler: Sampler, theta: Tensor, trajectory: Trajectory, sub_chain: range, a: Tensor):
         noise, sub_chain = change(trajectory, sub_chain)
         wrong = Trajectory(trajectory.latents, noise, trajectory.conditioning)
-        return half_order(denoiser, theta, schedule, wrong, sub_chain, a) if sub_chain else torch.zeros_like(theta)
+        return half_order(sampler, theta, wrong, sub_chain, a) if sub_chain else torch.zeros_like(theta)
 
     return changed
 
@@ -71,8 +70,8 @@ def inner_noises_resampled(trajectory: Trajectory, sub_chain: range) -> tuple[Te
     return noise, sub_chain
 
 
-def without_sigma(denoiser: Any, theta: Tensor, schedule: Schedule, *rest: Any) -> Tensor:
-    return schedule.sigma[rest[1][-1]] * half_order(denoiser, theta, schedule, *rest)
+def without_sigma(sampler: Sampler, theta: Tensor, *rest: Any) -> Tensor:
+    return sampler.schedule.sigma[rest[1][-1]] * half_order(sampler, theta, *rest)
 
 
 def not_a_number(*arguments: Any) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlr_ray.cli import main
 from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import Conditioning, Denoiser, sample_chain
+from rlr_ray.core.sampler import Conditioning, Sampler
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate
 from rlr_ray.lab.measure import subject_of
 from rlr_ray.train.engine import Engine
@@ -29,7 +29,7 @@ def engine() -> Engine:
     return Engine(load_config(RECIPE, ["cluster=none"]))
 
 
-def damaged(engine: Engine, kind: str, steps: range) -> Denoiser:
+def damaged(engine: Engine, kind: str, steps: range) -> Sampler:
     """The engine's model, at `steps` deaf to the prompt, at half its output, or with a constant added to it."""
     model, prompts = engine.model, [prompt.text for prompt in engine.prompts]
     none = model.encode(prompts)["prompt"].mean(0, keepdim=True)
@@ -43,7 +43,7 @@ def damaged(engine: Engine, kind: str, steps: range) -> Denoiser:
         output = model(theta, latent, timestep, conditioning)
         return output / 2 if kind == "half" else output + 2 * constant
 
-    return denoiser
+    return Sampler(denoiser, model.schedule)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def damaged(engine: Engine, kind: str, steps: range) -> Denoiser:
 )
 def test_the_damaged_steps_are_named(engine: Engine, kind: str, first: int, last: int) -> None:
     subject = subject_of(engine, engine.model.initial_theta)
-    subject = dataclasses.replace(subject, denoiser=damaged(engine, kind, range(first, last + 1)))
+    subject = dataclasses.replace(subject, sampler=damaged(engine, kind, range(first, last + 1)))
     found = locate(forecasts(subject, BATCHES), length=2)
     assert found is not None
     assert (found.first, found.last) == (first, last)
@@ -63,7 +63,7 @@ def test_the_last_forecast_is_the_reward_of_the_picture(engine: Engine) -> None:
     rewards = forecasts(subject, 1)
     (chains, *_) = subject.batch(0)
     start = (chains.x_start, chains.noise, chains.conditioning)
-    latents = sample_chain(engine.model, subject.theta, subject.schedule, *start).latents
+    latents = engine.sampler.sample(subject.theta, *start).latents
     with torch.no_grad():
         expected = chains.objective(latents[-1])
     torch.testing.assert_close(rewards[-1, : len(expected)], expected, atol=1e-5, rtol=1e-5)

@@ -10,7 +10,6 @@ import torch
 
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import sample_chain
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.lab.certificate import toy_subject
 from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
@@ -86,8 +85,8 @@ def test_roulettes_second_moment_is_the_average_over_its_depths(least: int) -> N
     squares = []
     for plan in plans.values():
         start = (chains.x_start, chains.noise, chains.conditioning)
-        head = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=plan.first_order.start)
-        arguments = (subject.denoiser, subject.theta, subject.schedule, head, chains.objective)
+        head = subject.sampler.sample(subject.theta, *start, stop=plan.first_order.start)
+        arguments = (subject.sampler, subject.theta, head, chains.objective)
         squares.append(float(first_order(*arguments, step_weights=plan.step_weights)[0].square().sum()))
     assert roulette_square(steps, least) == pytest.approx(sum(squares) / len(squares), rel=1e-9)
 
@@ -100,8 +99,8 @@ def test_the_reference_is_backpropagation_and_its_signals_are_unbiased() -> None
     for chunk in range(4):
         (chains,) = subject.batch(chunk)
         start = (chains.x_start, chains.noise, chains.conditioning)
-        head = sample_chain(subject.denoiser, subject.theta, subject.schedule, *start, stop=0)
-        steps.append(step_gradients(subject.denoiser, subject.theta, subject.schedule, head, chains.objective)[0])
+        head = subject.sampler.sample(subject.theta, *start, stop=0)
+        steps.append(step_gradients(subject.sampler, subject.theta, head, chains.objective)[0])
     stacked = torch.stack(steps)
     torch.testing.assert_close(reference.rows, stacked.sum(1))
     even, odd = (stacked[0] + stacked[2]) / 2, (stacked[1] + stacked[3]) / 2

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import sample_chain
+from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
@@ -61,7 +61,7 @@ def some_theta(model: Any) -> Tensor:  # [P]
 def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) -> Tensor:  # [3, 3, H, W]
     starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
     start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS, negatives)).latents
+    latents = Sampler(model, model.schedule).sample(theta, start, noise, model.encode(PROMPTS, negatives)).latents
     images: Tensor = model.decode(latents[-1])
     return images
 

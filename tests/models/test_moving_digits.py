@@ -9,7 +9,7 @@ import torch
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.config.recipe import load_config
 from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, load_classifier
-from rlr_ray.train.engine import Sampler, chain_rows
+from rlr_ray.train.engine import PictureEngine, chain_rows
 from scripts.build_moving_digits import CAPTIONS, accuracy, load_pipeline, plain_samples
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +27,11 @@ def test_plain_samples_leave_headroom() -> None:
 
 def test_the_recipe_draws_the_videos_of_the_plain_pipeline() -> None:
     config = load_config(str(ROOT / "configs" / "moving_digits.yaml"), ["cluster=none"])
-    sampler = Sampler(config)
-    assert [prompt.text for prompt in sampler.prompts] == CAPTIONS and len(CAPTIONS) == 10 * len(DIRECTIONS)
-    assert sampler.model.latent_shape == (4, 8, 4, 4) and sampler.model.frames == 8
-    ours = sampler.sample(sampler.model.initial_theta, range(3))[1]
-    rows = chain_rows(*sampler.held_out(range(3)))
+    engine = PictureEngine(config)
+    assert [prompt.text for prompt in engine.prompts] == CAPTIONS and len(CAPTIONS) == 10 * len(DIRECTIONS)
+    assert engine.model.latent_shape == (4, 8, 4, 4) and engine.model.frames == 8
+    ours = engine.sample(engine.model.initial_theta, range(3))[1]
+    rows = chain_rows(*engine.held_out(range(3)))
     plain = load_pipeline(MOVING_DIGITS)(
         [row["prompt"] for row in rows],
         num_frames=8,

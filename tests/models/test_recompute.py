@@ -12,7 +12,7 @@ from torch import Tensor
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
 from tests.models.tiny_flow import save_stable_diffusion_3
@@ -37,12 +37,12 @@ def chains(model: Any, theta: Tensor) -> Trajectory:
     start = torch.randn(2, *model.latent_shape, generator=source)
     noise = torch.randn(3, 2, *model.latent_shape, generator=source)
     conditioning = model.encode(["one", "two"], ["", "three"])
-    return sample_chain(model, theta, model.schedule, start, noise, conditioning, stop=1)
+    return Sampler(model, model.schedule).sample(theta, start, noise, conditioning, stop=1)
 
 
 def gradient(model: Any, theta: Tensor, **options: Any) -> Tensor:  # [P]
     reward = lambda latent: latent.square().flatten(1).sum(1)  # noqa: E731
-    return first_order(model, theta, model.schedule, chains(model, theta), reward, **options)[0]
+    return first_order(Sampler(model, model.schedule), theta, chains(model, theta), reward, **options)[0]
 
 
 @pytest.mark.filterwarnings("ignore:Keyword arguments")
@@ -67,7 +67,9 @@ def test_gradients_are_the_same_at_a_theta_that_is_not_the_modules_own(
     assert_close(gradient(again, theta), expected)
     assert_close(gradient(again, theta, checkpoint_steps=True), expected)  # the one inside the other
     assert (gradient(plain, plain.initial_theta) - expected).norm() > 0.5 * expected.norm()
-    half = [half_order(m, theta, m.schedule, chains(m, theta), range(0, 2), torch.ones(2)) for m in (plain, again)]
+    half = [
+        half_order(Sampler(m, m.schedule), theta, chains(m, theta), range(0, 2), torch.ones(2)) for m in (plain, again)
+    ]
     assert_close(half[1], half[0])
     peaks = [peak_bytes(lambda m=model: gradient(m, theta), CPU) for model in (plain, again)]  # type: ignore[misc]
     assert peaks[1] < 0.6 * peaks[0]

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import sample_chain
+from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
@@ -89,7 +89,7 @@ def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = ()) -> Tens
     start, noise = torch.stack(starts), torch.stack(noises, dim=1)
     with torch.no_grad():
         conditioning = model.encode(PROMPTS, negatives)
-        latents = sample_chain(model, theta, model.schedule, start, noise, conditioning).latents
+        latents = Sampler(model, model.schedule).sample(theta, start, noise, conditioning).latents
         return model.decode(latents[-1])
 
 

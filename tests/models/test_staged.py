@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import step_gradients
-from rlr_ray.core.sampler import Trajectory, sample_chain
+from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.models.staged import Staged
 from rlr_ray.train.surrogate import OnlineSurrogate
@@ -60,7 +60,7 @@ def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
 def test_chain_draws_the_pictures_of_a_pipeline_whose_prompt_is_swapped(guidance: float) -> None:
     model = staged(guidance_scale=guidance)
     conditioning = model.encode_stages(TRIPLES)
-    latents = sample_chain(model, model.initial_theta, model.schedule, *start_of(model), conditioning).latents
+    latents = Sampler(model, model.schedule).sample(model.initial_theta, *start_of(model), conditioning).latents
     with torch.no_grad():
         images = model.decode(latents[-1])
     torch.testing.assert_close(images, swapped_images(guidance), atol=1e-4, rtol=0)
@@ -82,9 +82,11 @@ def test_a_step_is_the_models_own_under_its_stages_prompt(guidance: float) -> No
 def test_one_prompt_for_all_stages_is_the_plain_model() -> None:
     model = staged()
     texts = [triple[0] for triple in TRIPLES]
-    start = (model.schedule, *start_of(model))
-    ours = sample_chain(model, model.initial_theta, *start, model.encode(texts)).latents
-    assert torch.equal(ours, sample_chain(model.model, model.initial_theta, *start, model.model.encode(texts)).latents)
+    ours, plain = (
+        Sampler(one, model.schedule).sample(model.initial_theta, *start_of(model), one.encode(texts)).latents
+        for one in (model, model.model)
+    )
+    assert torch.equal(ours, plain)
 
 
 def test_each_steps_gradient_is_autograds_through_its_own_prompt() -> None:
@@ -93,7 +95,7 @@ def test_each_steps_gradient_is_autograds_through_its_own_prompt() -> None:
     x_start, noise = start_of(model)
     head = Trajectory(x_start[None], noise, model.encode_stages(TRIPLES))
     reward = lambda latent: latent.square().flatten(1).sum(1)  # noqa: E731
-    ours, _ = step_gradients(model, theta, model.schedule, head, reward)
+    ours, _ = step_gradients(Sampler(model, model.schedule), theta, head, reward)
     copies, latent = [theta.clone().requires_grad_() for _ in STAGES], x_start
     for k, timestep in enumerate(model.schedule.timesteps):
         plain = model.model.encode([texts[STAGES[k]] for texts in TRIPLES])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import sample_chain
+from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
@@ -91,7 +91,7 @@ def some_latents(model: Any, seed: int = 1) -> Tensor:  # [2, C, F, H, W]
 def our_videos(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) -> Tensor:  # [2, n, 3, h, w]
     starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
     start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = sample_chain(model, theta, model.schedule, start, noise, model.encode(PROMPTS, negatives)).latents
+    latents = Sampler(model, model.schedule).sample(theta, start, noise, model.encode(PROMPTS, negatives)).latents
     videos: Tensor = model.decode(latents[-1])
     return videos
 

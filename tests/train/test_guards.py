@@ -136,7 +136,7 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     theta = engine.model.initial_theta + 0.05
     found = evaluate(engine, theta)
     halves = [engine.sample(theta, range(first, first + 2)) for first in range(0, 8, 2)]
-    arguments = (engine.model, theta, engine.model.initial_theta, engine.model.schedule)
+    arguments = (engine.sampler, theta, engine.model.initial_theta)
     expected = torch.cat([chain_divergence(*arguments, trajectory) for trajectory, _ in halves])
     torch.testing.assert_close(found.divergence, expected)
     images = torch.cat([images for _, images in halves])
