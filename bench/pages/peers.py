@@ -29,7 +29,16 @@ OURS = {
     "ES": "ours: es",
 }
 BLACK_BOX = ("DDPO", "ddpo", "surrogate", "es")
-HEADS = ("trainer", "learning rate", "seeds", "best gain", "at cost", f"gain at {COST:,}", "gain at the end", "judge")
+HEADS: tuple[str, ...] = (
+    "trainer",
+    "learning rate",
+    "seeds",
+    "best gain",
+    "at cost",
+    f"gain at {COST:,}",
+    "gain at the end",
+    "judge",
+)
 HEADS += (f"cost of gain {GAIN:g}", "CPU s per 1,000", "peak MiB")
 
 PEERS = """## Beside TRL's image trainers

@@ -22,7 +22,9 @@ NAMES = {
     "digits": "the embedded digits model",
 }
 SMALL = {"sd14": "tiny_sd", "sdxl": "tiny_sdxl"}
-BENCHES = {size: ("update_parts", "throughput", "overlap") for size in SMALL}  # of bench/speed/gpu.sh on a GPU
+BENCHES: dict[str, tuple[str, ...]] = {
+    size: ("update_parts", "throughput", "overlap") for size in SMALL
+}  # of bench/speed/gpu.sh on a GPU
 BENCHES |= {"digits": ("throughput", "overlap", "speedups", "demo")}
 GB = 2**30 / 1e9  # in a GiB
 
@@ -230,8 +232,8 @@ def _overlap() -> str:
         rows.append([f"{facts['size']}: {facts['where']}", *cells])
     if not rows:
         return ""
-    heads = ("size", "first and half order, s", "rollouts, s", "the first beside, s", "the second beside, s")
-    heads += ("update, s", "over the longer alone", "over the longer beside", "over the sum alone")
+    heads = ["size", "first and half order, s", "rollouts, s", "the first beside, s", "the second beside, s"]
+    heads += ["update, s", "over the longer alone", "over the longer beside", "over the sum alone"]
     return OVERLAP.format(rows=table(heads, rows), machines="; ".join(told) + ".")
 
 

@@ -138,7 +138,8 @@ def train_here(engine: Engine, points: list[int]) -> dict[str, Any]:
 @torch.no_grad()
 def held_out(engine: Engine, theta: Tensor) -> tuple[float, float]:
     """Mean reward of the held-out chains, and the share that the judge reads as the digit asked for."""
-    rewards, judged = [], []
+    rewards: list[Tensor] = []
+    judged: list[Tensor] = []
     for first in range(0, engine.config.evaluation.chains, CHUNK):
         indices = range(first, first + CHUNK)
         _, images = engine.sample(theta, indices)
@@ -150,6 +151,7 @@ def held_out(engine: Engine, theta: Tensor) -> tuple[float, float]:
 
 def spec_of(peer: Peer, engine: Engine, rate: float, points: list[int], **more: Any) -> dict[str, Any]:
     config, model = engine.config, engine.model
+    parameters = model.parameters  # type: ignore[attr-defined]
     seeds, prompts = engine.held_out(range(CHECKED))
     return {
         "trainer": peer.trainer,
@@ -163,7 +165,7 @@ def spec_of(peer: Peer, engine: Engine, rate: float, points: list[int], **more: 
         "points": points,
         "adapter": config.adapter.options,
         "theta": model.initial_theta,
-        "shapes": model.parameters.shapes,
+        "shapes": parameters.shapes,
         "prompts": [prompt.text for prompt in engine.prompts],
         "chains": config.train.chains,
         "steps": config.sampler.steps,
@@ -213,7 +215,7 @@ def judged(engine: Engine, points: list[dict[str, Any]]) -> list[dict[str, Any]]
     return curve
 
 
-def refusals(trl: Trl) -> dict[str, str]:
+def refusals(trl: Trl) -> dict[str, dict[str, Any]]:
     """What TRL's trainers say where they do not run as shipped, and after how many updates."""
     engine, told = engine_of(0), {}
     for name, (guidance, peer) in REFUSALS.items():

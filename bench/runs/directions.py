@@ -77,12 +77,13 @@ def exact_rows(engine: Engine, theta: Tensor, step: int, count: int) -> Tensor: 
     return torch.stack(rows, 1).double()
 
 
-def components(rows: list[Tensor], count: int, besides: Tensor | None = None) -> Tensor:  # [k, P]
+def components(rows: list[Tensor], count: int, besides: Tensor | None = None) -> Tensor | None:  # [k, P]
     """Principal components of the newest rows, as the product takes them, besides a span not to repeat, put first."""
     newest = torch.stack(rows[-4 * count :])
     if besides is None:
         return principal_span(newest, count)
-    return torch.cat([besides, principal_span(newest - newest @ besides.T @ besides, count)])
+    rest = principal_span(newest - newest @ besides.T @ besides, count)
+    return besides if rest is None else torch.cat([besides, rest])
 
 
 def spans(state: TrainState, history: History) -> dict[str, Tensor | None]:

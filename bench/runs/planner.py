@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from bench.common import RESULTS, ROOT, options, write_json
@@ -34,7 +35,7 @@ def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
             config = with_plan(planner.config, keys | {"checkpoint_steps": saving})
             candidate = candidate_of(kind, config, planner.subject, None, [])
             predicted = max(planner.probe.memory.parts(config.plan_shape, saving).values())
-            measured = peak_bytes(lambda c=candidate: estimate_batch(planner.subject, c, 0), planner.engine.device)
+            measured = peak_bytes(partial(estimate_batch, planner.subject, candidate, 0), planner.engine.device)
             yield {"part": kind, "steps": count, "predicted": predicted, "measured": measured}
 
 

@@ -30,7 +30,7 @@ FILE = Path(__file__).with_name("sweeps.yaml")
 POINTS = 8  # held-out evaluations along a run
 CHOICE_SEED = 100
 Job = dict[str, Any]  # variant, seed and the grid's values by the last part of their key
-_SUMMARY = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
+_SUMMARY: tuple[str, ...] = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
 _SUMMARY += ("scores", "seconds", "versions", "kl", "warnings", "peak_memory_gib")
 
 
@@ -45,8 +45,8 @@ class Sweep:
     variants: dict[str, list[str]] = field(default_factory=lambda: {"": []})
     grid: dict[str, list[Any]] = field(default_factory=dict)
     choose: bool = False
-    forwards: int | None = None
-    updates: int | None = None
+    forwards: int = 0
+    updates: int = 0
     columns: tuple[str, ...] = ()
 
     @property

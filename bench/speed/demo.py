@@ -32,7 +32,7 @@ def demo(*overrides: str, checkout: Path = ROOT) -> Row:
 
 def in_turn(other: Path, count: int) -> None:
     checkouts = {"before": other.resolve(), "now": ROOT}
-    facts = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
+    facts: Row = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
     facts |= {"revisions": {name: revision(checkout) for name, checkout in checkouts.items()}, "turns": []}
     for _ in range(count):
         turn = {name: demo(checkout=path) | {"load": os.getloadavg()[0]} for name, path in checkouts.items()}

@@ -101,13 +101,14 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--keep", action="store_true", help="append the figures to the kept ones")
     given = parser.parse_args()
-    began, figures = time.monotonic(), {}
+    began = time.monotonic()
+    figures: dict[str, float] = {}
     for part in (imports, start_up, dispatcher, rollouts, step):
         figures |= {name: rounded(value) for name, value in part().items()}
         print(f"{part.__name__}: {time.monotonic() - began:.0f} s", flush=True)
-    now = {"revision": revision(), "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
+    now: dict[str, Any] = {"revision": revision(), "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
     now |= {"figures": figures}
-    print(shown(now, (read_rows(KEPT) or [None])[-1]))
+    print(shown(now, next(reversed(read_rows(KEPT)), None)))
     if given.keep:
         append_row(KEPT, now)
 

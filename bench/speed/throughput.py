@@ -49,11 +49,11 @@ class Bench:
         self.model: Any = self.engine.model
         self.theta = self.model.initial_theta
         self.plan = PlanShape(len(self.model.schedule), 0, 0).draw(0)  # all steps are perturbed
-        self.pipeline = self.model.pipeline
+        self.pipeline: Any = self.engine.model.pipeline  # type: ignore[attr-defined]
         self.pipeline.set_progress_bar_config(disable=True)
         sampler = self.engine.config.sampler
         self.pipeline.scheduler = ddim_scheduler(self.pipeline.scheduler.config, sampler.timestep_spacing)
-        if self.model.decode_slice:
+        if self.engine.config.model.decode_slice:
             self.pipeline.vae.enable_slicing()
 
     def chain_alone(self, count: int) -> dict[str, Part]:
