@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
+from rlr_ray.utils.console import messages_by
 
 TIMED = ("seconds", "rollouts_per_s", "reward_s")  # columns of an update that do not repeat
 RECIPE: dict[str, Any] = {
@@ -73,3 +77,13 @@ def outcome(folder: Path) -> dict[str, Any]:
             row.pop(timed)
     adapter = {name: value.tolist() for name, value in load_file(folder / summary["adapter"]).items()}
     return summary | {"name": "", "rows": rows, "adapter": adapter}
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What rlr_ray logs until the block ends, from INFO up."""
+    texts: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    with messages_by(handler):
+        yield texts

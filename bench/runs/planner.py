@@ -42,7 +42,7 @@ def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
 def closed_form(batches: int) -> dict[str, int]:
     """The paper's h* for the job of the sweep `length`, by budget in GiB."""
     config = load_config(str(ROOT / "configs" / "digits.yaml"), load_sweep("length").set)
-    planner = Planner(config, lambda text: print(text, flush=True), batches)
+    planner = Planner(config, batches)
     rules = {f"{budget:g}": planner.rule(budget) for budget in LENGTH_BUDGETS_GIB}
     return {budget: rule.length for budget, rule in rules.items() if rule is not None}
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=48, help="for the variances")
     given = parser.parse_args()
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
-    planner = Planner(config, lambda text: print(text, flush=True), given.batches)
+    planner = Planner(config, given.batches)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]
     memory = planner.probe.memory
     write_json(

@@ -89,7 +89,7 @@ def simulate(
     slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread, rollout_s=rollout_s) for k in range(actors)]
     there: Future[Sequence[Member] | None] = Future()
     there.set_result(slots)
-    dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None), print)
+    dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None))
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
     while len(dispatcher.idle) < actors:
         time.sleep(0.1)

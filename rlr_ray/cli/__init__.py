@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from rlr_ray.errors import UserError
+from rlr_ray.utils.console import messages_on, wide_console
 
 _COMMANDS = {  # what each is for, and what adds its options
     "train": ("fine-tune a model", "rlr_ray.cli.train:add_train_arguments"),
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(arguments).parse_args(arguments)
     errors = Console(stderr=True)
     try:
-        return options.command(options) or 0
+        with messages_on(errors if getattr(options, "json", False) else wide_console()):
+            return options.command(options) or 0
     except UserError as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from rlr_ray.cli.lab import standing
@@ -23,7 +23,10 @@ from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, 
 from rlr_ray.lab.report import steps_table, write_json
 from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.prompts.load import load_prompts
+from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.memory import memory_errors
+
+logger = logging.getLogger(__name__)
 
 _BATCHES = 8
 _SHARE = 5  # a range whose end is not seen has a fifth of the steps, as the paper's for hands
@@ -49,26 +52,27 @@ def _add_expand(parser: argparse.ArgumentParser) -> None:
 def expand_command(options: argparse.Namespace) -> None:
     if options.out.suffix != ".jsonl":
         raise UserError(f"--out {str(options.out)!r} ends in {options.out.suffix!r}; allowed: .jsonl")
-    console = Console(highlight=False)
-    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    console = wide_console()
     template = parse_template(options.template)
     triple_of = _endpoint(options) or functools.partial(fill, template)
-    prompts = load_prompts(options.prompts, say)
+    prompts = load_prompts(options.prompts, logger.info)
     left, others = remaining(prompts, options.out)
     done = len(prompts) - len(left)
     if done:
-        say(f"{done} of {len(prompts)} prompts kept as they are in {options.out}; remove it to have them written anew")
+        logger.info(
+            f"{done} of {len(prompts)} prompts kept as they are in {options.out}; remove it to have them written anew"
+        )
     if others:
-        say(f"{others} rows of other prompts stay in {options.out}")
+        logger.info(f"{others} rows of other prompts stay in {options.out}")
     rows = expand(left, triple_of)
     try:
         for row in track(rows, "prompts", len(left), console=console, disable=not console.is_terminal):
             append_row(options.out, row)
             done += 1
     except UserError:
-        say(f"{done} of {len(prompts)} prompts are in {options.out}; the same command goes on from there")
+        logger.info(f"{done} of {len(prompts)} prompts are in {options.out}; the same command goes on from there")
         raise
-    say(f"{len(prompts)} prompts: {options.out}")
+    logger.info(f"{len(prompts)} prompts: {options.out}")
 
 
 def _endpoint(options: argparse.Namespace) -> Endpoint | None:
@@ -96,7 +100,7 @@ def _add_locate(parser: argparse.ArgumentParser) -> None:
 
 @memory_errors()
 def locate_command(options: argparse.Namespace) -> None:
-    console = Console(highlight=False)
+    console = wide_console()
     if options.batches < 1:
         raise UserError(f"--batches is {options.batches}; allowed: 1 or more")
     config = load_config(options.config, options.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rlr_ray.train.state import TrainState
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.files import load_sealed
 
+logger = logging.getLogger(__name__)
 _COST = 20_000.0  # denoiser forwards a plan
 _BATCHES, _TOY_BATCHES = 40, 400
 
@@ -70,9 +72,8 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     rows = []
     for candidate in toy_candidates():
         rows.append(certify(candidate, options.batches or _TOY_BATCHES))
-        if not options.json:
-            verdict = "biased, as it says" if rows[-1].biased else "ok" if rows[-1].ok else "FAILED"
-            console.print(f"{candidate.name}: {verdict}", markup=False)
+        verdict = "biased, as it says" if rows[-1].biased else "ok" if rows[-1].ok else "FAILED"
+        logger.info(f"{candidate.name}: {verdict}")
     failed = [row.name for row in rows if not row.ok]
     whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -93,9 +94,8 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
     theta, guides = standing(options.at, config)
     laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
-    quiet = lambda text: None if options.json else console.print(text, markup=False, soft_wrap=True)  # noqa: E731
     cost = options.cost or _COST
-    reference, results, left_out = compare(laboratory, plans, cost, quiet)
+    reference, results, left_out = compare(laboratory, plans, cost)
     if not results:
         raise UserError(f"no plan works with this recipe: {'; '.join(left_out.values())}")
     profile = laboratory.profile(reference)

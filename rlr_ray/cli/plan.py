@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from rlr_ray.config.recipe import load_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
@@ -36,7 +34,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.batches is not None and options.batches < LEAST_BATCHES:
         raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     config = load_config(options.config, options.set)
-    choice = choose_plan(config, console, options.batches)
+    choice = choose_plan(config, options.batches)
     path = write_choice(options.out, config, choice)
     console.print(choice_table(choice))
     console.print(choice_words(choice), markup=False, soft_wrap=True)
@@ -44,16 +42,12 @@ def plan_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_plan(config: RunConfig, console: Console, batches: int | None = None) -> Choice:
+def choose_plan(config: RunConfig, batches: int | None = None) -> Choice:
     """Measure which plan is best, on the device that will backpropagate."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
     if config.cluster == "none":
-        return choose(config, say, batches)
+        return choose(config, batches)
     if not config.cluster.worker.gpus and not config.apart:
-        return choose(config.on(0), say, batches)
+        return choose(config.on(0), batches)
     from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
 
-    return choose_on_ray(config, config.cluster, batches, say)
+    return choose_on_ray(config, config.cluster, batches)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from rlr_ray.cluster.run import run
 from rlr_ray.config.describe import describe_plan
@@ -19,6 +19,9 @@ from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
 from rlr_ray.train.engine import check_reward
 from rlr_ray.train.run_folder import RunFolder, locked
+from rlr_ray.utils.console import wide_console
+
+logger = logging.getLogger(__name__)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +44,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_command(options: argparse.Namespace) -> None:
-    console = Console(highlight=False)
+    console = wide_console()
     config = config_of(options.config, options.set, options.resume)
     check_reward(config)
     prompts = describe_prompts(config)
@@ -49,32 +52,29 @@ def train_command(options: argparse.Namespace) -> None:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(f"{describe_plan(config)}\n{prompts}\n{describe_sizes(config)}", markup=False, soft_wrap=True)
         return
-    console.print(prompts, markup=False, soft_wrap=True)
+    logger.info(prompts)
     with locked(config.folder):
         resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
-        _train(config, console, resume=resume, overwrite=options.overwrite)
+        _train(config, resume=resume, overwrite=options.overwrite)
 
 
-def _train(config: RunConfig, console: Console, *, resume: bool, overwrite: bool) -> None:
+def _train(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Run what nobody else runs now, after the plan is chosen if it is to be."""
     if resume and config.estimator.preset == "auto":
         from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
 
         config = as_chosen(config, RunFolder(config).path)
     RunFolder(config).check(resume=resume, overwrite=overwrite)
-    config, leave = _choose(config, console) if config.estimator.preset == "auto" else (config, _leave_nothing)
+    config, leave = _choose(config) if config.estimator.preset == "auto" else (config, _leave_nothing)
     folder = RunFolder(config)
 
     def begin() -> None:
         folder.begin(resume=resume, leave=leave)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
-    say(describe_plan(config))
-    with progress(console, config.train.iterations) as report:
-        run(config, report, say, begin)
-    say(describe_results(folder))
+    logger.info(describe_plan(config))
+    with progress(wide_console(), config.train.iterations) as report:
+        run(config, report, begin)
+    wide_console().print(describe_results(folder), markup=False, soft_wrap=True)
 
 
 def describe_results(folder: RunFolder) -> str:
@@ -115,14 +115,14 @@ def describe_results(folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _choose(config: RunConfig, console: Console) -> tuple[RunConfig, Callable[[Path], Any]]:
+def _choose(config: RunConfig) -> tuple[RunConfig, Callable[[Path], Any]]:
     """The config with the plan that measurement chose, and what leaves the choice in the run's folder."""
     from rlr_ray.cli.plan import choose_plan
     from rlr_ray.lab.plans import with_plan
     from rlr_ray.lab.report import choice_words, write_choice
 
-    choice = choose_plan(config, console)
-    console.print(choice_words(choice), markup=False, soft_wrap=True)
+    choice = choose_plan(config)
+    logger.info(choice_words(choice))
     chosen = with_plan(config, choice.best.keys)
     return chosen, lambda folder: write_choice(folder, chosen, choice)
 

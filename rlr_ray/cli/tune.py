@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import logging
 
 import yaml
-from rich.console import Console
 
 from rlr_ray.config.recipe import parse_config, read_recipe
 from rlr_ray.config.tune import TuneConfig, base_values, load_tune_config
 from rlr_ray.errors import UserError
 from rlr_ray.train.run_folder import locked
 from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, replace_file
+
+logger = logging.getLogger(__name__)
 
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,37 +26,32 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tune_command(options: argparse.Namespace) -> None:
-    console = Console(highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
     config = load_tune_config(options.config, options.set)
     parse_config(base_values(config))
     with locked(config.folder, "search"):
         _begin(config, resume=options.resume, overwrite=options.overwrite)
-        _run(config, say)
+        _run(config)
 
 
-def _run(config: TuneConfig, say: Callable[[str], None]) -> None:
+def _run(config: TuneConfig) -> None:
     # only here, so that all else works without Ray, Optuna and plotly
     from rlr_ray.tune.report import write_report
     from rlr_ray.tune.results import best_rows, write_results
     from rlr_ray.tune.search import search
 
-    rows, lengths = search(config, say)
+    rows, lengths = search(config)
     with disk_errors():
         recipes = write_results(config, rows)
         write_report(config, rows, lengths)
     for budget in config.budgets_gib:
         row = best_rows(config, rows).get(budget)
         if row is None:
-            say(f"{budget:g} GiB: no trial finished within it; see why in {config.folder / 'results.parquet'}")
+            logger.info(f"{budget:g} GiB: no trial finished within it; see why in {config.folder / 'results.parquet'}")
         else:
-            say(f"{budget:g} GiB: best reward {row['reward']:.4g} ± {row['reward_se']:.2g} at {row['point']}")
-    say(f"report: {config.folder / 'report.html'}")
+            logger.info(f"{budget:g} GiB: best reward {row['reward']:.4g} ± {row['reward_se']:.2g} at {row['point']}")
+    logger.info(f"report: {config.folder / 'report.html'}")
     for recipe in recipes:
-        say(f"recipe: {recipe}; run it with `rlr-ray train --config {recipe}`")
+        logger.info(f"recipe: {recipe}; run it with `rlr-ray train --config {recipe}`")
 
 
 @disk_errors()

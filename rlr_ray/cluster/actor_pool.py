@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.train.engine import Built
 
+logger = logging.getLogger(__name__)
 _LOOK_S = 3.0  # between two looks at how much room there is
 
 
@@ -93,7 +95,7 @@ class Fleet:
 
 
 @contextmanager
-def growing(fleet: Fleet, mailbox: ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
+def growing(fleet: Fleet, mailbox: ActorHandle) -> Iterator[None]:
     """Fit the fleet to the cluster until the block ends, from the time when the workers have their places."""
     told = ""
 
@@ -108,7 +110,7 @@ def growing(fleet: Fleet, mailbox: ActorHandle, say: Callable[[str], None]) -> I
             before, news = -1, f"cannot look for more room: {error}"
         if len(fleet.more) != before and news != told:
             told = news
-            say(news)
+            logger.info(news)
 
     with repeating(look, _LOOK_S):
         yield

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from rlr_ray.utils.console import messages_by
+
 if TYPE_CHECKING:
     from rlr_ray.loggers import Report
-    from rlr_ray.train.loop import Say
+
+logger = logging.getLogger(__name__)
+Message = tuple[int, str, str]  # level, logger's name and text of a log record
 
 
 class Mailbox:
     """Carries updates' rows, words and errors to the driver, and the crew of rollout actors to the leading worker."""
 
     def __init__(self) -> None:
-        self.news: list[dict[str, Any] | str] = []
+        self.news: list[dict[str, Any] | Message] = []
         self.error: Exception | None = None  # a user's
         self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the crew
@@ -32,13 +37,16 @@ class Mailbox:
         self.awaited_since: float | None = None  # when workers were asked for that have not started yet
         self.trouble = ""  # the traceback that ended the workers, since their last start
 
-    def put(self, news: dict[str, Any] | str) -> None:
-        """An update's row, or something to say."""
-        self.news.append(news)
-        if isinstance(news, dict) and news["step"] > self.furthest:
-            self.furthest, self.starts = news["step"], 0
+    def put(self, row: dict[str, Any]) -> None:
+        """An update's row."""
+        self.news.append(row)
+        if row["step"] > self.furthest:
+            self.furthest, self.starts = row["step"], 0
 
-    def take(self) -> list[dict[str, Any] | str]:
+    def log(self, message: Message) -> None:
+        self.news.append(message)
+
+    def take(self) -> list[dict[str, Any] | Message]:
         news, self.news = self.news, []
         return news
 
@@ -61,7 +69,7 @@ class Mailbox:
     def await_workers(self, text: str = "") -> None:
         """Note that workers are to start from now on, and why, unless the run has failed."""
         self.awaited_since = time.monotonic()
-        self.news += [text] if text and not self.error else []
+        self.news += [(logging.WARNING, __name__, text)] if text and not self.error else []
 
     def awaited_s(self) -> float:
         """For how long workers that were to start have not."""
@@ -91,13 +99,28 @@ class Mailbox:
         return None if version == self.version else (self.version, self.crew)
 
 
+def messages_to(mailbox: ActorHandle, alive: Callable[[], None]) -> AbstractContextManager[None]:
+    """Send what this process logs to the driver until the block ends, and call `alive` with each message."""
+    return messages_by(_ToDriver(mailbox, alive))
+
+
+class _ToDriver(logging.Handler):
+    def __init__(self, mailbox: ActorHandle, alive: Callable[[], None]):
+        super().__init__()
+        self.mailbox, self.alive = mailbox, alive
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.alive()  # whoever says that it waits for something does not hang
+        self.mailbox.log.remote((record.levelno, record.name, self.format(record)))
+
+
 _LOOK_S = 0.5  # between two looks into the mailbox
 _AWAITED_S = 60.0  # without a worker; then it is said, and again each time that it has doubled
 
 
 class _Forwarder:
-    def __init__(self, mailbox: ActorHandle, report: Report, say: Say, missing: Callable[[], str]):
-        self.mailbox, self.report, self.say, self.missing = mailbox, report, say, missing
+    def __init__(self, mailbox: ActorHandle, report: Report, missing: Callable[[], str]):
+        self.mailbox, self.report, self.missing = mailbox, report, missing
         self.due = _AWAITED_S
 
     def forward(self) -> None:
@@ -106,18 +129,22 @@ class _Forwarder:
         except RayActorError:  # the mailbox is lost: who asks it for the run's failure says so
             return
         for news in items:
-            self.say(news) if isinstance(news, str) else self.report(news)
+            if isinstance(news, dict):
+                self.report(news)
+            else:
+                level, name, text = news
+                logging.getLogger(name).log(level, text)
         if awaited > self.due:
-            self.say(f"no training worker has started for {awaited:.0f} s: {self.missing()}")
+            logger.warning(f"no training worker has started for {awaited:.0f} s: {self.missing()}")
             self.due *= 2
         elif not awaited:
             self.due = _AWAITED_S
 
 
 @contextmanager
-def forwarding(mailbox: ActorHandle, report: Report, say: Say, missing: Callable[[], str]) -> Iterator[None]:
+def forwarding(mailbox: ActorHandle, report: Report, missing: Callable[[], str]) -> Iterator[None]:
     """Hand on what the mailbox gets until the block ends; `missing` says what workers wait for that do not start."""
-    forwarder = _Forwarder(mailbox, report, say, missing)
+    forwarder = _Forwarder(mailbox, report, missing)
     try:
         with repeating(forwarder.forward, _LOOK_S):
             yield

@@ -7,6 +7,7 @@ all of the state; whatever happens reaches it as an event.
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import statistics
@@ -22,6 +23,7 @@ from rlr_ray.cluster.jobs import Chunk, Fate, Job, Member, Patience
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
 
+logger = logging.getLogger(__name__)
 _TICK_S = 0.1  # between two looks at the clock
 _LOOK_S = 1.0  # between two looks at who is there
 _RETURN_S = 0.2  # until a lost member is asked again whether it is back
@@ -46,9 +48,8 @@ class Dispatcher:
         self,
         look: Callable[[], Future[Sequence[Member] | None]],  # who is there; None: the same as before
         patience: Patience,
-        say: Callable[[str], None],
     ):
-        self.look, self.patience, self.say = look, patience, say
+        self.look, self.patience = look, patience
         self.members: dict[str, Member] = {}  # by name
         self.idle: dict[str, Member] = {}
         self.gone: set[str] = set()
@@ -170,7 +171,7 @@ class Dispatcher:
         if error is None:
             self.idle[member.name] = member
         elif member.fate(error) == "failed":
-            self.say(f"rollout actor {member.name} cannot start, it is tried again: {error}")
+            logger.warning(f"rollout actor {member.name} cannot start, it is tried again: {error}")
             self._ask_later(member, _SAY_S)
         else:
             self._miss(member, member.fate(error))
@@ -192,7 +193,7 @@ class Dispatcher:
             self.alone_since = now
         elif now - self.alone_since > _SAY_S:
             self.alone_since = now
-            self.say("waiting for a rollout actor: none is there; the update goes on once one is")
+            logger.warning("waiting for a rollout actor: none is there; the update goes on once one is")
 
     # --- chunks
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -20,11 +19,9 @@ _ANSWER_S = 60.0  # of all nodes
 _GROWS_S = 60.0  # who waits longer for room expects nodes to come
 
 
-def examine_cluster(
-    config: RunConfig, cluster: ClusterConfig, token: str, say: Callable[[str], None]
-) -> tuple[list[MachineReport], list[Verdict]]:
+def examine_cluster(config: RunConfig, cluster: ClusterConfig, token: str) -> tuple[list[MachineReport], list[Verdict]]:
     """The nodes' reports, and verdicts on the nodes and the placement."""
-    with connected(cluster, say):
+    with connected(cluster):
         nodes = [node for node in ray.nodes() if node["Alive"]]
         names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})" for node in nodes]
         resources = [node["Resources"] for node in nodes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from rlr_ray.lab.planner import Choice
     from rlr_ray.loggers import Report
 
+logger = logging.getLogger(__name__)
+
 
 def run_on_ray(
     config: RunConfig,
     cluster: ClusterConfig,
     report: Report,
-    say: Callable[[str], None],
     begin: Callable[[], None],
 ) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
@@ -42,16 +44,16 @@ def run_on_ray(
     """
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
-        connected(cluster, say) as local,
-        room(cluster, actors, say, local=local, apart=config.apart) as held,
-        rewards_apart(config, held, say) as built,
+        connected(cluster) as local,
+        room(cluster, actors, local=local, apart=config.apart) as held,
+        rewards_apart(config, held) as built,
         _mailbox() as mailbox,
-        _fleet(config, cluster, actors, held, built, mailbox, say) as fleet,
-        forwarding(mailbox, report, say, lambda: missing_words(cluster)),
+        _fleet(config, cluster, actors, held, built, mailbox) as fleet,
+        forwarding(mailbox, report, lambda: missing_words(cluster)),
     ):
         held.release_workers()
         rollouts = None if fleet is None else _pool(config, cluster, mailbox)
-        training = beside(lambda: fit(config, cluster, rollouts, built, mailbox, say))
+        training = beside(lambda: fit(config, cluster, rollouts, built, mailbox))
         if fleet is not None:
             fleet.await_ready()
         if not training.done():  # else it failed, and an earlier run of this name stays as it was
@@ -60,18 +62,18 @@ def run_on_ray(
         training.result()
 
 
-def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None, say: Callable[[str], None]) -> Choice:
+def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
-    with connected(cluster, say) as local:
-        say("measuring plans on a worker's device")
-        choice: Choice = on_worker(config, cluster, _choose, batches, say=say, local=local)
+    with connected(cluster) as local:
+        logger.info("measuring plans on a worker's device")
+        choice: Choice = on_worker(config, cluster, _choose, batches, local=local)
     return choice
 
 
 def _choose(config: RunConfig, built: Built, batches: int | None) -> Choice:
     from rlr_ray.lab.planner import choose  # only here: the laboratory takes seconds to import
 
-    return choose(config, lambda text: None, batches, built)
+    return choose(config, batches, built)
 
 
 def on_worker(
@@ -79,7 +81,6 @@ def on_worker(
     cluster: ClusterConfig,
     function: Callable[..., Any],
     *arguments: Any,
-    say: Callable[[str], None],
     local: bool,
 ) -> Any:
     """What `function(config, built, *arguments)` returns in a worker's place, with the rewards that have actors.
@@ -88,8 +89,8 @@ def on_worker(
     """
     gpus, cpus, apart = cluster.worker.gpus, cluster.worker.cpus, config.apart
     with (
-        room(cluster, 0, say, local=local, apart=apart) as held,
-        rewards_apart(config, held, say) as built,
+        room(cluster, 0, local=local, apart=apart) as held,
+        rewards_apart(config, held) as built,
     ):
         placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
         task = ray.remote(max_calls=1)(_entered).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
@@ -116,13 +117,13 @@ def _mailbox() -> Iterator[ActorHandle]:
 
 
 @contextmanager
-def connected(cluster: ClusterConfig, say: Callable[[str], None]) -> Iterator[bool]:
+def connected(cluster: ClusterConfig) -> Iterator[bool]:
     """Connect to the Ray that is named or runs here, else start one for this run; True if it cannot grow."""
     if ray.is_initialized():  # a test's, or a caller's own
         yield True
         return
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
-    say("connecting to Ray")
+    logger.info("connecting to Ray")
     context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
         address=cluster.address,
         include_dashboard=None if cluster.address else False,
@@ -146,17 +147,16 @@ def _fleet(
     held: Room,
     built: Built,
     mailbox: ActorHandle,
-    say: Callable[[str], None],
 ) -> Iterator[Fleet | None]:
     """Actors that start, grow and shrink, and end with the block; None if the plan has no zeroth order."""
     if not actors:
         yield None
         return
-    say(f"starting {actors} rollout actor{'s' * (actors > 1)}")
+    logger.info(f"starting {actors} rollout actor{'s' * (actors > 1)}")
     fleet = Fleet(config, cluster, held, mailbox, os.getcwd(), built)
     try:
         fleet.start()
-        with growing(fleet, mailbox, say):
+        with growing(fleet, mailbox):
             yield fleet
     finally:
         fleet.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import random
@@ -9,7 +10,7 @@ import socket
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from rlr_ray.config.cluster import ClusterConfig, Resources
 from rlr_ray.config.rewards import Judges
 from rlr_ray.errors import UserError
 
+logger = logging.getLogger(__name__)
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 _HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
 _GROWING_S = 120.0  # the same while it waits for new nodes
@@ -72,9 +74,7 @@ class Room:
 
 
 @contextmanager
-def room(
-    cluster: ClusterConfig, actors: int, say: Callable[[str], None], *, local: bool, apart: Judges | None = None
-) -> Iterator[Room]:
+def room(cluster: ClusterConfig, actors: int, *, local: bool, apart: Judges | None = None) -> Iterator[Room]:
     """Hold room for the fewest workers, `actors` rollout actors and those of rewards, at once, until the block ends.
 
     Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
@@ -85,12 +85,12 @@ def room(
     if missing and local:
         raise UserError(_message(cluster, actors, apart, missing, "has only", ray.cluster_resources()))
     if missing:
-        say(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
+        logger.info(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
     reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
     groups: Sequence[PlacementGroup | None] | None = ()
     try:
         _reserve(reserved)
-        groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S, say)
+        groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S)
         if groups is None:
             free = ray.cluster_resources() if missing else ray.available_resources()
             verb = f"had within {cluster.wait_s:g} s only"
@@ -115,9 +115,7 @@ def _reserve(reservations: Sequence[Reservation]) -> None:
         ) from error
 
 
-def _hold(
-    roles: Sequence[list[Resources]], wait_s: float, half_s: float, say: Callable[[str], None]
-) -> list[PlacementGroup | None] | None:
+def _hold(roles: Sequence[list[Resources]], wait_s: float, half_s: float) -> list[PlacementGroup | None] | None:
     """A placement group for each role (None for one that needs nothing), all of them, or None within `wait_s`.
 
     A run that has only some of them for `half_s` gives them back and tries again a little later: otherwise two runs,
@@ -132,7 +130,7 @@ def _hold(
                 break
             if not said and now - begun > _HALF_S:
                 said = True
-                say(f"waiting for room on the cluster, {deadline - now:.0f} s at most")
+                logger.info(f"waiting for room on the cluster, {deadline - now:.0f} s at most")
         else:
             return groups
         _remove(groups)

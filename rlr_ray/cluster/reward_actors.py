@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import random
 import time
@@ -28,6 +29,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward, score
 
+logger = logging.getLogger(__name__)
 _RETURN_S = 0.5  # until a lost actor is asked again
 
 
@@ -165,7 +167,7 @@ _TRIES = 5  # of an actor that dies while it starts
 
 
 @contextmanager
-def rewards_apart(config: RunConfig, held: Room, say: Callable[[str], None]) -> Iterator[dict[str, RemoteReward]]:
+def rewards_apart(config: RunConfig, held: Room) -> Iterator[dict[str, RemoteReward]]:
     """The rewards and judges that have actors, by label, each built and in the room held for it, until the block ends.
 
     Raises UserError if one cannot be built.
@@ -175,7 +177,7 @@ def rewards_apart(config: RunConfig, held: Room, say: Callable[[str], None]) -> 
         for (label, reward), group in zip(config.apart.items(), held.rewards, strict=True):
             assert reward.actors is not None
             count = reward.actors.replicas
-            say(f"starting {count} actor{'s' * (count > 1)} of reward {label}")
+            logger.info(f"starting {count} actor{'s' * (count > 1)} of reward {label}")
             for _ in range(count):
                 crews[label].append(_start(label, reward, group, config.threads))
         ready = {

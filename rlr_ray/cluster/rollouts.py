@@ -104,7 +104,6 @@ class RolloutPool:
     def __init__(self, mailbox: ActorHandle, patience: Patience, seed: int):
         self.mailbox, self.patience, self.seed = mailbox, patience, seed
         self.known = -1  # version of the crew
-        self.on_news: Callable[[str], None] = self._say
 
     def __call__(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
         def name(chunk: range) -> str:
@@ -120,7 +119,7 @@ class RolloutPool:
 
     @functools.cached_property
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self._look, self.patience, lambda text: self.on_news(text))
+        return Dispatcher(self._look, self.patience)
 
     def _look(self) -> Future[Sequence[Member] | None]:
         """Who is in the crew, if that has changed."""
@@ -142,9 +141,6 @@ class RolloutPool:
 
         self.mailbox.crew_since.remote(self.known).future().add_done_callback(answered)
         return members
-
-    def _say(self, text: str) -> None:
-        self.mailbox.put.remote(text)
 
 
 _RETURN_S = 3.0  # until an actor that died is asked again

@@ -10,18 +10,17 @@ from rlr_ray.train.engine import Engine
 
 if TYPE_CHECKING:
     from rlr_ray.loggers import Report
-    from rlr_ray.train.loop import Say
 
 
-def run(config: RunConfig, report: Report, say: Say, begin: Callable[[], None]) -> None:
+def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
     if config.cluster == "none":
         from rlr_ray.train.loop import train  # only here: what draws its pictures takes seconds to import
 
         engine = Engine(config)
         begin()
-        train(engine, engine.local_rollouts, report, say=say)
+        train(engine, engine.local_rollouts, report)
         return
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
 
-    run_on_ray(config, config.cluster, report, say, begin)
+    run_on_ray(config, config.cluster, report, begin)

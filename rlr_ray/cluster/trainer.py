@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from rlr_ray.cluster.callbacks import Restarts
+from rlr_ray.cluster.coordinator import messages_to
 from rlr_ray.cluster.resources import enter, listed
 from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.config.cluster import ClusterConfig
@@ -32,6 +34,7 @@ from rlr_ray.train.engine import Built, Engine
 if TYPE_CHECKING:
     from rlr_ray.train.update import Process
 
+logger = logging.getLogger(__name__)
 _PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
 
 
@@ -48,11 +51,10 @@ def fit(
     rollouts: RolloutPool | None,
     built: Built,
     mailbox: ActorHandle,
-    say: Callable[[str], None],
 ) -> None:
     """Train, from the moment when the workers have room. Raises UserError if the run failed."""
     with TemporaryDirectory(prefix="rlr-ray-") as folder:  # of Ray Train: what a run keeps is in its own folder
-        trainer = _trainer(config, cluster, rollouts, built, mailbox, say, folder)
+        trainer = _trainer(config, cluster, rollouts, built, mailbox, folder)
         mailbox.await_workers.remote()
         try:
             trainer.fit()
@@ -71,13 +73,12 @@ def _trainer(
     rollouts: RolloutPool | None,
     built: Built,
     mailbox: ActorHandle,
-    say: Callable[[str], None],
     folder: str,
 ) -> TorchTrainer:
     workers = cluster.worker_range
     number = f"{workers.min} to {workers.max}" if workers.min < workers.max else f"{workers.min}"
     actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
-    say(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
+    logger.info(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
     role = config.on(cluster.worker.gpus)
     return TorchTrainer(
         run_worker,
@@ -165,7 +166,10 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
     config: RunConfig = loop_config["config"]
     mailbox, rollouts = loop_config["mailbox"], loop_config["rollouts"]
     # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
-    with _watched(loop_config["cluster"].stall_s if process.leads else math.inf, mailbox) as alive:
+    with (
+        _watched(loop_config["cluster"].stall_s if process.leads else math.inf, mailbox) as alive,
+        messages_to(mailbox, alive) if process.leads else nullcontext(),
+    ):
 
         def report(row: dict[str, Any]) -> None:
             alive()
@@ -174,19 +178,13 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
             if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
                 ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
 
-        def say(text: str) -> None:
-            alive()  # waiting for actors is no hang
-            mailbox.put.remote(text)
-
-        if rollouts is not None:
-            rollouts.on_news = say
         try:
             engine = Engine(config, loop_config["built"])
             if not _begun(mailbox, alive):
                 return
             if process.leads:
-                say(f"training on {process.size} worker{'s' * (process.size > 1)}")
-            train(engine, rollouts, report, process, say)
+                logger.info(f"training on {process.size} worker{'s' * (process.size > 1)}")
+            train(engine, rollouts, report, process)
         finally:
             if rollouts is not None:
                 rollouts.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from rlr_ray.train.engine import Engine, check_reward
 from rlr_ray.train.held_out import standardised
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
+logger = logging.getLogger(__name__)
 _PROFILE_BATCHES = 8
 
 
@@ -122,10 +124,10 @@ class Laboratory:
 
 @memory_errors()
 def compare(
-    laboratory: Laboratory, plans: Mapping[str, Estimator], cost: float, say: Callable[[str], None]
+    laboratory: Laboratory, plans: Mapping[str, Estimator], cost: float
 ) -> tuple[Reference, list[Result], dict[str, str]]:
     """Measure every plan; those that do not work with the recipe come back with the reason."""
-    say(f"reference: {laboratory.batches} batches of {len(laboratory.subject.groups)} chains")
+    logger.info(f"reference: {laboratory.batches} batches of {len(laboratory.subject.groups)} chains")
     reference = laboratory.measure_reference()
     results, left_out = [], {}
     for name, keys in plans.items():
@@ -133,8 +135,8 @@ def compare(
             candidate = laboratory.candidate(name, keys, reference)
         except UserError as error:
             left_out[name] = str(error)
-            say(f"left out {name}: {error}")
+            logger.info(f"left out {name}: {error}")
             continue
-        say(f"measuring {name}")
+        logger.info(f"measuring {name}")
         results.append(laboratory.measure(candidate, keys, reference, cost))
     return reference, results, left_out

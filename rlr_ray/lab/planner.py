@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -34,6 +35,7 @@ from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import ALONE, update
 from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 
+logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the families' statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of plans that are measured one by one
@@ -101,36 +103,28 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(
-    config: RunConfig, say: Callable[[str], None], batches: int | None = None, built: Built = MappingProxyType({})
-) -> Choice:
+def choose(config: RunConfig, batches: int | None = None, built: Built = MappingProxyType({})) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
     Without a number of `batches`, as many as half a minute allows, 64 at most. Raises UserError if no unbiased plan
     fits.
     """
-    return Planner(config, say, batches, built).choose(config.memory_budget_gib)
+    return Planner(config, batches, built).choose(config.memory_budget_gib)
 
 
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
     @memory_errors()
-    def __init__(
-        self,
-        config: RunConfig,
-        say: Callable[[str], None],
-        batches: int | None = None,
-        built: Built = MappingProxyType({}),
-    ):
-        self.config, self.say = config, say
+    def __init__(self, config: RunConfig, batches: int | None = None, built: Built = MappingProxyType({})):
+        self.config = config
         self.exact = config.differentiable
         self.engine = Engine(with_plan(config, NEUTRAL), built)
         self.total = standardised(self.engine)
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta, self.total)
-        say("measuring memory and seconds of an update's parts")
+        logger.info("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
-        say("measuring the gradient's variance step by step")
+        logger.info("measuring the gradient's variance step by step")
         self.families: Families = self._gather(batches)
         self.direct: dict[str, Found] = {}
 
@@ -149,7 +143,7 @@ class Planner:
         for option in options:
             if not option.fits or not option.unbiased:
                 continue
-            self.say(f"checking the memory of {option.name} on a real update")
+            logger.info(f"checking the memory of {option.name} on a real update")
             peak = self.measured_peak(option)
             if peak <= budget:
                 count = len(self.families.rows)
@@ -213,7 +207,7 @@ class Planner:
             if not self._allowed(keys):
                 continue
             if name not in self.direct:
-                self.say(f"measuring {name}")
+                logger.info(f"measuring {name}")
                 self.direct[name] = self._measure(name, keys)
             yield self.direct[name]
 

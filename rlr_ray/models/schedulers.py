@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +11,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
 from rlr_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def ddim_scheduler(config: Any, timestep_spacing: str) -> DDIMScheduler:
@@ -24,10 +26,9 @@ def schedule_of(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     """The steps that `scheduler.set_timesteps(steps)` and `scheduler.step(..., eta=eta)` would take."""
     scheduler.set_timesteps(steps)
     if scheduler.config.timestep_spacing == "leading":
-        warnings.warn(
+        logger.warning(
             "timestep_spacing 'leading' makes the last step nearly the identity, so first order on it is nearly dead; "
-            "sampler.timestep_spacing: trailing avoids that",
-            stacklevel=2,
+            "sampler.timestep_spacing: trailing avoids that"
         )
     timesteps = scheduler.timesteps.tolist()
     alphas = scheduler.alphas_cumprod.double().tolist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
+
+logger = logging.getLogger(__name__)
 
 # What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
 # updates do not repeat anyway, for options by which a reward says something else, and for the last bits of pictures
@@ -61,10 +63,10 @@ class Checkpoints:
         for old in [at for at in self.steps() if at <= step][: -self.config.train.keep_checkpoints]:
             self._file(old).unlink(missing_ok=True)
 
-    def load(self, device: torch.device, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def load(self, device: torch.device) -> dict[str, Any] | None:
         """The newest state that is whole and of this run; None if nothing was saved yet.
 
-        Says which it passes over and why. Raises UserError if it passes over all of them.
+        Logs which it passes over and why. Raises UserError if it passes over all of them.
         """
         passed: list[str] = []
         for step in reversed(self.steps()):
@@ -75,7 +77,7 @@ class Checkpoints:
                 passed.append(f"{file} {error}")
                 continue
             for text in passed:
-                say(f"checkpoint {text}; going on from {file.name} instead")
+                logger.warning(f"checkpoint {text}; going on from {file.name} instead")
             return state
         if passed:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,7 @@ from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.train.update import ALONE, Process, update
 from rlr_ray.utils.memory import MemoryBudget, memory_errors
 
-Say = Callable[[str], None]  # is given what happens
-
-
-def _quiet(text: str) -> None:
-    """For who has nobody to tell."""
+logger = logging.getLogger(__name__)
 
 
 @memory_errors()
@@ -31,7 +27,6 @@ def train(
     rollouts: Rollouts | None,
     report: Report,
     process: Process = ALONE,
-    say: Say = _quiet,
 ) -> None:
     """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
 
@@ -39,10 +34,10 @@ def train(
     """
     config = engine.config
     folder = RunFolder(config)
-    state, online, saved = _start(engine, folder, process, say)
+    state, online, saved = _start(engine, folder, process)
     results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
     total = _shared_sum(engine, results, process)
-    recorder = Recorder(folder, saved["rows"] if saved else [], say) if process.leads else None
+    recorder = Recorder(folder, saved["rows"] if saved else []) if process.leads else None
 
     def whole() -> dict[str, Any]:
         learned = {} if online is None else {"online_surrogate": online.state_dict()}
@@ -66,13 +61,13 @@ def train(
 
 
 def _start(
-    engine: Engine, folder: RunFolder, process: Process, say: Say
+    engine: Engine, folder: RunFolder, process: Process
 ) -> tuple[TrainState, OnlineSurrogate | None, dict[str, Any] | None]:
     """The state to begin with or to go on from, the surrogate's too, and what it was loaded from."""
     config = engine.config
     state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
     online = engine.online_surrogate()
-    saved = _saved(folder, process, engine.device, say)
+    saved = _saved(folder, process, engine.device)
     if saved:
         state.load_state_dict(saved)
         if online is not None:
@@ -80,7 +75,7 @@ def _start(
     if process.leads:
         notes = [f"going on from update {state.step}" if saved else "", engine.prompt_note()]
         for note in filter(None, notes):
-            say(note)
+            logger.info(note)
     return state, online, saved
 
 
@@ -102,9 +97,9 @@ def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:
     return bool(process.reduce(torch.tensor(own, device=engine.device)))
 
 
-def _saved(folder: RunFolder, process: Process, device: torch.device, say: Say) -> dict[str, Any] | None:
+def _saved(folder: RunFolder, process: Process, device: torch.device) -> dict[str, Any] | None:
     """The state to go on from: the leading process finds it, the others read that same one. None at the start."""
-    found = folder.checkpoints.load(device, say) if process.leads else None
+    found = folder.checkpoints.load(device) if process.leads else None
     step = int(process.reduce(torch.tensor([float(found["step"]) if found else 0.0], device=device)))
     return found if process.leads or not step else folder.checkpoints.load_at(step, device)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import statistics
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -28,6 +27,8 @@ from rlr_ray.train.held_out import evaluate
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
+
+logger = logging.getLogger(__name__)
 
 
 class Results:
@@ -198,7 +199,7 @@ def _for_people() -> Iterator[None]:
     except OSError:
         raise
     except Exception:
-        warn(f"pictures and report are not complete:\n{traceback.format_exc()}", stacklevel=3)
+        logger.exception("pictures and report are not complete")
 
 
 def _known(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from rlr_ray.train.checkpoints import FREE_KEYS, Checkpoints, changed_keys
 from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -133,13 +136,13 @@ def _told(holder: Path) -> str:
 
 
 class Recorder:
-    """Writes checkpoints and metrics. A write that fails is said once and tried again after every update.
+    """Writes checkpoints and metrics. A write that fails is logged once and tried again after every update.
 
     Until then the earlier checkpoint stays; only at the end of the run is it an error.
     """
 
-    def __init__(self, folder: RunFolder, rows: list[dict[str, Any]], say: Callable[[str], None]):
-        self.folder, self.say = folder, say
+    def __init__(self, folder: RunFolder, rows: list[dict[str, Any]]):
+        self.folder = folder
         self.train = folder.config.train
         self.metrics = MetricsLog(folder.path, rows)
         self.behind = False  # something was due and is not on disk
@@ -168,11 +171,11 @@ class Recorder:
                 self.draft(self.metrics.rows)
         except OSError as error:
             if not self.behind:
-                self.say(f"could not save: {error}; the run goes on, and tries again after every update")
+                logger.warning(f"could not save: {error}; the run goes on, and tries again after every update")
             self.behind = True
             return
         if self.behind:
-            self.say(f"saved again, at update {done}")
+            logger.info(f"saved again, at update {done}")
         self.behind, self.draft = False, None
 
     def _write(self, done: int, state: dict[str, Any] | None) -> None:

@@ -33,7 +33,7 @@ def run_here(config: RunConfig, report: Report) -> None:
     folder = RunFolder(config)
     resume = folder.holds_run
     with locked(config.folder):
-        run(config, report, lambda text: None, lambda: folder.begin(resume=resume))
+        run(config, report, lambda: folder.begin(resume=resume))
 
 
 def run_apart(config: RunConfig, report: Report) -> None:

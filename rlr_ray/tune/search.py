@@ -40,10 +40,10 @@ from rlr_ray.tune.searcher import FittingSearch, domain
 from rlr_ray.tune.trial import Trial, over_budget
 from rlr_ray.utils.files import replace_file
 
+logger = logging.getLogger(__name__)
 
-def search(
-    config: TuneConfig, say: Callable[[str], None], trial: type[tune.Trainable] = Trial
-) -> tuple[list[Row], dict[float, int]]:
+
+def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> tuple[list[Row], dict[float, int]]:
     """Every point of every budget, those before an interruption included; and the closed form's h* for each budget.
 
     `trial` runs a point. Raises UserError for what a user can mend.
@@ -54,20 +54,20 @@ def search(
     random.seed(config.seed)  # population based training draws from these two
     numpy.random.seed(config.seed)
     base = parse_config(base_values(config))
-    with connected(ClusterConfig() if base.cluster == "none" else base.cluster, say) as local:
-        there = functools.partial(_there, _resources(config, base), say, local)
+    with connected(ClusterConfig() if base.cluster == "none" else base.cluster) as local:
+        there = functools.partial(_there, _resources(config, base), local)
         points = Points(config, Estimates(functools.partial(there, measured_parts)))
-        lengths = _closed_form(config, base, there, say) if config.closed_form else {}
-        say("measuring what an update of each kind of point needs")
+        lengths = _closed_form(config, base, there) if config.closed_form else {}
+        logger.info("measuring what an update of each kind of point needs")
         points.prepare()
         rows: list[Row] = []
         trainable = tune.with_resources(trial, _place(config, base))
         for budget in sorted(config.budgets_gib):
-            say(f"searching for {budget:g} GiB: {config.trials} trials")
+            logger.info(f"searching for {budget:g} GiB: {config.trials} trials")
             found = _search(config, base, points, budget, trainable, rows)
             launched = sum(row["trial"] is not None for row in found)
             if launched < config.trials:
-                say(f"{budget:g} GiB: only {launched} trials, since no further new point that fits was found")
+                logger.info(f"{budget:g} GiB: only {launched} trials, since no further new point that fits was found")
             rows += found
     return rows, lengths
 
@@ -81,7 +81,6 @@ def _resources(config: TuneConfig, base: RunConfig) -> Resources:
 
 def _there(
     resources: Resources,
-    say: Callable[[str], None],
     local: bool,
     function: Callable[..., Any],
     run: RunConfig,
@@ -89,7 +88,7 @@ def _there(
 ) -> Any:
     """What the function finds of a run in a process with such resources. Raises what it raised."""
     if run.cluster != "none" and run.apart:
-        return on_worker(run, run.cluster, function, *arguments, say=say, local=local)
+        return on_worker(run, run.cluster, function, *arguments, local=local)
     task = ray.remote(max_calls=1)(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
     try:
         return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), {}, *arguments))
@@ -102,20 +101,18 @@ def _enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) 
     return function(*arguments)
 
 
-def _closed_form(
-    config: TuneConfig, base: RunConfig, there: Callable[..., Any], say: Callable[[str], None]
-) -> dict[float, int]:
+def _closed_form(config: TuneConfig, base: RunConfig, there: Callable[..., Any]) -> dict[float, int]:
     """The paper's h* by budget, measured once a search; none where it does not apply."""
     file = config.folder / "closed_form.json"
     if not file.is_file():
-        say("measuring what the closed form of h depends on")
+        logger.info("measuring what the closed form of h depends on")
         text = json.dumps(there(_lengths, base, config.budgets_gib))
         replace_file(file, lambda part: part.write_text(text, "utf-8"))
     return {float(budget): length for budget, length in json.loads(file.read_text("utf-8")).items()}
 
 
 def _lengths(base: RunConfig, built: Built, budgets: Sequence[float]) -> dict[str, int]:
-    planner = Planner(base, lambda text: None, built=built)
+    planner = Planner(base, built=built)
     rules = {str(budget): planner.rule(budget) for budget in budgets}
     return {budget: rule.length for budget, rule in rules.items() if rule is not None}
 
@@ -221,25 +218,25 @@ class Progress(Callback):
         result = trial.last_result
         at = result["evaluation"]
         stopped = "" if at == self.config.evaluations else f", stopped at {at} of {self.config.evaluations} evaluations"
-        self._say(trial, f"reward {result['reward']:.3g} ± {result['reward_se']:.2g}{stopped}")
+        self._tell(trial, f"reward {result['reward']:.3g} ± {result['reward_se']:.2g}{stopped}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         over = over_budget(parse_config(trial.config["launch"]["run"]))
         if over is not None:
-            self._say(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
+            self._tell(trial, f"over the budget, {over['peak_gib']:.4g} GiB")
         else:
-            self._say(trial, "failed; results.parquet and report.html will say why")
+            self._tell(trial, "failed; results.parquet and report.html will say why")
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Ray Tune takes Ctrl-C for a search's end; here it ends all."""
         if sys.exception() is None and any(trial.status not in ("TERMINATED", "ERROR") for trial in trials):
             raise KeyboardInterrupt
 
-    def _say(self, trial: Any, words: str) -> None:
+    def _tell(self, trial: Any, words: str) -> None:
         self.ended += 1
         values = trial.config["launch"]["point"].items()
         point = ", ".join(f"{key.split('.')[-1]} {_short(value)}" for key, value in values)
-        print(f"{self.budget_gib:g} GiB: {self.ended}/{self.config.trials}  {point}: {words}", flush=True)
+        logger.info(f"{self.budget_gib:g} GiB: {self.ended}/{self.config.trials}  {point}: {words}")
 
 
 def _short(value: Any) -> str:

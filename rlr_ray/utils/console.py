@@ -1,8 +1,11 @@
-"""Tables and lines for a terminal."""
+"""The terminal: one console, which tables, progress and messages share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.table import Table
@@ -10,8 +13,9 @@ from rich.table import Table
 _WIDTH = 140
 
 
+@functools.cache
 def wide_console() -> Console:
-    """Wide enough for a table's line where there is no terminal."""
+    """The process's console for standard output; wide enough for a table's line where there is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
@@ -22,3 +26,41 @@ def table(title: str | None, heads: Sequence[str], *, left: int = 1) -> Table:
     for number, head in enumerate(heads):
         lines.add_column(head, justify="left" if number < left else "right", no_wrap=True)
     return lines
+
+
+def messages_on(console: Console) -> AbstractContextManager[None]:
+    """Print what rlr_ray logs, from INFO up, until the block ends. Only a command does: a library prints nothing."""
+    return messages_by(_ConsoleHandler(console))
+
+
+@contextmanager
+def messages_by(handler: logging.Handler) -> Iterator[None]:
+    """Have a handler emit what rlr_ray logs, from INFO up, until the block ends."""
+    logger = logging.getLogger("rlr_ray")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text, grave = self.format(record), record.levelno >= logging.WARNING
+            self.console.print(
+                f"{record.levelname.lower()}: {text}" if grave else text,
+                style="yellow" if grave else None,
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        except Exception:  # as every handler of logging does: a message that cannot be shown ends no run
+            self.handleError(record)

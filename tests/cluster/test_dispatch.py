@@ -16,6 +16,7 @@ from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Member, Patience
 from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.errors import UserError
+from tests.runs import logged
 
 CHUNKS = [range(first, first + 2) for first in range(0, 12, 2)]
 FAST = Patience(hedge_after=None, timeout_s=5, max_retries=2)
@@ -92,9 +93,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dispatch, name, seconds)
 
 
-def run(crew: Crew, patience: Patience = FAST, said: list[str] | None = None) -> tuple[list[range], dict[str, int]]:
+def run(crew: Crew, patience: Patience = FAST) -> tuple[list[range], dict[str, int]]:
     """The chunks that came back, in order, and the counts."""
-    with contextlib.closing(Dispatcher(crew.look, patience, (said if said is not None else []).append)) as dispatcher:
+    with contextlib.closing(Dispatcher(crew.look, patience)) as dispatcher:
         job = dispatcher.submit("theta", CHUNKS, lambda chunk: f"rollouts {chunk.start} to {chunk.stop - 1}")
         return sorted((result.indices for result in job), key=lambda chunk: chunk.start), job.counts
 
@@ -186,7 +187,7 @@ def test_with_a_quorum_the_job_goes_on_without_late_ones_and_says_how_many() -> 
 
 def test_a_member_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() -> None:
     late, other = Fake("a", None), Fake("b")
-    dispatcher = Dispatcher(Crew(late, other).look, Patience(quorum=0.8, hedge_after=None), print)
+    dispatcher = Dispatcher(Crew(late, other).look, Patience(quorum=0.8, hedge_after=None))
     first = [result.indices for result in dispatcher.submit("first", CHUNKS, str)]
     second = [result.indices for result in dispatcher.submit("second", CHUNKS, str)]
     assert len(first) == 5 and len(set(second)) == len(second) >= 5
@@ -207,9 +208,10 @@ def test_members_that_come_and_go_during_a_job() -> None:
 
 
 def test_a_job_without_members_waits_saying_so() -> None:
-    crew, said = Crew(), list[str]()
+    crew = Crew()
     threading.Timer(0.5, lambda: setattr(crew, "members", (Fake("a"),))).start()
-    assert run(crew, said=said)[0] == CHUNKS
+    with logged() as said:
+        assert run(crew)[0] == CHUNKS
     assert said and "none is there" in said[0]
 
 
@@ -243,6 +245,6 @@ def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:
                 future.set_result(None)
             return future
 
-    said: list[str] = []
-    assert run(Crew(Broken("a")), said=said)[0] == CHUNKS
+    with logged() as said:
+        assert run(Crew(Broken("a")))[0] == CHUNKS
     assert "actor a cannot start, it is tried again: no memory left" in said[0]

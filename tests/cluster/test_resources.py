@@ -15,7 +15,7 @@ from rlr_ray.cluster.resources import _message, check_reachable, missing_of, pla
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.rewards import JudgeConfig, RewardActorsConfig
 from rlr_ray.errors import UserError
-from tests.runs import short_run
+from tests.runs import logged, short_run
 
 
 def test_a_process_goes_where_it_fits_and_leaves_what_is_scarce() -> None:
@@ -47,7 +47,7 @@ def test_a_process_that_no_node_holds_has_no_place_though_the_sum_would_do() -> 
 )
 def test_what_the_cluster_can_never_hold_is_refused_at_once(keys: dict[str, Any], words: str) -> None:
     cluster, began = ClusterConfig.model_validate(keys), time.monotonic()
-    with pytest.raises(UserError, match=words), room(cluster, cluster.rollouts.min_actors, print, local=True):
+    with pytest.raises(UserError, match=words), room(cluster, cluster.rollouts.min_actors, local=True):
         pass
     assert time.monotonic() - began < 10
 
@@ -55,9 +55,9 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(keys: dict[str, Any]
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_what_may_come_is_waited_for_saying_so() -> None:
-    said: list[str] = []
     cluster = ClusterConfig.model_validate({"worker": {"gpus": 1}, "wait_s": 1})
-    with pytest.raises(UserError, match="had within 1 s only"), room(cluster, 1, said.append, local=False):
+    refused = pytest.raises(UserError, match="had within 1 s only")
+    with logged() as said, refused, room(cluster, 1, local=False):
         pass
     assert "waiting up to 1 s for the cluster to grow: no node has 1 CPU, 1 GPU for one process" in said[0]
 
@@ -72,7 +72,7 @@ def test_runs_that_want_the_same_room_take_turns() -> None:
     def run() -> None:
         nonlocal inside, most
         try:
-            with room(cluster, 1, lambda text: None, local=True):
+            with room(cluster, 1, local=True):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.5)
@@ -95,7 +95,7 @@ def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
 
     def placement(keys: dict[str, Any]) -> Verdict:
         with left_token(config.folder.parent) as token:
-            reports, (nodes, _, placed) = examine_cluster(config, ClusterConfig.model_validate(keys), token, print)
+            reports, (nodes, _, placed) = examine_cluster(config, ClusterConfig.model_validate(keys), token)
         assert nodes.ok and [(report.shares_folder, report.unwritable) for report in reports] == [(True, "")]
         return placed
 

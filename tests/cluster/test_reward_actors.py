@@ -29,7 +29,7 @@ from rlr_ray.rewards import load_reward
 from rlr_ray.rewards.mixture import Mixture
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.run_folder import RunFolder
-from tests.runs import short_run
+from tests.runs import logged, short_run
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -195,10 +195,6 @@ def test_they_count_in_what_a_run_takes(tmp_path: Path) -> None:
 # --- with Ray
 
 
-def ignore(news: Any) -> None:
-    pass
-
-
 def living(*kinds: str) -> dict[str, dict[str, Any]]:
     every = ray._private.state.actors().items()
     return {name: actor for name, actor in every if actor["State"] != "DEAD" and actor["ActorClassName"] in kinds}
@@ -231,8 +227,8 @@ def apart(folder: Path, **reward: Any) -> Iterator[dict[str, RemoteReward]]:
     assert config.cluster != "none"
     with (
         nothing_left(),
-        room(config.cluster, 0, ignore, local=True, apart=config.apart) as place,
-        rewards_apart(config, place, ignore) as built,
+        room(config.cluster, 0, local=True, apart=config.apart) as place,
+        rewards_apart(config, place) as built,
     ):
         yield built
 
@@ -333,7 +329,7 @@ def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
     config = short_run(tmp_path, cluster={"worker": {"cpus": 0.5}}, reward={"actors": {"cpus": 0.25}})
     assert config.cluster != "none"
     with nothing_left():
-        count, scores = on_worker(config, config.cluster, scored, IMAGES, say=ignore, local=True)
+        count, scores = on_worker(config, config.cluster, scored, IMAGES, local=True)
     assert count == 1 and torch.equal(scores[0], DIGITS(IMAGES, *ASKED))
 
 
@@ -345,7 +341,7 @@ def test_a_run_ends_with_the_local_weights_though_its_rewards_actors_die(tmp_pat
     cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
     config = short_run(tmp_path, cluster=cluster, reward={"actors": actors}, evaluation={"judge": {"actors": actors}})
     assert config.cluster != "none"
-    others, killed, said = living("RewardActor"), dict[str, Any](), list[str]()
+    others, killed = living("RewardActor"), dict[str, Any]()
 
     def kill_once(row: dict[str, Any]) -> None:
         if not killed:
@@ -354,8 +350,8 @@ def test_a_run_ends_with_the_local_weights_though_its_rewards_actors_die(tmp_pat
             for actor in killed.values():
                 os.kill(actor["Pid"], signal.SIGKILL)
 
-    with nothing_left():
-        run_on_ray(config, config.cluster, kill_once, said.append, lambda: RunFolder(config).begin(resume=False))
+    with nothing_left(), logged() as said:
+        run_on_ray(config, config.cluster, kill_once, lambda: RunFolder(config).begin(resume=False))
     summary = RunFolder(config).load_summary()
     ended = ray._private.state.actors()
     assert [int(ended[name]["NumRestarts"]) for name in killed] == [1, 1]

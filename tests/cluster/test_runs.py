@@ -23,7 +23,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
-from tests.runs import RECIPE, short_run
+from tests.runs import RECIPE, logged, short_run
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,6 @@ def cluster_run(
     folder: Path,
     report: Report = ignore,
     changes: dict[str, Any] | None = None,
-    said: list[str] | None = None,
     **keys: Any,
 ) -> dict[str, Any]:
     """Run on Ray and return the summary."""
@@ -49,8 +48,7 @@ def cluster_run(
     name = "-".join(re.findall(r"\w+", str(keys)))
     config = short_run(folder, name=name, cluster=cluster, **changes or {})
     assert config.cluster != "none"
-    say = (said if said is not None else []).append
-    run_on_ray(config, config.cluster, report, say, lambda: RunFolder(config).begin(resume=False))
+    run_on_ray(config, config.cluster, report, lambda: RunFolder(config).begin(resume=False))
     return RunFolder(config).load_summary()
 
 
@@ -64,8 +62,8 @@ def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
     tmp_path: Path, local: dict[str, Any], keys: dict[str, Any], workers: str, actors: str
 ) -> None:
     rows: list[dict[str, Any]] = []
-    said: list[str] = []
-    summary = cluster_run(tmp_path, rows.append, said=said, **keys)
+    with logged() as said:
+        summary = cluster_run(tmp_path, rows.append, **keys)
     assert summary["theta_sha256"] == local["theta_sha256"]
     assert summary["gain"] == local["gain"]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -154,7 +152,7 @@ def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
     keys = {"reward": {"name": "my_reward_on_ray:brightness"}, "prompts": "my_prompts.txt", "train": {"iterations": 1}}
     config = short_run(tmp_path, cluster=SMALL, evaluation={"judge": None}, **keys)
     assert config.cluster != "none"
-    run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
+    run_on_ray(config, config.cluster, ignore, lambda: RunFolder(config).begin(resume=False))
     assert 0 < RunFolder(config).load_summary()["reward_before"] < 1
 
 
@@ -165,7 +163,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: P
     assert config.cluster != "none"
     begun: list[bool] = []
     with pytest.raises(UserError, match="there is no such folder"):
-        run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: begun.append(True))
+        run_on_ray(config, config.cluster, ignore, lambda: begun.append(True))
     assert not begun and not config.folder.exists()
 
 
@@ -185,4 +183,4 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
     config = short_run(tmp_path, cluster=SMALL | {"workers": 2}, **keys)
     assert config.cluster != "none"
     with pytest.raises(UserError, match="my_reward_of_rank_0:broken' returned inf"):
-        run_on_ray(config, config.cluster, ignore, lambda text: None, lambda: RunFolder(config).begin(resume=False))
+        run_on_ray(config, config.cluster, ignore, lambda: RunFolder(config).begin(resume=False))

@@ -28,7 +28,7 @@ LENGTHS = (1, 2, 5, 8)  # bench/runs/planner.py: all of 1 .. 8
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
     config = short_run(tmp_path_factory.mktemp("plan"), sampler={"steps": 10}, train={"chunk_size": 4})
-    return Planner(config, lambda text: None, batches=8)
+    return Planner(config, batches=8)
 
 
 def test_peak_bytes_are_those_of_the_tensors_alive() -> None:
@@ -85,14 +85,14 @@ def test_samplers_without_noise_and_with_one_step(tmp_path: Path, steps: int) ->
     """Half order cannot be: only backpropagation and perturbations are left."""
     full = {"preset": "full_bp", "first_order_steps": "all", "sub_chain": {"length": 0}, "rest": "none"}
     config = short_run(tmp_path, sampler={"steps": steps, "eta": 0.0}, estimator=full)
-    options = Planner(config, lambda text: None, batches=8).choose(None).options
+    options = Planner(config, batches=8).choose(None).options
     names = {option.name for option in options if option.unbiased}
     assert {"full_bp", "es"} <= names and not any("REINFORCE" in name or "HO" in name for name in names)
 
 
 def test_a_chunk_of_one_chain_has_its_prompts_baseline(tmp_path: Path) -> None:
     config = short_run(tmp_path, train={"chunk_size": 1})
-    planner = Planner(config, lambda text: None, batches=8)
+    planner = Planner(config, batches=8)
     assert len(planner.subject.groups) == 4
     assert math.isfinite(planner.families.reinforce_variance(0)[0])
 
@@ -116,8 +116,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(RECIPE | {"output_dir": "runs"}))
-    few = lambda config, say, batches: planning.choose(config, say, 8)  # noqa: E731
-    monkeypatch.setattr("rlr_ray.cli.lab.choose", few)
+    few = lambda config, batches: planning.choose(config, 8)  # noqa: E731
+    monkeypatch.setattr("rlr_ray.cli.plan.choose", few)
     return file
 
 

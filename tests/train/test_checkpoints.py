@@ -28,7 +28,7 @@ from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
-from tests.runs import outcome, small_recipe, small_run
+from tests.runs import logged, outcome, small_recipe, small_run
 
 CPU = torch.device("cpu")
 Report = Callable[[dict[str, Any]], None]
@@ -39,12 +39,12 @@ def ignore(row: dict[str, Any]) -> None:
 
 
 def run(config: RunConfig, report: Report = ignore, *, resume: bool = False) -> list[str]:
-    """Train in this process; returns what was said of troubles."""
-    said: list[str] = []
+    """Train in this process; returns what was logged of troubles."""
     engine, folder = Engine(config), RunFolder(config)
     folder.check(resume=resume, overwrite=False)
     folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, report, say=said.append)
+    with logged() as said:
+        train(engine, engine.local_rollouts, report)
     return [text for text in said if not text.startswith("going on from update ")]
 
 
@@ -124,8 +124,8 @@ def test_a_checkpoint_of_another_format_or_config_is_passed_over(copied: Path) -
     state = load_sealed(checkpoints / "update_000004.pt", CPU)
     save_sealed(checkpoints / "update_000005.pt", state | {"config": merge(state["config"], {"seed": 7})})
     save_sealed(checkpoints / "update_000006.pt", state | {"format": 0})
-    said: list[str] = []
-    loaded = RunFolder(small_run(copied.parent)).checkpoints.load(CPU, said.append)
+    with logged() as said:
+        loaded = RunFolder(small_run(copied.parent)).checkpoints.load(CPU)
     assert loaded is not None and loaded["step"] == 4
     assert ["has format 0" in said[0], "another config (seed: was 7, now 0)" in said[1], len(said)] == [True, True, 2]
 

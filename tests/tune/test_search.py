@@ -102,7 +102,7 @@ def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) 
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=16, scheduler={"name": "asha", "reduction_factor": 2})
-    rows, _ = search(config, print, synthetic())
+    rows, _ = search(config, synthetic())
     assert len(rows) == 16
     point = best_rows(config, rows)[1.0]["point"]
     assert point[H] == 2 and 0.01 < point[SCALE] < 0.1
@@ -120,7 +120,7 @@ def test_a_trial_that_dies_before_its_first_result_is_told(tmp_path: Path) -> No
                 raise RuntimeError("an odd point")
 
     config = searched(tmp_path, space={H: {"choice": [1, 2]}, SCALE: {"choice": [0.1]}}, searcher="grid", trials=2)
-    rows, _ = search(config, print, Dies)
+    rows, _ = search(config, Dies)
     found = {row["point"][H]: row for row in rows}
     assert found[1]["status"] == "failed" and "an odd point" in found[1]["why"]
     assert found[2]["status"] == "finished"
@@ -133,7 +133,7 @@ def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=8, searcher="random", scheduler={"name": name, "reduction_factor": 2})
-    rows, _ = search(config, print, synthetic(pause_s=2.0))  # which is long enough for trials to run side by side
+    rows, _ = search(config, synthetic(pause_s=2.0))  # which is long enough for trials to run side by side
     assert {row["status"] for row in rows} == {"finished", "stopped early"}
     mean = {
         status: statistics.mean(row["reward"] for row in rows if row["status"] == status)
@@ -148,7 +148,7 @@ def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=6, searcher="nsga2", scheduler={"name": "none"})
-    rows, _ = search(config, print, synthetic())
+    rows, _ = search(config, synthetic())
     assert [row["status"] for row in rows] == ["finished"] * 6
     assert nothing_left()
 
@@ -158,7 +158,7 @@ def test_a_budget_leaves_out_what_cannot_fit(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=6, budgets_gib=[0.0001, 1.0], searcher="random")
-    rows, _ = search(config, print, synthetic())
+    rows, _ = search(config, synthetic())
     by_budget = {budget: {row["status"] for row in rows if row["budget_gib"] == budget} for budget in (0.0001, 1.0)}
     assert by_budget[0.0001] == {"filtered"}  # the weights alone are more
     assert "filtered" not in by_budget[1.0]

@@ -58,7 +58,7 @@ def test_updates_in_between_are_not_traced_and_one_over_the_budget_ends_the_run(
 
 def trained(folder: Path, budget_gib: float) -> float:
     config = small_run(folder, memory_budget_gib=budget_gib)
-    run(config, lambda row: None, lambda text: None, lambda: RunFolder(config).begin(resume=False))
+    run(config, lambda row: None, lambda: RunFolder(config).begin(resume=False))
     summary = json.loads((config.folder / "summary.json").read_text())
     peak: float = summary["peak_memory_gib"]
     return peak

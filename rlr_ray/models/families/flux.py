@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from typing import Any
 
 import numpy
@@ -16,6 +16,7 @@ from rlr_ray.models.loading import load_pipeline
 from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import flow_schedule_of
 
+logger = logging.getLogger(__name__)
 _EMBEDDED = 3.5  # guidance_scale of the pipeline's own call
 
 
@@ -55,10 +56,9 @@ class Flux(PipelineModel):
 
     def _embedded_guidance(self, sampler: Any) -> float:
         if self.guidance_scale > 1:
-            warnings.warn(
+            logger.warning(
                 f"sampler.guidance_scale {self.guidance_scale:g} adds classifier-free guidance, at twice the cost, to "
-                "a model with guidance of its own; set it to 1 unless prompts have negative ones",
-                stacklevel=2,
+                "a model with guidance of its own; set it to 1 unless prompts have negative ones"
             )
         return _EMBEDDED if sampler.embedded_guidance_scale is None else float(sampler.embedded_guidance_scale)
 

@@ -1,0 +1,28 @@
+"""Messages: shown by commands, and by nothing else."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from rlr_ray.utils.console import messages_on, wide_console
+
+logger = logging.getLogger("rlr_ray.somewhere")
+
+
+def test_a_command_shows_messages_as_they_are_and_warnings_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "[bold]not markup[/bold] " + "word " * 60
+    with messages_on(wide_console()):
+        logger.info(long)
+        logger.debug("for nobody")
+        logger.warning("the disk is full")
+    assert capsys.readouterr().out == f"{long}\nwarning: the disk is full\n"
+
+
+def test_a_library_shows_nothing_and_leaves_logging_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with messages_on(wide_console()):
+        pass
+    logger.info("quiet")
+    assert capsys.readouterr() == ("", "")
+    assert not logging.getLogger("rlr_ray").handlers and logging.getLogger("rlr_ray").level == logging.NOTSET
