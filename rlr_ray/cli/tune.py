@@ -39,10 +39,10 @@ def _run(config: TuneConfig) -> None:
     from rlr_ray.tune.results import best_rows, write_results
     from rlr_ray.tune.search import search
 
-    rows, lengths = search(config)
+    rows = search(config)
     with disk_errors():
         recipes = write_results(config, rows)
-        write_report(config, rows, lengths)
+        write_report(config, rows)
     for budget in config.budgets_gib:
         row = best_rows(config, rows).get(budget)
         if row is None:

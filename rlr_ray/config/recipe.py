@@ -102,14 +102,18 @@ def _section(name: str, value: Any, key: str) -> dict[str, Any]:
 
 def override(values: dict[str, Any], text: str) -> None:
     """Set what `key.sub=value` says, in place. Raises UserError if it says nothing."""
-    path, separator, after = text.partition("=")
+    put(values, *split_override(text))
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """Key and value of `key.sub=value`. Raises UserError if it has none."""
+    key, separator, after = text.partition("=")
     if not separator:
         raise UserError(f"--set {text!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
     try:
-        value = yaml.safe_load(after)
+        return key.strip(), yaml.safe_load(after)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text!r}: the value is not YAML: {error}") from error
-    put(values, path, value)
 
 
 def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:

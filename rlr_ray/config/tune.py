@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlr_ray.config.base import Strict
-from rlr_ray.config.estimator import merge
-from rlr_ray.config.recipe import checked, parse_overrides, put, read_recipe
+from rlr_ray.config.recipe import checked, put, read_recipe, split_override
 from rlr_ray.errors import UserError
 
 # Ray Tune's distributions that Optuna can draw from, by name: how many numbers each takes
@@ -44,9 +43,9 @@ class SchedulerConfig(Strict):
     pbt ends none: a bad trial goes on from a good one's state with that one's keys, perturbed, which gives schedules.
     """
 
-    name: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"
+    name: Literal["none", "asha", "pbt"] = "asha"
     grace: int = Field(1, ge=1)  # evaluations that every trial gets before
-    reduction_factor: float = Field(3, gt=1)  # of asha and hyperband: one in so many goes on
+    reduction_factor: float = Field(3, gt=1)  # of asha: one in so many goes on
 
 
 class TuneConfig(Strict):
@@ -62,7 +61,6 @@ class TuneConfig(Strict):
     evaluations: int = Field(4, ge=1)  # of the held-out reward in a trial, evenly over its cost
     searcher: Literal["random", "tpe", "nsga2", "grid"] = "tpe"  # nsga2: reward against memory
     scheduler: SchedulerConfig = SchedulerConfig()
-    closed_form: bool = True  # measure what the paper's h* depends on, and draw it beside the best h
     concurrent: int | None = Field(None, ge=1)  # trials; None: as many as there is room for
     cpus: float = Field(1, gt=0)  # of a trial whose recipe has `cluster: none`
     gpus: float = Field(0, ge=0)
@@ -101,7 +99,15 @@ def _check_distribution(key: str, given: Any) -> None:
 
 def load_tune_config(path: str, overrides: list[str]) -> TuneConfig:
     """Read a search's YAML. Raises UserError naming every bad key."""
-    config = checked(TuneConfig, merge(read_recipe(path), parse_overrides(overrides)))
+    values = read_recipe(path)
+    for text in overrides:
+        key, value = split_override(text)
+        section, _, own = key.partition(".")
+        if section in ("set", "space") and own and isinstance(values.setdefault(section, {}), dict):
+            values[section][own] = value  # under one key with its dots, as the file has it: beside what is there
+        else:
+            put(values, key, value)
+    config = checked(TuneConfig, values)
     if config.searcher == "grid" and any("choice" not in given for given in config.space.values()):
         raise UserError("searcher is 'grid', which tries every point of a space; allowed: `choice` for every key")
     return config.model_copy(update={"base": str(Path(path).parent / config.base)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,10 +17,10 @@ from rlr_ray.tune.results import Row, best_rows, plain
 from rlr_ray.utils.files import replace_file
 
 
-def write_report(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> None:
-    """One file that needs no network. `lengths`: the closed form's h* by budget."""
+def write_report(config: TuneConfig, rows: Sequence[Row]) -> None:
+    """One file that needs no network."""
     parts = [_summary(config, rows)]
-    for title, figure in figures(config, rows, lengths).items():
+    for title, figure in figures(config, rows).items():
         figure.update_layout(margin={"t": figure.layout.margin.t or 30})
         parts.append(f"<h2>{html.escape(title)}</h2>{drawn(figure)}")
     text = page(config.name, [*parts, "<h2>Trials</h2>", _trials(config, rows)])
@@ -64,13 +64,13 @@ _COLORS = qualitative.D3
 _SYMBOLS = {"finished": "circle", "stopped early": "circle-open"}
 
 
-def figures(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> dict[str, go.Figure]:
-    """By title. `lengths`: the closed form's h* by budget."""
+def figures(config: TuneConfig, rows: Sequence[Row]) -> dict[str, go.Figure]:
+    """By title."""
     drawn = {"Reward against memory": _pareto(config, rows)}
     drawn |= {f"Reward over {key}": _over(config, rows, key) for key in config.space}
     drawn["All keys at once"] = _parallel(config, rows)
     if LENGTH in config.space:
-        drawn["Length of the sub-chain for each budget"] = _lengths(config, rows, lengths)
+        drawn["Length of the sub-chain for each budget"] = _lengths(config, rows)
     return drawn
 
 
@@ -183,11 +183,9 @@ def _axis(values: Sequence[Any], logarithmic: bool) -> dict[str, Any]:
     return {"values": places, "tickvals": ticks, "ticktext": [f"{10**tick:.2g}" for tick in ticks]}
 
 
-def _lengths(config: TuneConfig, rows: Sequence[Row], lengths: Mapping[float, int]) -> go.Figure:
-    """The best h of each budget's finished trials beside the closed form's."""
+def _lengths(config: TuneConfig, rows: Sequence[Row]) -> go.Figure:
+    """The best h of each budget's finished trials."""
     best = best_rows(config, rows)
-    found = {budget: row["point"][LENGTH] for budget, row in best.items()}
-    figure = go.Figure(go.Scatter(x=list(found), y=list(found.values()), mode="lines+markers", name="best measured h"))
-    drawn = {"mode": "lines+markers", "line_dash": "dash", "name": "h* of the closed form (the paper's equation 8)"}
-    figure.add_scatter(x=list(lengths), y=list(lengths.values()), **drawn)
+    lengths = [row["point"][LENGTH] for row in best.values()]
+    figure = go.Figure(go.Scatter(x=list(best), y=lengths, mode="lines+markers"))
     return figure.update_layout(xaxis_title="memory budget, GiB", yaxis_title="sub-chain length h")

@@ -17,14 +17,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from rlr_ray.cluster.launch import connected, on_worker
 from rlr_ray.cluster.resources import bundles_of, enter, missing_of
@@ -32,21 +25,18 @@ from rlr_ray.config.cluster import ClusterConfig, Resources
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig, base_values
-from rlr_ray.lab.planner import Planner
-from rlr_ray.train.engine import Built
 from rlr_ray.tune.points import Estimates, Points, measured_parts
 from rlr_ray.tune.results import Row, filtered_row, row_of
 from rlr_ray.tune.searcher import FittingSearch, domain
 from rlr_ray.tune.trial import Trial, over_budget
-from rlr_ray.utils.files import replace_file
 
 logger = logging.getLogger(__name__)
 
 
-def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> tuple[list[Row], dict[float, int]]:
-    """Every point of every budget, those before an interruption included; and the closed form's h* for each budget.
+def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> list[Row]:
+    """Every point of every budget, those before an interruption included. `trial` runs a point.
 
-    `trial` runs a point. Raises UserError for what a user can mend.
+    Raises UserError for what a user can mend.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
     for name in ("execution.tune_controller", "tune", "logger.logger"):  # Progress tells of trials that fail
@@ -57,7 +47,6 @@ def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> tuple[lis
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster) as local:
         there = functools.partial(_there, _resources(config, base), local)
         points = Points(config, Estimates(functools.partial(there, measured_parts)))
-        lengths = _closed_form(config, base, there) if config.closed_form else {}
         logger.info("measuring what an update of each kind of point needs")
         points.prepare()
         rows: list[Row] = []
@@ -69,7 +58,7 @@ def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> tuple[lis
             if launched < config.trials:
                 logger.info(f"{budget:g} GiB: only {launched} trials, since no further new point that fits was found")
             rows += found
-    return rows, lengths
+    return rows
 
 
 def _resources(config: TuneConfig, base: RunConfig) -> Resources:
@@ -99,22 +88,6 @@ def _there(
 def _enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
     enter(folder)
     return function(*arguments)
-
-
-def _closed_form(config: TuneConfig, base: RunConfig, there: Callable[..., Any]) -> dict[float, int]:
-    """The paper's h* by budget, measured once a search; none where it does not apply."""
-    file = config.folder / "closed_form.json"
-    if not file.is_file():
-        logger.info("measuring what the closed form of h depends on")
-        text = json.dumps(there(_lengths, base, config.budgets_gib))
-        replace_file(file, lambda part: part.write_text(text, "utf-8"))
-    return {float(budget): length for budget, length in json.loads(file.read_text("utf-8")).items()}
-
-
-def _lengths(base: RunConfig, built: Built, budgets: Sequence[float]) -> dict[str, int]:
-    planner = Planner(base, built=built)
-    rules = {str(budget): planner.rule(budget) for budget in budgets}
-    return {budget: rule.length for budget, rule in rules.items() if rule is not None}
 
 
 def _search(
@@ -182,20 +155,16 @@ def _concurrent(base: RunConfig) -> int | None:
 
 def scheduler_of(config: TuneConfig) -> TrialScheduler:
     """By the number of evaluations, between which every trial spends the same."""
-    given, last = config.scheduler, config.evaluations
+    scheduler, last = config.scheduler, config.evaluations
     common: dict[str, Any] = {"time_attr": "evaluation", "metric": "reward", "mode": "max"}
-    if given.name == "asha":
-        halving = {"grace_period": min(given.grace, last), "reduction_factor": given.reduction_factor}
+    if scheduler.name == "asha":
+        halving = {"grace_period": min(scheduler.grace, last), "reduction_factor": scheduler.reduction_factor}
         return ASHAScheduler(**common, **halving, max_t=last)
-    if given.name == "pbt":
+    if scheduler.name == "pbt":
         perturbed = {key: values.get("choice") or domain(values) for key, values in config.space.items()}
-        common |= {"burn_in_period": given.grace, "perturbation_interval": 1}
+        common |= {"burn_in_period": scheduler.grace, "perturbation_interval": 1}
         common |= {"hyperparam_mutations": {"launch": {"point": perturbed}}}
         return PopulationBasedTraining(**common, custom_explore_fn=functools.partial(_within_bounds, config))
-    if given.name == "hyperband":
-        return HyperBandScheduler(**common, max_t=last, reduction_factor=given.reduction_factor)
-    if given.name == "median":
-        return MedianStoppingRule(**common, grace_period=given.grace, min_samples_required=2)
     return FIFOScheduler()
 
 

@@ -50,6 +50,26 @@ def test_the_base_is_found_from_the_searchs_folder_and_its_keys_are_set(tmp_path
     assert parse_config(base_values(config)).train.chains == 16
 
 
+def test_a_recipes_key_is_set_with_its_dots_and_nothing_beside_it_is_lost(tmp_path: Path) -> None:
+    """On the command line as in the file: `set.KEY=value` and `space.KEY={...}`, new keys and ones that are there."""
+    file = written(tmp_path, set={"train.chains": 16, "train.chunk_size": 4}, space={"seed": {"choice": [0, 1]}})
+    label = 'reward."options"'
+    overrides = [
+        "set.train.chains=80",
+        "set.train.learning_rate=1.5",
+        f"set.{label}={{}}",
+        "cost.denoiser_forwards=7e4",
+    ]
+    overrides += ["space.train.betas={choice: [[0.9, 0.99]]}", "space.seed={choice: [2]}", "scheduler.grace=2"]
+    config = load_tune_config(file, overrides)
+    assert config.set == {"train.chains": 80, "train.chunk_size": 4, "train.learning_rate": 1.5, label: {}}
+    assert config.space == {"seed": {"choice": [2]}, "train.betas": {"choice": [[0.9, 0.99]]}}
+    assert config.cost.denoiser_forwards == 7e4 and config.scheduler.grace == 2
+    train, base = parse_config(base_values(config)).train, parse_config(RECIPE).train
+    changed = {"chains": 80, "chunk_size": 4, "learning_rate": 1.5}
+    assert train == base.model_copy(update=changed)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -62,7 +62,7 @@ def test_choices_of_several_kinds_become_texts_and_all_is_written(tmp_path: Path
     config = searched(tmp_path)
     config.folder.mkdir()
     (recipe,) = write_results(config, rows(tmp_path))
-    write_report(config, rows(tmp_path), {})
+    write_report(config, rows(tmp_path))
     table = pyarrow.parquet.read_table(config.folder / "results.parquet").to_pylist()
     assert [one[K] for one in table] == ["1", "all", "1", "1", "3"]
     assert [one["reward"] for one in table] == [1.0, 2.0, 3.0, None, None]

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ long = pytest.mark.system  # minutes: `python -m pytest -m system tests/tune`
 
 
 def searched(folder: Path, **changes: Any) -> TuneConfig:
-    keys: dict[str, Any] = {"output_dir": str(folder), "space": SPACE, "closed_form": False, "cpus": 0.5}
+    keys: dict[str, Any] = {"output_dir": str(folder), "space": SPACE, "cpus": 0.5}
     config = load_tune_config(written(folder, **(keys | changes)), [])
     config.folder.mkdir()
     return config
@@ -102,7 +101,7 @@ def test_the_best_point_is_found_and_bad_ones_are_stopped_early(tmp_path: Path) 
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=16, scheduler={"name": "asha", "reduction_factor": 2})
-    rows, _ = search(config, synthetic())
+    rows = search(config, synthetic())
     assert len(rows) == 16
     point = best_rows(config, rows)[1.0]["point"]
     assert point[H] == 2 and 0.01 < point[SCALE] < 0.1
@@ -120,26 +119,10 @@ def test_a_trial_that_dies_before_its_first_result_is_told(tmp_path: Path) -> No
                 raise RuntimeError("an odd point")
 
     config = searched(tmp_path, space={H: {"choice": [1, 2]}, SCALE: {"choice": [0.1]}}, searcher="grid", trials=2)
-    rows, _ = search(config, Dies)
+    rows = search(config, Dies)
     found = {row["point"][H]: row for row in rows}
     assert found[1]["status"] == "failed" and "an odd point" in found[1]["why"]
     assert found[2]["status"] == "finished"
-    assert nothing_left()
-
-
-@long
-@pytest.mark.parametrize("name", ["hyperband", "median"])
-def test_other_schedulers_stop_bad_trials_too(tmp_path: Path, name: str) -> None:
-    from rlr_ray.tune.search import search
-
-    config = searched(tmp_path, trials=8, searcher="random", scheduler={"name": name, "reduction_factor": 2})
-    rows, _ = search(config, synthetic(pause_s=2.0))  # which is long enough for trials to run side by side
-    assert {row["status"] for row in rows} == {"finished", "stopped early"}
-    mean = {
-        status: statistics.mean(row["reward"] for row in rows if row["status"] == status)
-        for status in ("finished", "stopped early")
-    }
-    assert mean["finished"] > mean["stopped early"]
     assert nothing_left()
 
 
@@ -148,7 +131,7 @@ def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=6, searcher="nsga2", scheduler={"name": "none"})
-    rows, _ = search(config, synthetic())
+    rows = search(config, synthetic())
     assert [row["status"] for row in rows] == ["finished"] * 6
     assert nothing_left()
 
@@ -158,7 +141,7 @@ def test_a_budget_leaves_out_what_cannot_fit(tmp_path: Path) -> None:
     from rlr_ray.tune.search import search
 
     config = searched(tmp_path, trials=6, budgets_gib=[0.0001, 1.0], searcher="random")
-    rows, _ = search(config, synthetic())
+    rows = search(config, synthetic())
     by_budget = {budget: {row["status"] for row in rows if row["budget_gib"] == budget} for budget in (0.0001, 1.0)}
     assert by_budget[0.0001] == {"filtered"}  # the weights alone are more
     assert "filtered" not in by_budget[1.0]
@@ -175,7 +158,6 @@ def real(folder: Path, **changes: Any) -> list[dict[str, Any]]:
         "evaluations": 2,
         "cost": {"denoiser_forwards": 300},
         "cpus": 0.5,
-        "closed_form": False,
     }
     file = written(folder, merge(RECIPE, SMALL), **(keys | changes))
     assert main(["tune", "--config", file]) == 0
@@ -273,7 +255,6 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
             trials=2,
             evaluations=2,
             concurrent=1,
-            closed_form=False,
             cost={"denoiser_forwards": 400},
         )
     )
