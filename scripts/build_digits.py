@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.rewards.digit_classifier import WORDS, DigitClassifier, load_classifier
+from rlr_ray.rewards.digits import WORDS, DigitClassifier, load_classifier
 from scripts import building
 from scripts.building import batches, fit
 
@@ -151,7 +151,7 @@ def plain_samples(folder: Path, count: int) -> tuple[Tensor, Tensor]:
 def measure(folder: Path) -> str:
     """What the shipped files do, in one line each."""
     images, labels = plain_samples(folder, JUDGED)
-    reward, judge = (load_classifier(folder / f"{name}.safetensors") for name in ("reward", "judge"))
+    reward, judge = (load_classifier(DigitClassifier, folder / f"{name}.safetensors") for name in ("reward", "judge"))
     test = split_data()["test"]
     scores = reward(images).log_softmax(1)[torch.arange(JUDGED), labels]
     return "\n".join(

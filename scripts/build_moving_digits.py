@@ -20,8 +20,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.loggers.pictures import to_pil
-from rlr_ray.rewards.digit_classifier import WORDS
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, FRAMES, STILL, VideoClassifier, load_classifier
+from rlr_ray.rewards.digits import WORDS, load_classifier
+from rlr_ray.rewards.moving_digits import DIRECTIONS, FRAMES, STILL, VideoClassifier
 from scripts import building
 from scripts.moving import MIDDLE, ROOM, STARTS, draw, pick, places, random_frames, random_videos
 
@@ -211,7 +211,7 @@ def plain_samples(folder: Path, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def measure(folder: Path) -> str:
     """What the shipped files do, in one line each."""
     videos, labels, directions = plain_samples(folder, JUDGED)
-    reward, judge = (load_classifier(folder / f"{name}.safetensors") for name, _, _ in CLASSIFIERS)
+    reward, judge = (load_classifier(VideoClassifier, folder / f"{name}.safetensors") for name, _, _ in CLASSIFIERS)
     digit, direction = (logits.log_softmax(1) for logits in reward(videos))
     every = torch.arange(JUDGED)
     scores = digit[every, labels] + direction[every, directions]

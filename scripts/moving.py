@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, FRAMES
+from rlr_ray.rewards.moving_digits import DIRECTIONS, FRAMES
 
 DIGIT, SIZE = 8, 16  # pixels
 ROOM = SIZE - DIGIT  # the largest place

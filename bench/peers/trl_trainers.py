@@ -27,7 +27,7 @@ from trl import (
 )
 
 from rlr_ray.models.adapters import ParameterVector
-from rlr_ray.rewards.digits import Reward
+from rlr_ray.rewards.digits import Digits
 from rlr_ray.utils.memory import peak_bytes
 
 NEVER = 10**9
@@ -133,7 +133,7 @@ class Meter:
 
 
 def trainer_of(spec: dict[str, Any], pipeline: DigitsPipeline) -> AlignPropTrainer | DDPOTrainer:
-    reward, prompts = Reward(), itertools.cycle(spec["prompts"])
+    reward, prompts = Digits(), itertools.cycle(spec["prompts"])
     align = spec["trainer"] == "AlignProp"
     own = {"train_batch_size": spec["chunk_size"], "train_learning_rate": spec["learning_rate"], "seed": spec["seed"]}
     own |= {"sample_num_steps": spec["steps"], "sample_eta": spec["eta"], "sample_guidance_scale": spec["guidance"]}

@@ -1,10 +1,8 @@
-"""Rewards: one a file, found by the file's name; a user's own by `module:name`.
+"""Rewards: the table of those that are here, and a user's own by `module:name`, which may be a class or a function.
 
 A reward is called with `images [B, 3, H, W] in [0, 1]`, `prompts` (B strings) and `metadata` (B dicts) and returns
-scores [B], higher is better. Its attribute `differentiable` says whether gradients pass from the scores to the images.
-One whose attribute `video` is true is called with `videos [B, F, 3, H, W]` instead; any other rates a video's frames as
-images, and the video by their mean. A file of this folder defines `class Reward` with these attributes; a user's own
-may be a class or a function.
+scores [B], higher is better. A differentiable one lets gradients pass from the scores to the images. One of videos is
+called with `videos [B, F, 3, H, W]` instead; any other rates a video's frames as images, and the video by their mean.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ import functools
 import importlib
 import inspect
 import os
-import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,32 +23,43 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of
 
 
-class Reward(Protocol):
-    differentiable: bool
+class Entry(NamedTuple):
+    """A reward without its code, which takes seconds to import."""
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor: ...
-
-
-def available_rewards() -> list[str]:
-    """Names of the rewards in this folder; imports them all."""
-    return [name for name in _files() if hasattr(importlib.import_module(f"{__name__}.{name}"), "Reward")]
+    place: str  # file:Class of this folder
+    differentiable: bool = True
+    video: bool = False
 
 
-def _files() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+REWARDS = {
+    "aesthetic": Entry("aesthetic:Aesthetic"),
+    "clipscore": Entry("clip:ClipScore"),
+    "digits": Entry("digits:Digits"),
+    "digits_judge": Entry("digits:DigitsJudge", differentiable=False),
+    "dynamic_degree": Entry("motion:DynamicDegree", video=True),
+    "hpsv2": Entry("hpsv2:Hpsv2"),
+    "http": Entry("http:Http", differentiable=False),
+    "imagereward": Entry("imagereward:ImageReward"),
+    "jpeg_compressibility": Entry("jpeg:JpegCompressibility", differentiable=False),
+    "jpeg_incompressibility": Entry("jpeg:JpegIncompressibility", differentiable=False),
+    "motion_smoothness": Entry("motion:MotionSmoothness", video=True),
+    "moving_digits": Entry("moving_digits:MovingDigits", video=True),
+    "moving_digits_judge": Entry("moving_digits:MovingDigitsJudge", differentiable=False, video=True),
+    "pickscore": Entry("clip:PickScore"),
+}
 
 
 def find_reward(name: str) -> Callable[..., Any]:
     """The class or function that `name` stands for, not yet built. Raises UserError if there is none."""
+    if name in REWARDS:
+        file, _, attribute = REWARDS[name].place.partition(":")
+        return cast(Callable[..., Any], getattr(importlib.import_module(f"{__name__}.{file}"), attribute))
     if ":" in name:
         return _import_own(name)
-    found = getattr(importlib.import_module(f"{__name__}.{name}"), "Reward", None) if name in _files() else None
-    if found is None:
-        raise UserError(
-            f"reward {name!r} is not known; allowed: {', '.join(available_rewards())}, "
-            "or your own as 'module:function', e.g. 'my_rewards:brightness' for a file my_rewards.py in this folder"
-        )
-    return cast(Callable[..., Any], found)
+    raise UserError(
+        f"reward {name!r} is not known; allowed: {', '.join(REWARDS)}, "
+        "or your own as 'module:function', e.g. 'my_rewards:brightness' for a file my_rewards.py in this folder"
+    )
 
 
 def _import_own(name: str) -> Callable[..., Any]:
@@ -77,35 +84,40 @@ def _import_own(name: str) -> Callable[..., Any]:
 
 
 def is_differentiable(name: str, stated: bool | None = None) -> bool:
-    """Whether first order may pass through a reward: what the user stated, else its own attribute, else no."""
-    return bool(getattr(find_reward(name), "differentiable", False)) if stated is None else stated
+    """True if first order may pass through a reward: what the recipe states, else the table, else its own attribute."""
+    return _fact(name, "differentiable") if stated is None else stated
 
 
 def is_video(name: str, stated: bool | None = None) -> bool:
-    """Whether a reward sees videos: what the user stated, else its own attribute, else no.
+    """True if a reward sees videos: what the recipe states, else the table, else its own attribute."""
+    return _fact(name, "video") if stated is None else stated
 
-    So one that only its actors can import has to be stated.
-    """
-    if stated is not None:
-        return stated
-    with suppress(UserError):
-        return bool(getattr(find_reward(name), "video", False))
-    return False
+
+def _fact(name: str, key: Literal["differentiable", "video"]) -> bool:
+    """Imports a reward that is not in the table. Raises UserError if that fails."""
+    if name in REWARDS:
+        return bool(getattr(REWARDS[name], key))
+    try:
+        return bool(getattr(find_reward(name), key, False))
+    except UserError as error:
+        raise UserError(
+            f"{error}; for a reward that only its own actors can import, state `{key}` in the recipe"
+        ) from error
 
 
 def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
     """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take."""
-    found = find_reward(name)
-    is_class = inspect.isclass(found)
+    builder = find_reward(name)
+    is_class = inspect.isclass(builder)
     try:
-        inspect.signature(found).bind(*[None] * (0 if is_class else 3), **options)
+        inspect.signature(builder).bind(*[None] * (0 if is_class else 3), **options)
     except TypeError as error:
         raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
     try:
-        reward: Any = found(**options) if is_class else functools.partial(found, **options)
-    except UserError:
-        raise
+        reward: Any = builder(**options) if is_class else functools.partial(builder, **options)
     except Exception as error:
+        if isinstance(error, UserError) or name in REWARDS:  # a defect in this package is not the user's
+            raise
         raise UserError(f"reward {name!r} could not be built with {options}: {_told(error)}") from error
     built: Callable[..., Tensor] = reward.to(device) if hasattr(reward, "to") else reward
     return built

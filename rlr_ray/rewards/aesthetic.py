@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlr_ray.errors import UserError
@@ -17,22 +16,21 @@ _REPOSITORY = "openai/clip-vit-large-patch14"
 _HEAD_REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
 
 
-class Reward(Clip):
+class Aesthetic(Clip):
     """`path`: CLIP ViT-L/14. `head`: a file with the linear layers' weights, or a repository of the hub."""
-
-    differentiable = True
 
     def __init__(self, path: str = _REPOSITORY, head: str = _HEAD_REPOSITORY):
         super().__init__(*load_clip("aesthetic", path, _REPOSITORY))
-        file = Path(head).expanduser()
+        source, file = Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]), Path(head).expanduser()
         if not file.is_file():
-            folder = Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]).fetched()
+            folder = source.fetched()
             file, *others = folder.glob("*.pth")
             if others:
                 raise UserError(
                     f"reward 'aesthetic': {folder} holds {1 + len(others)} files *.pth; set reward.options.head to one"
                 )
-        self.head = linear_head(torch.load(file, map_location="cpu", weights_only=True)).requires_grad_(False)
+        with source.explained():
+            self.head = linear_head(source.weights(file)).requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         return self.head(self.image_features(images)).squeeze(1)

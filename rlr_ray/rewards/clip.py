@@ -1,4 +1,4 @@
-"""CLIP's agreement of images with prompts, which several rewards share."""
+"""Rewards that are CLIP's agreement of an image with its prompt, and the frozen CLIP that other rewards share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.nn import functional
 from rlr_ray.rewards.hub import Source
 from rlr_ray.rewards.images import prepared
 
+CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
+_PICKSCORE_REPOSITORY = "yuvalkirstain/PickScore_v1"
 _TOKENIZER = "vocab.json or tokenizer.json"
 
 
@@ -62,3 +64,29 @@ class Clip(nn.Module):
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:  # [B]
         """Of each image with its own prompt."""
         return (self.image_features(images) * self.text_features(prompts)).sum(-1)
+
+
+class ClipScore(Clip):
+    """2.5 times the cosine (Hessel et al. 2021, arXiv:2104.08718, equation 1).
+
+    The paper also cuts it at 0, where a gradient would end; it seldom is below.
+    """
+
+    def __init__(self, path: str = CLIP_REPOSITORY):
+        super().__init__(*load_clip("clipscore", path, CLIP_REPOSITORY))
+
+    def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        return 2.5 * self.cosines(images, prompts)
+
+
+class PickScore(Clip):
+    """The model's logit, about 20 (Kirstain et al. 2023, arXiv:2305.01569).
+
+    A difference of 1 means that e times as many people pick the better image.
+    """
+
+    def __init__(self, path: str = _PICKSCORE_REPOSITORY):
+        super().__init__(*load_clip("pickscore", path, _PICKSCORE_REPOSITORY))
+
+    def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        return self.model.logit_scale.exp() * self.cosines(images, prompts)

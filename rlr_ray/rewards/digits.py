@@ -1,39 +1,86 @@
-"""Log-probability that a small classifier gives to the digit that the prompt names (for the embedded digits model)."""
+"""Rewards of the embedded digits model: two small classifiers of handwritten digits, to train on and to judge by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.digit_classifier import WORDS, load_classifier
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+Classifier = TypeVar("Classifier", bound=nn.Module)
 
 
-def named_digits(prompts: Sequence[str]) -> Tensor:  # [B]
-    """The digit that each prompt names. Raises UserError for a prompt that names none or several."""
-    digits = []
+class DigitClassifier(nn.Module):
+    """Images [B, 3, 16, 16] in [0, 1] to logits [B, 10]. Smooth everywhere, so that its gradients inform."""
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.GELU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.GELU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(2 * width, 4 * width, 3, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(4 * width * 16, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = images.mean(1, keepdim=True) * 2 - 1
+        return self.layers(grey)
+
+
+def load_classifier(kind: type[Classifier], path: Path) -> Classifier:
+    """A frozen float32 classifier from a safetensors file."""
+    weights = {name: value.to(torch.float32) for name, value in load_file(path).items()}
+    classifier = kind(width=len(weights["layers.0.bias"]))
+    classifier.load_state_dict(weights)
+    return classifier.requires_grad_(False).eval()
+
+
+def named(kind: str, words: Sequence[str], prompts: Sequence[str]) -> Tensor:  # [B], indices of words
+    """The word that each prompt names. Raises UserError for a prompt that names none or several."""
+    indices = []
     for prompt in prompts:
-        found = [digit for digit, word in enumerate(WORDS) if word in prompt.lower().split()]
-        if len(found) != 1:
+        there = [index for index, word in enumerate(words) if word in prompt.lower().split()]
+        if len(there) != 1:
             raise UserError(
-                f"the digits rewards need a prompt that names one digit, found {prompt!r}; allowed words: "
-                f"{', '.join(WORDS)}"
+                f"the rewards of digits need a prompt that names one {kind}, found {prompt!r}; allowed words: "
+                f"{', '.join(words)}"
             )
-        digits.append(found[0])
-    return torch.tensor(digits)
+        indices.append(there[0])
+    return torch.tensor(indices)
 
 
-class Reward(nn.Module):
-    differentiable = True
+class Digits(nn.Module):
+    """Log-probability of the digit that the prompt names."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.classifier = load_classifier(DIGITS / "reward.safetensors")
+        self.classifier = load_classifier(DigitClassifier, DIGITS / "reward.safetensors")
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        digits = named_digits(prompts).to(images.device)
+        digits = named("digit", WORDS, prompts).to(images.device)
         return self.classifier(images).log_softmax(-1).gather(1, digits[:, None]).squeeze(1)
+
+
+class DigitsJudge(nn.Module):
+    """Whether a classifier trained apart from the reward's reads the digit that the prompt names: 1 or 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = load_classifier(DigitClassifier, DIGITS / "judge.safetensors")
+
+    def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        return (self.classifier(images).argmax(-1).cpu() == named("digit", WORDS, prompts)).to(images)

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlr_ray.errors import UserError
@@ -40,13 +39,12 @@ _RENAMED = (  # from open_clip's names to transformers'; what only differs in it
 )
 
 
-class Reward(Clip):
+class Hpsv2(Clip):
     """The cosine of image and prompt, about 0.2 to 0.35 (papers print it times 100).
 
     `path`: a folder with the file of the `version`, or a repository of the hub; `tokenizer`: CLIP's, likewise.
     """
 
-    differentiable = True
     prepared: Callable[[Tensor, int], Tensor] = staticmethod(padded)
 
     def __init__(
@@ -58,8 +56,8 @@ class Reward(Clip):
         if str(version) not in _FILES:
             raise UserError(f"reward 'hpsv2': found version {version}; allowed: {', '.join(_FILES)}")
         file = _FILES[str(version)]
-        folder = Source("hpsv2", "path", path, _REPOSITORY, [file]).fetched()
-        weights = torch.load(folder / file, map_location="cpu", weights_only=True)
+        source = Source("hpsv2", "path", path, _REPOSITORY, [file])
+        weights = source.weights(source.fetched() / file)
         words = load_tokenizer("hpsv2", tokenizer, _TOKENIZER)
         super().__init__(_model(weights.get("state_dict", weights), words.eos_token_id), words)
 

@@ -21,7 +21,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of, pictures
 
 
-class Reward:
+class Http:
     """Posts JSON {"images": [PNG in base64, ...], "prompts": [...], "metadata": [...]} and expects {"scores": [...]}.
 
     With the reward's `video: true` {"videos": [[PNG of each frame, ...], ...], ...} in place of images.
@@ -30,8 +30,6 @@ class Reward:
     reached, is overloaded (429, 502, 503, 504) or does not answer within `timeout_s` is asked again for `patience_s`
     after a first failure.
     """
-
-    differentiable = False
 
     def __init__(
         self,

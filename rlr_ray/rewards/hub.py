@@ -6,10 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlr_ray.errors import UserError
+
+# What no file and no network is to blame for. All else is: the hub's clients raise errors of many classes of their own.
+_DEFECTS = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, TypeError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,19 @@ class Source:
             folder = Path(snapshot_download(self.place, allow_patterns=list(self.patterns)))
         return self._complete(folder)
 
+    def weights(self, file: Path, **options: Any) -> dict[str, Any]:
+        """The tensors of a file, on the CPU."""
+        with self.explained():
+            weights: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, **options)
+        return weights
+
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Loading fails in errors of many kinds: no network, no such repository, no leave to read it, a broken file."""
+        """A UserError for a failed load: no network, no such repository, no leave to read it, a broken file."""
         try:
             yield
+        except _DEFECTS:
+            raise
         except Exception as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._error(f"{', '.join(self.patterns)} could not be loaded from {self.place!r} ({why})") from error

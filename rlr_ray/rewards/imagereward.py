@@ -34,22 +34,21 @@ _RENAMED = (  # from BLIP's own names to transformers'
 )
 
 
-class Reward(nn.Module):
+class ImageReward(nn.Module):
     """Scores of about mean 0 and deviation 1 over people's generations.
 
     `path`: a folder with ImageReward.pt and med_config.json, or a repository of the hub; `tokenizer`: BERT's, likewise.
     """
-
-    differentiable = True
 
     def __init__(self, path: str = _REPOSITORY, tokenizer: str = _TOKENIZER):
         super().__init__()
         from transformers import AutoTokenizer
 
         files, words = ["ImageReward.pt", "med_config.json"], ["vocab.txt", "tokenizer_config.json"]
-        folder = Source("imagereward", "path", path, _REPOSITORY, files).fetched()
+        source = Source("imagereward", "path", path, _REPOSITORY, files)
+        folder = source.fetched()
         vocabulary = Source("imagereward", "tokenizer", tokenizer, _TOKENIZER, words).fetched()
-        weights = torch.load(folder / "ImageReward.pt", map_location="cpu", weights_only=True, mmap=True)
+        weights = source.weights(folder / "ImageReward.pt", mmap=True)
         self.tokenizer = AutoTokenizer.from_pretrained(vocabulary)
         self.vision, self.size = _vision_model(_under(_VISION, weights))
         self.text = _text_model(_under(_TEXT, weights), folder / "med_config.json", self.vision.config.hidden_size)

@@ -29,7 +29,7 @@ from rlr_ray.models.loading import load_model
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import Prompt, PromptOrder, prompt_sets
 from rlr_ray.rewards import is_differentiable
-from rlr_ray.rewards.clip import Clip, load_clip
+from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.utils.memory import memory_errors
@@ -150,9 +150,6 @@ def check_reward(config: RunConfig) -> None:
         )
 
 
-_CLIP = "openai/clip-vit-base-patch32"
-
-
 class Engine(PictureEngine):
     """Model and prompts of one run with its rewards and its plan, on one device.
 
@@ -180,7 +177,7 @@ class Engine(PictureEngine):
     def clip(self) -> Clip | None:
         """Whose features measure diversity, if the recipe names one."""
         path = self.config.evaluation.clip
-        return Clip(*load_clip("evaluation.clip", path, _CLIP)).to(self.device) if path is not None else None
+        return Clip(*load_clip("evaluation.clip", path, CLIP_REPOSITORY)).to(self.device) if path is not None else None
 
     def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
         """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""

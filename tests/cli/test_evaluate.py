@@ -19,7 +19,7 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.cli import main
 from rlr_ray.config.run import RunConfig
 from rlr_ray.evaluation.runs import unique_names
-from rlr_ray.rewards.digits import Reward
+from rlr_ray.rewards.digits import Digits
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
@@ -128,7 +128,7 @@ def test_chains_are_paired_new_and_those_of_plain_diffusers() -> None:
     for half, lora in ((rows[:4], None), (rows[4:], Path("runs/one/lora"))):
         assert [{name: row[name] for name in ("prompt", "seed")} for row in half] == chains
         images = torch.from_numpy(plain_images(chains, lora)).permute(0, 3, 1, 2)
-        expected = Reward()(images, [chain["prompt"] for chain in chains], [{}] * 4)
+        expected = Digits()(images, [chain["prompt"] for chain in chains], [{}] * 4)
         assert [row["score_digits"] for row in half] == pytest.approx(expected.tolist(), abs=1e-3)
     scores = read("runs/one/evaluate/evaluate.json")["runs"][0]["scores"]
     assert [scores[label]["trained_on"] for label in ("digits", "second")] == [True, False]

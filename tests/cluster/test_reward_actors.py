@@ -176,7 +176,7 @@ def test_actors_without_a_cluster_are_refused(tmp_path: Path) -> None:
 
 
 def test_its_module_is_needed_in_its_actors_alone(tmp_path: Path) -> None:
-    reward = {"name": "nowhere_but_there:reward", "differentiable": True, "actors": {}}
+    reward = {"name": "nowhere_but_there:reward", "differentiable": True, "video": False, "actors": {}}
     engine = Engine(short_run(tmp_path, cluster={}, reward=reward), {"nowhere_but_there:reward": Near("digits")})
     assert torch.equal(engine.rewards.score(IMAGES, *ASKED).scores[0], DIGITS(IMAGES, *ASKED))
 

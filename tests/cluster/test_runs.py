@@ -88,7 +88,7 @@ def test_a_surrogate_is_the_same_on_a_cluster(tmp_path: Path, name: str) -> None
 
 SLOW_DIGITS = """
 import time
-from rlr_ray.rewards.digits import Reward as Digits
+from rlr_ray.rewards.digits import Digits
 
 class Reward(Digits):
     def forward(self, images, prompts, metadata):

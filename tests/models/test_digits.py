@@ -8,7 +8,7 @@ import torch
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.models.loading import load_model
-from rlr_ray.rewards.digit_classifier import load_classifier
+from rlr_ray.rewards.digits import DigitClassifier, load_classifier
 from scripts.build_digits import accuracy, load_data, plain_samples, split_data
 
 SAMPLES = 400
@@ -20,7 +20,7 @@ def test_the_files_are_small() -> None:
 
 @pytest.mark.parametrize("name", ["reward", "judge"])
 def test_the_classifiers_read_digits_that_they_have_not_seen(name: str) -> None:
-    assert accuracy(load_classifier(DIGITS / f"{name}.safetensors"), *split_data()["test"]) > 0.97
+    assert accuracy(load_classifier(DigitClassifier, DIGITS / f"{name}.safetensors"), *split_data()["test"]) > 0.97
 
 
 def test_the_classifiers_saw_disjoint_pictures() -> None:
@@ -32,7 +32,7 @@ def test_the_classifiers_saw_disjoint_pictures() -> None:
 
 def test_plain_samples_leave_headroom() -> None:
     images, labels = plain_samples(DIGITS, SAMPLES)
-    found = accuracy(load_classifier(DIGITS / "judge.safetensors"), images, labels)
+    found = accuracy(load_classifier(DigitClassifier, DIGITS / "judge.safetensors"), images, labels)
     assert 0.55 < found < 0.75  # .678 on 1,000 samples; standard error of 400: .023
 
 

@@ -8,7 +8,8 @@ import torch
 
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.config.recipe import load_config
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, load_classifier
+from rlr_ray.rewards.digits import load_classifier
+from rlr_ray.rewards.moving_digits import DIRECTIONS, VideoClassifier
 from rlr_ray.train.engine import PictureEngine, chain_rows
 from scripts.build_moving_digits import CAPTIONS, accuracy, load_pipeline, plain_samples
 
@@ -19,7 +20,7 @@ SAMPLES = 200
 def test_plain_samples_leave_headroom() -> None:
     """The digit is listened to by half, the direction hardly."""
     videos, digits, directions = plain_samples(MOVING_DIGITS, SAMPLES)
-    judge = load_classifier(MOVING_DIGITS / "judge.safetensors")
+    judge = load_classifier(VideoClassifier, MOVING_DIGITS / "judge.safetensors")
     assert 0.05 < accuracy(judge, videos, digits, directions) < 0.35
     read = judge(videos)[0].argmax(1)
     assert 0.35 < float((read == digits).double().mean()) < 0.75  # standard error .035

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil
 
-from rlr_ray.rewards import available_rewards, is_differentiable, is_video, score
-from rlr_ray.rewards.digit_classifier import WORDS
+from rlr_ray.rewards import REWARDS, is_differentiable, is_video, score
+from rlr_ray.rewards.digits import WORDS
 from rlr_ray.rewards.images import pictures
 from tests.rewards import tiny
 from tests.rewards.servers import brightness, pixels, server
@@ -27,7 +27,7 @@ CAPTIONS = ["A red cat", "a dog", "two boats"]  # in imagereward's own vocabular
 NUMBERS = ["1", "2", "3"]
 MOVING = ["a two moving left", "seven moving up", "a three moving right"]
 DIGITS = ("digits", "digits_judge", "moving_digits", "moving_digits_judge")
-DIFFERENTIABLE = [name for name in available_rewards() if is_differentiable(name)]
+DIFFERENTIABLE = [name for name in REWARDS if is_differentiable(name)]
 MOTION = ("dynamic_degree", "motion_smoothness")
 BLIND = ("aesthetic", "jpeg_compressibility", "jpeg_incompressibility", *MOTION)  # to the prompt
 
@@ -50,7 +50,7 @@ class Case:
         return score(self.reward, images, prompts, [{}] * len(prompts), self.name)
 
 
-@pytest.fixture(scope="module", params=available_rewards())
+@pytest.fixture(scope="module", params=[*REWARDS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name, received = request.param, []
     if name == "http":
@@ -96,7 +96,7 @@ def test_a_score_is_that_of_the_image_alone(case: Case) -> None:
     torch.testing.assert_close(whole, turned.flip(0))
 
 
-@pytest.mark.parametrize("case", [name for name in available_rewards() if name not in MOTION], indirect=True)
+@pytest.mark.parametrize("case", [name for name in REWARDS if name not in MOTION], indirect=True)
 def test_pixels_reach_the_encoder_scaled_once(case: Case) -> None:
     """A known image, of the encoder's size: as CLIP's own processor gives it, or as it was."""
     images = case.images()

@@ -105,7 +105,9 @@ def test_a_score_that_is_not_finite_stops_the_run_or_is_replaced_and_counted() -
 
 
 def test_a_reward_of_actors_that_this_process_cannot_build_is_told_as_such() -> None:
-    config = RewardConfig(name="nowhere_but_there:reward", differentiable=True, actors=RewardActorsConfig())
+    config = RewardConfig(
+        name="nowhere_but_there:reward", differentiable=True, video=False, actors=RewardActorsConfig()
+    )
     with pytest.raises(UserError, match=r"'ocr' has actors .*no module 'nowhere_but_there'.*runtime_env"):
         Mixture({"ocr": config}, CPU, {})
     assert Mixture({"ocr": config}, CPU, {"ocr": bright}).labels == ["ocr"]

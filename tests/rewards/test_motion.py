@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward
-from rlr_ray.rewards.optical_flow import flow, grey_frames, warped
+from rlr_ray.rewards.motion import flow, grey_frames, warped
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 48, 64

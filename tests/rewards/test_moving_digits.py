@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.errors import UserError
-from rlr_ray.rewards import moving_digits, moving_digits_judge
-from rlr_ray.rewards.digit_classifier import WORDS
-from rlr_ray.rewards.moving_digit_classifier import DIRECTIONS, STILL, load_classifier
+from rlr_ray.rewards.digits import WORDS, load_classifier
+from rlr_ray.rewards.moving_digits import DIRECTIONS, STILL, MovingDigits, MovingDigitsJudge, VideoClassifier
 from scripts.build_moving_digits import accuracy, held_out
 from scripts.moving import draw, places
 
@@ -47,14 +46,14 @@ def test_the_files_are_small() -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_classifiers_read_videos_that_they_have_not_seen(name: str) -> None:
-    assert accuracy(load_classifier(MOVING_DIGITS / f"{name}.safetensors"), *held_out()) > 0.9
+    assert accuracy(load_classifier(VideoClassifier, MOVING_DIGITS / f"{name}.safetensors"), *held_out()) > 0.9
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_reversed_time_goes_the_other_way(name: str) -> None:
     videos, digits, directions = held_out()
     backward = (videos.flip(1), digits, OPPOSITE[directions])
-    assert accuracy(load_classifier(MOVING_DIGITS / f"{name}.safetensors"), *backward) > 0.9
+    assert accuracy(load_classifier(VideoClassifier, MOVING_DIGITS / f"{name}.safetensors"), *backward) > 0.9
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -62,14 +61,14 @@ def test_a_digit_that_stays_is_no_way_to_a_good_score(name: str) -> None:
     """It must be worse than a guess: else a reward's first gain is to stop all motion."""
     videos, _, directions = held_out()
     stopped = videos[:, :1].expand_as(videos)
-    _, motions = load_classifier(MOVING_DIGITS / f"{name}.safetensors")(stopped)
+    _, motions = load_classifier(VideoClassifier, MOVING_DIGITS / f"{name}.safetensors")(stopped)
     scores = motions.log_softmax(1)[torch.arange(len(videos)), directions]
     assert scores.mean() < -3 and (motions.argmax(1) == STILL).double().mean() > 0.9
 
 
 def test_the_reward_adds_the_two_log_probabilities() -> None:
     videos, digits, directions = (part[:8] for part in held_out())
-    reward = moving_digits.Reward()
+    reward = MovingDigits()
     found = reward(videos, captions(digits, directions), [{}] * 8)
     of_digit, of_direction = (logits.softmax(1) for logits in reward.classifier(videos))
     expected = [of_digit[i, digits[i]] * of_direction[i, directions[i]] for i in range(8)]
@@ -78,7 +77,7 @@ def test_the_reward_adds_the_two_log_probabilities() -> None:
 
 def test_the_judge_wants_both_right() -> None:
     videos, digits, directions = held_out()
-    judge = moving_digits_judge.Reward()
+    judge = MovingDigitsJudge()
     metadata: list[dict[str, object]] = [{}] * len(videos)
     right = judge(videos, captions(digits, directions), metadata)
     assert set(right.tolist()) == {0.0, 1.0}
@@ -90,7 +89,7 @@ def test_the_judge_wants_both_right() -> None:
 
 def test_the_gradient_against_finite_differences() -> None:
     videos, digits, directions = (part[:2] for part in held_out())
-    reward = moving_digits.Reward().double()
+    reward = MovingDigits().double()
     prompts = captions((digits + 3) % 10, OPPOSITE[directions])
     point = (0.1 + 0.8 * videos.double()).requires_grad_()
     reward(point, prompts, [{}] * 2).sum().backward()
@@ -103,7 +102,7 @@ def test_the_gradient_against_finite_differences() -> None:
         assert float((point.grad * step).sum()) == pytest.approx(float(risen), rel=1e-6, abs=1e-10)
 
 
-@pytest.mark.parametrize("module", [moving_digits, moving_digits_judge])
+@pytest.mark.parametrize("reward", [MovingDigits, MovingDigitsJudge])
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -113,14 +112,14 @@ def test_the_gradient_against_finite_differences() -> None:
         ("a three moving left and right", "one direction, found"),
     ],
 )
-def test_a_prompt_must_name_one_digit_and_one_direction(module: object, prompt: str, message: str) -> None:
+def test_a_prompt_must_name_one_digit_and_one_direction(reward: type, prompt: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        module.Reward()(torch.zeros(1, 8, 3, 16, 16), [prompt], [{}])  # type: ignore[attr-defined]
+        reward()(torch.zeros(1, 8, 3, 16, 16), [prompt], [{}])
 
 
-@pytest.mark.parametrize("module", [moving_digits, moving_digits_judge])
+@pytest.mark.parametrize("reward", [MovingDigits, MovingDigitsJudge])
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 16, 3, 16, 16), (1, 8, 3, 32, 32)])
-def test_a_video_must_have_the_classifiers_shape(module: object, shape: tuple[int, ...]) -> None:
+def test_a_video_must_have_the_classifiers_shape(reward: type, shape: tuple[int, ...]) -> None:
     expected = f"shaped [B, 8, 3, 16, 16], found {list(shape)}"
     with pytest.raises(UserError, match=re.escape(expected)):
-        module.Reward()(torch.zeros(shape), ["a three moving left"], [{}])  # type: ignore[attr-defined]
+        reward()(torch.zeros(shape), ["a three moving left"], [{}])

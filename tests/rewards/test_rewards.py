@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.errors import UserError
-from rlr_ray.rewards import available_rewards, is_differentiable, load_reward, score
-from rlr_ray.rewards.digits import named_digits
+from rlr_ray.rewards import REWARDS, find_reward, is_differentiable, is_video, load_reward, score
+from rlr_ray.rewards.digits import WORDS, named
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -42,10 +43,22 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_rewards_are_found_by_file_name() -> None:
-    models = ["aesthetic", "clipscore", "digits", "digits_judge", "hpsv2", "imagereward", "pickscore"]
-    videos = ["dynamic_degree", "motion_smoothness", "moving_digits", "moving_digits_judge"]
-    assert available_rewards() == sorted([*models, *videos, "http", "jpeg_compressibility", "jpeg_incompressibility"])
+def test_every_line_of_the_table_names_a_class_of_its_own() -> None:
+    classes = [find_reward(name) for name in REWARDS]
+    assert all(isinstance(found, type) for found in classes) and len({*classes}) == len(REWARDS) == 14
+    assert list(REWARDS) == sorted(REWARDS)
+    assert [name for name in REWARDS if is_video(name)] == [
+        "dynamic_degree",
+        "motion_smoothness",
+        "moving_digits",
+        "moving_digits_judge",
+    ]
+
+
+def test_what_the_table_says_is_known_without_the_rewards_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("importlib.import_module")
+    assert is_differentiable("pickscore") and not is_video("pickscore")
+    assert is_video("moving_digits_judge") and not is_differentiable("moving_digits_judge")
 
 
 def test_digits_reward_is_the_classifiers_log_probability_of_the_named_digit() -> None:
@@ -67,11 +80,11 @@ def test_digits_reward_scores_each_image_alone_and_lets_gradients_pass() -> None
     torch.testing.assert_close(alone[0], scores[1])
 
 
-def test_named_digits_wants_exactly_one_digit() -> None:
-    assert named_digits(PROMPTS).tolist() == [1, 2, 3]
+def test_a_prompt_must_name_exactly_one_digit() -> None:
+    assert named("digit", WORDS, PROMPTS).tolist() == [1, 2, 3]
     for prompt in ("a cat", "one or two"):
         with pytest.raises(UserError, match="names one digit"):
-            named_digits([prompt])
+            named("digit", WORDS, [prompt])
 
 
 @pytest.mark.usefixtures("own")
@@ -83,6 +96,28 @@ def test_own_function_and_class_by_dotted_path() -> None:
     assert is_differentiable("own_rewards_for_tests:brightness")
     assert not is_differentiable("own_rewards_for_tests:Counting")
     assert is_differentiable("own_rewards_for_tests:Counting", stated=True)
+    assert not is_video("own_rewards_for_tests:brightness")
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("fact", ["differentiable", "video"])
+def test_a_module_that_cannot_be_imported_says_neither_yes_nor_no(fact: str) -> None:
+    """A recipe that uses a broken module is refused, not read as one without gradients or videos."""
+    known = {"differentiable": True, "video": False}
+    for name, word in (("reward_with_a_typo:f", "SyntaxError"), ("no_such_module:f", "no module 'no_such_module'")):
+        unknown = JudgeConfig(name=name, **{**known, fact: None})
+        with pytest.raises(UserError, match=f"{word}.*state `{fact}` in the recipe"):
+            (is_differentiable if fact == "differentiable" else is_video)(name, getattr(unknown, fact))
+        assert is_differentiable(name, True) and not is_video(name, False)
+
+
+def test_a_defect_of_a_shipped_reward_is_not_told_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kind: object, path: Path) -> None:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr("rlr_ray.rewards.digits.load_classifier", broken)
+    with pytest.raises(AttributeError, match="a defect"):
+        load_reward("digits", {}, CPU)
 
 
 @pytest.mark.usefixtures("own")

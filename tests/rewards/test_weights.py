@@ -56,7 +56,23 @@ def test_missing_files_are_named_and_how_to_get_them(
     )
 
 
-def test_a_broken_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("pickscore", "model.safetensors"),
+        ("aesthetic", "head.pth"),
+        ("hpsv2", "HPS_v2.1_compressed.pt"),
+        ("imagereward", "ImageReward.pt"),
+    ],
+)
+def test_a_broken_file_is_refused(name: str, file: str, tmp_path: Path) -> None:
+    options = tiny.SAVED[name](tmp_path)
+    (tmp_path / file).write_bytes(b"half a file")
+    assert "could not be loaded" in refusal(name, options)
+
+
+def test_a_defect_of_the_code_is_not_told_as_a_missing_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = tiny.SAVED["pickscore"](tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"half a file")
-    assert "could not be loaded" in refusal("pickscore", options)
+    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", lambda place: place.not_there)
+    with pytest.raises(AttributeError, match="not_there"):
+        tiny.load("pickscore", options)

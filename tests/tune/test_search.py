@@ -167,7 +167,7 @@ def real(folder: Path, **changes: Any) -> list[dict[str, Any]]:
 REWARDS = """
 import threading
 
-from rlr_ray.rewards.digits import Reward as Digits
+from rlr_ray.rewards.digits import Digits
 
 
 class Greedy(Digits):

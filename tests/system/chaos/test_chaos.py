@@ -20,7 +20,7 @@ LIVES_S = 20.0  # of an actor that is killed again and again: it takes up to hal
 
 HANGING = """
 import multiprocessing, os, pathlib, time
-from rlr_ray.rewards.digits import Reward as Digits
+from rlr_ray.rewards.digits import Digits
 
 class Reward(Digits):
     def forward(self, images, prompts, metadata):
