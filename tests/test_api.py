@@ -1,0 +1,40 @@
+"""The public API: its names exist, importing it costs nothing, and the example that shows it learns."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlr_ray
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "minimal.py"
+
+
+def test_every_name_of_the_api_exists() -> None:
+    assert all(callable(getattr(rlr_ray, name)) for name in rlr_ray.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Planes'; it has Chains, "):
+        rlr_ray.Planes  # noqa: B018
+
+
+def test_importing_it_imports_nothing_heavy_and_the_estimator_needs_torch_alone() -> None:
+    code = """
+import sys, rlr_ray
+assert not {"torch", "diffusers", "transformers", "ray"} & set(sys.modules), "import rlr_ray"
+for name in rlr_ray.__all__:
+    if name not in ("load_config", "run"):
+        getattr(rlr_ray, name)
+assert not {"diffusers", "transformers", "ray", "pydantic"} & set(sys.modules), "the estimator's names"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_is_unbiased_and_its_reward_rises(capsys: pytest.CaptureFixture[str]) -> None:
+    rewards, share, error = runpy.run_path(str(EXAMPLE))["main"](updates=20, batches=16)
+    assert abs(share - 1) < 3.5 * error < 0.2
+    assert rewards[-1] > rewards[0] + 1
+    assert "update 20: reward" in capsys.readouterr().out
