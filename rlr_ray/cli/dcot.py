@@ -14,7 +14,7 @@ from rich.progress import track
 
 from rlr_ray.cli.lab import standing
 from rlr_ray.config.estimator import SubChainConfig
-from rlr_ray.config.recipe import load_config
+from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
@@ -103,7 +103,7 @@ def locate_command(options: argparse.Namespace) -> None:
     console = wide_console()
     if options.batches < 1:
         raise UserError(f"--batches is {options.batches}; allowed: 1 or more")
-    config = load_config(options.config, options.set)
+    config = resolve(load_config(options.config, options.set))
     steps = config.sampler.steps
     length = max(steps // _SHARE, config.estimator.sub_chain.length, 1) if options.length is None else options.length
     if steps < 3 or not 0 < length <= steps:
@@ -136,7 +136,7 @@ def _proposal(
     """Keys with which the recipe loads, and why there is no sub-chain among them if there is none."""
     dcot, given = {"dcot": bounds(found, config.sampler.steps)}, config.estimator.sub_chain
     free, steps = free_steps(found, config.plan_shape, schedule), f"{found.first}-{found.last}"
-    if config.estimator.preset == "auto":
+    if config.chooses_plan:
         return dcot, "preset 'auto' chooses the plan"
     if config.plan_shape.free_stop <= found.first:
         return dcot, f"first order carries steps {steps} already"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from rlr_ray.config.recipe import load_config
+from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import Laboratory, compare
@@ -87,7 +87,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:
-    config = load_config(options.config, options.set)
+    config = resolve(load_config(options.config, options.set))
     own = parse_plans(options.plan)
     plans = own if options.only else default_plans(config) | own
     if not plans:

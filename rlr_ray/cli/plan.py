@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rlr_ray.config.recipe import load_config
+from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import LEAST_BATCHES
@@ -33,7 +33,7 @@ def plan_command(options: argparse.Namespace) -> int:
         options.set = [*options.set, f"memory_budget_gib={options.memory_budget_gib}"]
     if options.batches is not None and options.batches < LEAST_BATCHES:
         raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
-    config = load_config(options.config, options.set)
+    config = resolve(load_config(options.config, options.set))
     choice = choose_plan(config, options.batches)
     path = write_choice(options.out, config, choice)
     console.print(choice_table(choice))

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from rlr_ray.cluster.run import run
+from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
-from rlr_ray.config.recipe import config_of
+from rlr_ray.config.recipe import config_of, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.terminal import progress
 from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
-from rlr_ray.train.engine import check_reward
 from rlr_ray.train.run_folder import RunFolder, locked
 from rlr_ray.utils.console import wide_console
 
@@ -46,7 +46,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def train_command(options: argparse.Namespace) -> None:
     console = wide_console()
     config = config_of(options.config, options.set, options.resume)
-    check_reward(config)
+    config = config if options.dry_run else resolve(config)
+    check_first_order(config)
     prompts = describe_prompts(config)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
@@ -60,12 +61,12 @@ def train_command(options: argparse.Namespace) -> None:
 
 def _train(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Run what nobody else runs now, after the plan is chosen if it is to be."""
-    if resume and config.estimator.preset == "auto":
+    if resume and config.chooses_plan:
         from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
 
         config = as_chosen(config, RunFolder(config).path)
     RunFolder(config).check(resume=resume, overwrite=overwrite)
-    config, leave = _choose(config) if config.estimator.preset == "auto" else (config, _leave_nothing)
+    config, leave = _choose(config) if config.chooses_plan else (config, _leave_nothing)
     folder = RunFolder(config)
 
     def begin() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
+    if config.chooses_plan:
+        raise UserError("estimator.preset is 'auto', and no plan was chosen yet; `rlr-ray train` and `plan` choose one")
     if config.cluster == "none":
         from rlr_ray.train.loop import train  # only here: what draws its pictures takes seconds to import
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from rlr_ray.config.estimator import STAGES
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from rlr_ray.config.run import RunConfig
 
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    auto = config.estimator.preset == "auto"
     of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
-    for check in (_dcot, _labels, _guards, *(() if auto else of_plan), _reward_actors, _devices, _workers):
+    for check in (_dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
         check(config)
+
+
+def check_first_order(config: RunConfig) -> None:
+    """Raise UserError if first order would pass through black boxes alone."""
+    black_box = [label for label, reward in config.rewards.items() if not reward.has_gradient]
+    if (
+        config.estimator.surrogate is None
+        and config.plan_shape.first_order_steps
+        and len(black_box) == len(config.rewards)
+    ):
+        raise UserError(
+            f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
+            f"estimator.first_order_steps is {config.estimator.first_order_steps}; set estimator.first_order_steps: 0, "
+            "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
+        )
 
 
 def _guards(config: RunConfig) -> None:
@@ -100,7 +111,7 @@ def _dcot(config: RunConfig) -> None:
 
 def _plan_owns_something(config: RunConfig) -> None:
     shape = config.plan_shape
-    if not shape.first_order_steps and not shape.has_half_order and not shape.has_zeroth_order:
+    if not (config.chooses_plan or shape.first_order_steps or shape.has_half_order or shape.has_zeroth_order):
         raise UserError(
             "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
             "estimator.rest: half_order or zeroth_order, or estimator.first_order_steps above 0"

@@ -8,7 +8,7 @@ from rlr_ray.config.run import RunConfig
 def describe_plan(config: RunConfig) -> str:
     """Which order owns what, what an update costs, and what the estimate is not."""
     estimator, train = config.estimator, config.train
-    if estimator.preset == "auto":
+    if config.chooses_plan:
         return f"plan: chosen by measurement at the start, as by `rlr-ray plan`; {train.iterations} updates"
     shape = config.plan_shape
     chunks = range(train.chains // train.chunk_size)
@@ -29,6 +29,12 @@ def describe_plan(config: RunConfig) -> str:
 def _notes(config: RunConfig) -> list[str]:
     shape, estimator = config.plan_shape, config.estimator
     notes = _surrogate_notes(config) if shape.residual else bias_notes(config)
+    own = [label for label, reward in config.rewards.items() if reward.differentiable is None]
+    if own:
+        notes.append(
+            f"{', '.join(own)}: code of your own, which a dry run does not import; shown as if it were differentiable, "
+            "unless the recipe says `differentiable: false`"
+        )
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
     if weighed and not shape.residual:

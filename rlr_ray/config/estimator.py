@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rlr_ray.config.base import Strict
+from rlr_ray.config.base import Strict, flat
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
 
@@ -18,8 +18,8 @@ _ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {
     # Three orders, guided directions, weights of least mean squared error: what works for small adapters.
     "rlr": {},
-    # The plan that `rlr-ray plan` would choose, measured at the start of the run.
-    "auto": {},
+    # The plan that `rlr-ray plan` would choose, measured at the start of the run. Until then no order owns a step.
+    "auto": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
     # The paper's equation 6 as written: one first-order step, one sub-chain (its j .. j+1), isotropic, weights 1.
     "rlr-paper": {
         "first_order_steps": 1,
@@ -172,7 +172,8 @@ class SurrogateConfig(Strict):
     @property
     def reward(self) -> JudgeConfig:
         """The named reward."""
-        return JudgeConfig(name=self.name, options=self.options, video=self.video, frames=self.frames)
+        facts = {"differentiable": True, "video": self.video, "frames": self.frames}
+        return JudgeConfig(name=self.name, options=self.options, **facts)
 
     @model_validator(mode="after")
     def _read(self) -> SurrogateConfig:
@@ -181,16 +182,21 @@ class SurrogateConfig(Strict):
         return self
 
 
+# Keys beside preset auto; the planner decides all others.
+_BESIDE_AUTO = ["weight_averaging", "smoothing", "half_order.baseline"]
+_BESIDE_AUTO += [f"zeroth_order.{key}" for key in ("count", "chunk_size", "scale", "span")]
+
+
 def _check_auto(given: dict[str, Any]) -> None:
-    """The planner decides the plan; raise ValueError for keys that would decide it too."""
-    kept: dict[str, set[str]] = {"half_order": {"baseline"}, "zeroth_order": {"count", "chunk_size", "scale", "span"}}
-    free = {"preset", "weight_averaging", "smoothing"}
-    wrong = [key for key in given if key not in free | kept.keys()]
-    wrong += [f"{key}.{name}" for key, names in kept.items() for name in given.get(key, {}) if name not in names]
+    """Raise ValueError for keys that would decide the plan too; a config that was written out has those of no plan."""
+    keys = {".".join(path): value for path, value in flat(given).items()}
+    others = keys.keys() - {"preset", *_BESIDE_AUTO}
+    none = flat(EstimatorConfig(preset="auto").model_dump(mode="json")) if others else {}
+    wrong = sorted(key for key in others if (path := tuple(key.split("."))) not in none or none[path] != keys[key])
     if wrong:
         raise ValueError(
-            f"preset 'auto' chooses the plan, found {', '.join(wrong)} beside it; allowed: {', '.join(sorted(free))}, "
-            "half_order.baseline, zeroth_order.count, .chunk_size, .scale and .span; leave the others out"
+            f"preset 'auto' chooses the plan, found {', '.join(wrong)} beside it; allowed: {', '.join(_BESIDE_AUTO)}; "
+            "leave the others out"
         )
 
 

@@ -11,10 +11,14 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlr_ray.config.checks import check_together
+from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.rewards import is_differentiable, is_video
 
 Checked = TypeVar("Checked", bound=BaseModel)
+Judge = TypeVar("Judge", bound=JudgeConfig)
 _PART = re.compile(r'"([^"]*)"|([^."]+)')  # of a key with dots
 _SHORT = (  # a key that may have a value in place of a section, and the key in there which that value is of
     ("estimator", "preset"),
@@ -58,8 +62,44 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
-    """Check values. Raises UserError naming every bad key."""
-    return checked(RunConfig, values)
+    """Check values, with what the package's own rewards say of themselves. Raises UserError naming every bad key."""
+    return _with_facts(checked(RunConfig, values), own=False)
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The config with what the user's own rewards say of themselves: whether they have gradients, and see videos.
+
+    Imports them, so only what is about to run them asks. Raises UserError if one is not found, or if what it says does
+    not go with the rest.
+    """
+    return _with_facts(config, own=True)
+
+
+def _with_facts(config: RunConfig, *, own: bool) -> RunConfig:
+    rewards = {label: with_facts(reward, own=own) for label, reward in config.rewards.items()}
+    judges = {label: with_facts(judge, own=own) for label, judge in config.evaluation.judges.items()}
+    evaluation = config.evaluation.model_copy(update={"judges": judges})
+    config = config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
+    surrogate = config.estimator.surrogate
+    if surrogate is not None and surrogate.name != "online" and (own or ":" not in surrogate.name):
+        if not is_differentiable(surrogate.name):
+            raise UserError(
+                f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order "
+                "passes through the surrogate; allowed: 'online' or a differentiable reward; set "
+                "estimator.surrogate.name: online"
+            )
+        known = surrogate.model_copy(update={"video": is_video(surrogate.name, surrogate.video)})
+        config = config.model_copy(update={"estimator": config.estimator.model_copy(update={"surrogate": known})})
+    check_together(config)
+    return config
+
+
+def with_facts(reward: Judge, *, own: bool = True) -> Judge:
+    """A reward with what it says of itself where the recipe does not; of a user's own, if `own` may be imported."""
+    if ":" in reward.name and not own:
+        return reward
+    facts = {"differentiable": is_differentiable(reward.name, reward.differentiable)}
+    return reward.model_copy(update=facts | {"video": is_video(reward.name, reward.video)})
 
 
 def checked(model: type[Checked], values: dict[str, Any]) -> Checked:

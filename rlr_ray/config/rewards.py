@@ -8,7 +8,6 @@ from pydantic import Field, field_validator
 
 from rlr_ray.config.base import Strict
 from rlr_ray.config.cluster import Role
-from rlr_ray.rewards import is_differentiable, is_video
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -28,7 +27,8 @@ class JudgeConfig(Strict):
 
     name: str  # a file of rlr_ray/rewards, or module:name
     invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
-    differentiable: bool | None = None  # None: what the reward says of itself
+    # Whether scores have gradients; None: what the reward says of itself (config.recipe.resolve)
+    differentiable: bool | None = None
     video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
     frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
     options: dict[str, Any] = Field(default_factory=dict)
@@ -36,11 +36,12 @@ class JudgeConfig(Strict):
 
     @property
     def has_gradient(self) -> bool:
-        return is_differentiable(self.name, self.differentiable)
+        """As far as is known: a reward that is not imported yet has one."""
+        return self.differentiable is not False
 
     @property
     def sees_video(self) -> bool:
-        return is_video(self.name, self.video)
+        return bool(self.video)
 
 
 class RewardConfig(JudgeConfig):

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlr_ray.config.base import Strict
-from rlr_ray.config.checks import check_together
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight
 from rlr_ray.config.rewards import Judges, Rewards, gathered
@@ -151,6 +150,11 @@ class RunConfig(Strict):
         return self.evaluation.chunk_size or self.train.chunk_size
 
     @property
+    def chooses_plan(self) -> bool:
+        """True if the plan is yet to be chosen by measurement; until then its shape owns no step."""
+        return self.estimator.preset == "auto"
+
+    @property
     def plan_shape(self) -> PlanShape:
         estimator, steps = self.estimator, self.sampler.steps
         return PlanShape(
@@ -230,11 +234,6 @@ class RunConfig(Strict):
         if isinstance(given, dict) and given.get("estimator") == "auto":
             given = given | {"estimator": {"preset": "auto"}}
         return gathered(given, "reward", "rewards")
-
-    @model_validator(mode="after")
-    def _works_together(self) -> RunConfig:
-        check_together(self)
-        return self
 
     def on(self, gpus: float) -> RunConfig:
         """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""

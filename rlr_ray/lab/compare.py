@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.errors import UserError
@@ -28,7 +29,7 @@ from rlr_ray.lab.measure import (
 )
 from rlr_ray.lab.plans import NEUTRAL, Estimator, with_plan
 from rlr_ray.lab.reference import Reference, exact_reference, half_order_variances, unbiased_reference
-from rlr_ray.train.engine import Engine, check_reward
+from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import standardised
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
@@ -81,7 +82,7 @@ class Laboratory:
     def candidate(self, name: str, keys: Estimator, reference: Reference) -> Candidate:
         """Raises UserError if the plan does not work with this recipe."""
         config = with_plan(self.config, keys)
-        check_reward(config)
+        check_first_order(config)
         config.plan_shape.check_noise(self.subject.sampler.schedule)
         if self.guides is None and config.guided:
             self.guides = guides_of(self.subject, config)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 
+from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.cost import Probe, closed_form_length, probe
@@ -29,7 +30,7 @@ from rlr_ray.lab.plans import (
     with_plan,
 )
 from rlr_ray.lab.reference import Families, Spread, gather
-from rlr_ray.train.engine import Built, Engine, check_reward
+from rlr_ray.train.engine import Built, Engine
 from rlr_ray.train.held_out import standardised
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import ALONE, update
@@ -215,7 +216,7 @@ class Planner:
         """Whether a plan works with the recipe's reward, sampler and batch."""
         try:
             config = with_plan(self.config, keys)
-            check_reward(config)
+            check_first_order(config)
             config.plan_shape.check_noise(self.subject.sampler.schedule)
         except UserError:
             return False

@@ -16,7 +16,7 @@ Estimator = dict[str, Any]  # keys of config.estimator
 
 FULL: Estimator = {"preset": "full_bp"}
 DDPO: Estimator = {"preset": "ddpo"}
-NEUTRAL: Estimator = {"preset": "es"}  # a plan that every recipe allows, to build an engine with
+NEUTRAL: Estimator = {"preset": "auto"}  # no plan yet, which every recipe allows, to build an engine with
 _NO_SUB_CHAIN = {"length": 0}
 _UNWEIGHTED = {"half_order": {"weight": 1.0}, "checkpoint_steps": True}
 
@@ -67,7 +67,7 @@ def default_plans(config: RunConfig) -> dict[str, Estimator]:
 
 def recipes_own(config: RunConfig) -> dict[str, Estimator]:
     """The recipe's own plan; none if that is to be chosen, or has a surrogate, which only a run can learn."""
-    if config.estimator.preset == "auto" or config.estimator.surrogate:
+    if config.chooses_plan or config.estimator.surrogate:
         return {}
     return {"the recipe's": config.estimator.model_dump(mode="json", exclude={"preset"})}
 
@@ -85,6 +85,11 @@ def parse_plans(texts: list[str]) -> dict[str, Estimator]:
             raise UserError(
                 f"--plan {text!r} holds no keys; write --plan 'name={{key: value}}' with keys of `estimator`, "
                 "e.g. --plan 'mine={preset: rlr, first_order_steps: 5}'"
+            )
+        if keys.get("preset") == "auto":
+            raise UserError(
+                f"--plan {text!r}: preset 'auto' is a choice between plans, not one of them; name the plan, e.g. "
+                "preset: rlr-paper"
             )
         plans[name.strip()] = keys
     return plans
@@ -104,8 +109,4 @@ def with_plan(config: RunConfig, plan: Mapping[str, Any]) -> RunConfig:
         "weight_averaging": estimator.weight_averaging,
         "smoothing": estimator.smoothing,
     }
-    if plan.get("preset") == "auto":
-        raise UserError(
-            "preset 'auto' is a choice between plans, not one of them; name the plan, e.g. preset: rlr-paper"
-        )
     return parse_config(config.model_dump(mode="json") | {"estimator": merge(kept, dict(plan))})

@@ -207,7 +207,7 @@ def write_choice(folder: Path, config: RunConfig, choice: Choice) -> Path:
 def as_chosen(config: RunConfig, folder: Path) -> RunConfig:
     """A recipe that is to choose its plan, with the plan that the run in `folder` chose when it started, if it did."""
     file = folder / "plan.json"
-    if config.estimator.preset != "auto" or not file.is_file():
+    if not file.is_file():
         return config
     return with_plan(config, json.loads(file.read_text("utf-8"))["best"]["keys"])
 

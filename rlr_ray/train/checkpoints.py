@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rlr_ray.config.base import flat
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
@@ -129,7 +130,7 @@ def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """The keys by which a config's updates differ from those of the saved one, with both values."""
     with suppress(UserError):  # keys that came since then have what they have by default
         saved = parse_config(saved).model_dump(mode="json")
-    was, now = _flat(saved), _flat(config.model_dump(mode="json"))
+    was, now = flat(saved), flat(config.model_dump(mode="json"))
     changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path) and not _free(path)]
     return [f"{'.'.join(path)}: was {was.get(path)!r}, now {now.get(path)!r}" for path in changed]
 
@@ -141,12 +142,3 @@ def _free(path: tuple[str, ...]) -> bool:
         len(path) >= len(name) and all(one in ("*", part) for one, part in zip(name, path, strict=False))
         for name in names
     )
-
-
-def _flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Values by the keys that lead to them, since a label may hold dots itself."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in values.items():
-        path = (*above, str(key))
-        flat |= _flat(value, path) if isinstance(value, dict) else {path: value}
-    return flat

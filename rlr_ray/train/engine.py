@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlr_ray.config.checks import check_first_order
+from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
@@ -28,7 +30,6 @@ from rlr_ray.models import Model, module_bytes
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import Prompt, PromptOrder, prompt_sets
-from rlr_ray.rewards import is_differentiable
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.surrogate import OnlineSurrogate
@@ -131,25 +132,6 @@ Built = Mapping[str, Callable[..., Tensor]]
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
 
-def check_reward(config: RunConfig) -> None:
-    """Raise UserError if a reward is not known, or if first order would pass through black boxes alone."""
-    surrogate = config.estimator.surrogate
-    black_box = [label for label, reward in config.rewards.items() if not reward.has_gradient]
-    if config.estimator.preset == "auto":  # there is no plan yet
-        return
-    if surrogate is not None and surrogate.name != "online" and not is_differentiable(surrogate.name):
-        raise UserError(
-            f"estimator.surrogate.name {surrogate.name!r} is black-box (differentiable: false), but first order passes "
-            "through the surrogate; allowed: 'online' or a differentiable reward; set estimator.surrogate.name: online"
-        )
-    if surrogate is None and config.plan_shape.first_order_steps and len(black_box) == len(config.rewards):
-        raise UserError(
-            f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
-            f"estimator.first_order_steps is {config.estimator.first_order_steps}; set estimator.first_order_steps: 0, "
-            "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
-        )
-
-
 class Engine(PictureEngine):
     """Model and prompts of one run with its rewards and its plan, on one device.
 
@@ -157,7 +139,8 @@ class Engine(PictureEngine):
     """
 
     def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
-        check_reward(config)
+        config = resolve(config)
+        check_first_order(config)
         super().__init__(config)
         self.built = built
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")

@@ -11,14 +11,15 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
-from rlr_ray.config.recipe import parse_config, put
+from rlr_ray.config.checks import check_first_order
+from rlr_ray.config.recipe import parse_config, put, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig, base_values
 from rlr_ray.errors import UserError
 from rlr_ray.lab.cost import Probe, probe
 from rlr_ray.lab.measure import subject_of
 from rlr_ray.lab.plans import NEUTRAL, with_plan
-from rlr_ray.train.engine import Built, Engine, check_reward
+from rlr_ray.train.engine import Built, Engine
 from rlr_ray.utils.memory import GIB, memory_errors
 
 Point = dict[str, Any]  # value by key of the recipe
@@ -67,9 +68,9 @@ class Points:
         return values
 
     def _run(self, values: dict[str, Any]) -> RunConfig:
-        run = parse_config(values)
-        check_reward(run)
-        if run.estimator.preset == "auto":
+        run = resolve(parse_config(values))
+        check_first_order(run)
+        if run.chooses_plan:
             raise UserError("estimator.preset is 'auto', which chooses a plan; a search is to: name another preset")
         return run.on(self.config.gpus) if run.cluster == "none" else run
 

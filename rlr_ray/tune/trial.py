@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from rlr_ray.cluster.resources import enter
-from rlr_ray.config.recipe import parse_config, put
+from rlr_ray.config.recipe import parse_config, put, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import OutOfMemory
 from rlr_ray.train.run_folder import RunFolder
@@ -82,7 +82,7 @@ def run_of(given: dict[str, Any]) -> RunConfig:
     values = copy.deepcopy(given["run"])
     for key, value in given["point"].items():
         put(values, key, value)
-    return parse_config(values)
+    return resolve(parse_config(values))
 
 
 def over_budget(config: RunConfig) -> dict[str, Any] | None:

@@ -92,6 +92,22 @@ def test_a_run_in_one_process_needs_no_ray(recipe: Path) -> None:
     assert Path("runs/short/summary.json").is_file()
 
 
+def test_who_only_looks_at_a_recipe_imports_none_of_its_code(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_code_that_leaves_a_trace.py").write_text("import pathlib\npathlib.Path('trace').touch()\n")
+    names = ["own_code_that_leaves_a_trace:a", "own_code_that_leaves_a_trace:b"]
+    rewards = {"a": {"name": names[0]}, "digits": 1, "b": {"name": names[1], "differentiable": False}}
+    own = ["--config", str(recipe), "--set", "reward=null", "--set", f"rewards={json.dumps(rewards)}"]
+    own += ["--set", f"evaluation.judge={names[1]}"]
+    assert main(["train", *own, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "note: a: code of your own, which a dry run does not import" in said
+    assert "half order there of the others" in said  # as `b` says that it has no gradient
+    main(["doctor", *own])
+    assert not Path("trace").exists()
+    assert main(["train", *own]) == 2
+    assert Path("trace").exists()
+
+
 def test_dry_run_prints_the_plan_and_leaves_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(recipe), "--dry-run"]) == 0
     said = capsys.readouterr().out

@@ -11,6 +11,7 @@ from rlr_ray.config.estimator import PRESETS
 from rlr_ray.config.recipe import load_config, parse_config, put
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.lab.plans import NEUTRAL, with_plan
 from tests.runs import RECIPE, short_run
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,24 @@ def test_every_recipe_runs_dry_without_weights_or_network(
 def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     config = short_run(tmp_path)
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("beside", [{}, {"smoothing": 0.5, "zeroth_order": {"count": 16}}])
+def test_a_config_that_is_to_choose_its_plan_loads_as_itself_and_owns_no_step(beside: dict[str, Any]) -> None:
+    config = parse_config(RECIPE | {"estimator": {"preset": "auto"} | beside})
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+    assert config.chooses_plan and not config.plan_shape.has_half_order and not config.plan_shape.has_zeroth_order
+    with pytest.raises(UserError, match=r"'auto' chooses the plan, found rest, sub_chain.length beside it; allowed: "):
+        parse_config(RECIPE | {"estimator": {"preset": "auto", "rest": "half_order", "sub_chain": {"length": 1}}})
+
+
+def test_a_plan_that_is_yet_to_be_chosen_refuses_nothing_that_only_other_plans_need() -> None:
+    """Rewards' actors are as patient as a recipe without rollouts may have them: the laboratory looks at it too."""
+    actors = {"reward": {"name": "digits", "actors": {"timeout_s": 900}}, "cluster": {}}
+    ddpo = parse_config(RECIPE | actors | {"estimator": {"preset": "ddpo"}})
+    assert with_plan(ddpo, NEUTRAL).rewards == ddpo.rewards
+    with pytest.raises(UserError, match="timeout_s is 900"):
+        with_plan(ddpo, {"preset": "es"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

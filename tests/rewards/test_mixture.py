@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.recipe import parse_config, with_facts
 from rlr_ray.config.rewards import RewardActorsConfig, RewardConfig
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import Mixture
@@ -43,7 +43,8 @@ sys.modules[own.__name__] = own
 
 def mixture(**rewards: object) -> Mixture:
     configs = {
-        label: RewardConfig(name=f"mixed_rewards_for_tests:{label}", **options) for label, options in rewards.items()
+        label: with_facts(RewardConfig(name=f"mixed_rewards_for_tests:{label}", **options))
+        for label, options in rewards.items()
     }
     return Mixture(configs, CPU, {})
 

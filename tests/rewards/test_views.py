@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.config.recipe import with_facts
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import Mixture, evenly
@@ -43,7 +44,9 @@ sys.modules[own.__name__] = own
 
 
 def mixture(frames: int | None = FRAMES, **rewards: dict[str, Any]) -> Mixture:
-    configs = {name: JudgeConfig(name=f"video_rewards_for_tests:{name}", **keys) for name, keys in rewards.items()}
+    configs = {
+        name: with_facts(JudgeConfig(name=f"video_rewards_for_tests:{name}", **keys)) for name, keys in rewards.items()
+    }
     return Mixture(configs, CPU, {}, frames)
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rlr_ray.cli.train import describe_results
+from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.seeds import normal
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Engine, check_reward
+from rlr_ray.train.engine import Engine
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate, Regressor
@@ -310,7 +311,7 @@ def test_chains_without_a_baseline_cannot_say_what_a_surrogate_is_worth(tmp_path
 
 def test_first_order_needs_a_surrogate_that_is_differentiable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"surrogate.name 'digits_judge' is black-box .*surrogate.name: online"):
-        check_reward(surrogate_run(tmp_path, surrogate={"name": "digits_judge"}))
+        check_first_order(surrogate_run(tmp_path, surrogate={"name": "digits_judge"}))
     with pytest.raises(UserError, match=r"black-box .*first_order_steps is all; .*estimator.preset: surrogate"):
-        check_reward(surrogate_run(tmp_path, surrogate=None))
-    check_reward(surrogate_run(tmp_path))
+        check_first_order(surrogate_run(tmp_path, surrogate=None))
+    check_first_order(surrogate_run(tmp_path))
