@@ -1,15 +1,27 @@
-"""Short runs of the embedded model, for tests of everything above the core."""
+"""Short runs, for tests of everything above the core. CPU seconds of one, on one thread, after the process's first:
+
+    small_run(tmp_path)                    1.0  4 updates of 4 chains of 4 steps, random weights: the default
+    short_run(tmp_path, model=tiny())      1.5  4 updates of 8 chains of 5 steps, judged; random weights
+    short_run(tmp_path)                    2.8  with the embedded digits: where pictures or gains matter
+
+A test changes keys by keywords: small_run(tmp_path, train={"iterations": 1}). Nothing of a finished run that tests only
+read is made twice: make it in a fixture of scope "module". A command is called in this process: main(["train", ...]).
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -29,13 +41,13 @@ RECIPE: dict[str, Any] = {
     "estimator": {
         "first_order_steps": 1,
         "sub_chain": {"length": 2},
-        "zeroth_order": {"count": 8, "chunk_size": 2},
+        "zeroth_order": {"count": 8, "chunk_size": 4},
     },
     "train": {
         "iterations": 4,
         "chains": 8,
         "chains_per_prompt": 4,
-        "chunk_size": 2,
+        "chunk_size": 4,
         "learning_rate": 0.02,
         "checkpoint_every": 1,
     },
@@ -45,10 +57,34 @@ RECIPE: dict[str, Any] = {
 
 SMALL: dict[str, Any] = {  # on top of it, for tests of many runs
     "sampler": {"steps": 4},
-    "train": {"chains": 4, "chains_per_prompt": 2},
-    "estimator": {"zeroth_order": {"count": 2}},
+    "train": {"chains": 4, "chains_per_prompt": 2, "chunk_size": 2},
+    "estimator": {"zeroth_order": {"count": 2, "chunk_size": 2}},
     "evaluation": {"chains": 2, "pictures": 2, "judge": None},
 }
+
+
+@functools.cache
+def _tiny_folder() -> tempfile.TemporaryDirectory[str]:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    from rlr_ray.assets import DIGITS
+
+    folder = tempfile.TemporaryDirectory(prefix="tiny_pipeline_")
+    pipeline = StableDiffusionPipeline.from_pretrained(DIGITS / "pipeline")
+    one_block = {"block_out_channels": (8,), "attention_head_dim": 2, "norm_num_groups": 2, "mid_block_type": None}
+    one_block |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline.register_modules(unet=UNet2DConditionModel.from_config(dict(pipeline.unet.config) | one_block))
+    pipeline.save_pretrained(folder.name)
+    return folder
+
+
+def tiny() -> dict[str, Any]:
+    """A recipe's `model`: the embedded pipeline with a U-Net of 13,676 random weights, of the same class."""
+    if "TINY_PIPELINE" not in os.environ:  # processes that this one starts share it
+        os.environ["TINY_PIPELINE"] = _tiny_folder().name
+    return {"name": "stable_diffusion", "path": os.environ["TINY_PIPELINE"]}
 
 
 def short_run(folder: Path, **changes: Any) -> RunConfig:
@@ -57,13 +93,15 @@ def short_run(folder: Path, **changes: Any) -> RunConfig:
 
 
 def small_run(folder: Path, **changes: Any) -> RunConfig:
-    return short_run(folder, **merge(SMALL, changes))
+    """A run of four small updates of a pipeline of random weights, with `changes` put on top."""
+    return short_run(folder, **merge(SMALL | {"model": tiny()}, changes))
 
 
 def small_recipe(folder: Path) -> Path:
     """A file with the recipe of a small run in folder/runs."""
     file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(merge(merge(RECIPE, SMALL), {"output_dir": str(folder / "runs")})))
+    keys = merge(RECIPE, SMALL | {"model": tiny(), "output_dir": str(folder / "runs")})
+    file.write_text(yaml.safe_dump(keys))
     return file
 
 

@@ -25,7 +25,11 @@ from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import small_run
 
-CHANGES: dict[str, Any] = {"train": {"iterations": 2, "learning_rate": 0.1}, "evaluation": {"chains": 6}}
+CHANGES: dict[str, Any] = {
+    "model": {"name": "digits"},
+    "train": {"iterations": 2, "learning_rate": 0.1},
+    "evaluation": {"chains": 6},
+}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
-from tests.runs import logged, outcome, small_recipe, small_run
+from tests.runs import logged, outcome, small_recipe, small_run, tiny
 
 CPU = torch.device("cpu")
 Report = Callable[[dict[str, Any]], None]
@@ -336,6 +336,7 @@ def test_keys_that_came_after_a_run_was_begun_do_not_keep_it_from_going_on(tmp_p
 
 def test_what_only_saves_memory_may_change(tmp_path: Path) -> None:
     config = small_run(tmp_path)
-    thrifty = {"name": "digits", "gradient_checkpointing": True, "decode_slice": 1}
-    changed = small_run(tmp_path, model=thrifty, evaluation={"chunk_size": 1})
+    changed = small_run(
+        tmp_path, model=tiny() | {"gradient_checkpointing": True, "decode_slice": 1}, evaluation={"chunk_size": 1}
+    )
     assert changed_keys(config.model_dump(mode="json"), changed) == []

@@ -44,8 +44,8 @@ def test_every_point_spends_what_the_cost_allows(tmp_path: Path) -> None:
 def test_cost_in_seconds_follows_the_measured_parts(tmp_path: Path) -> None:
     made = points(tmp_path, evaluations=1, cost={"seconds": 100})
     run = made.run({H: 2}, 4.0, "a")
-    # 4 chunks of 5 forwards, 2 more in the sub-chain, 1 + 2 backwards; and 4 chunks of pairs
-    assert KNOWN.seconds(run) == pytest.approx(4 * (7 * 0.1 + 3 * 0.2) + 4 * 1.0)
+    # 2 chunks of 5 forwards, 2 more in the sub-chain, 1 + 2 backwards; and 2 chunks of pairs
+    assert KNOWN.seconds(run) == pytest.approx(2 * (7 * 0.1 + 3 * 0.2) + 2 * 1.0)
     assert run.train.iterations == int(100 / KNOWN.seconds(run))
 
 
@@ -86,7 +86,7 @@ def test_parts_are_measured_once_for_all_plans(tmp_path: Path) -> None:
     made = points(tmp_path)
     for length in (1, 2, 3):
         estimates.peak_gib(made.run({H: length}, 4.0, "a"))
-    estimates.peak_gib(made.run({H: 1, "train.chunk_size": 4}, 4.0, "a"))
+    estimates.peak_gib(made.run({H: 1, "train.chunk_size": 2}, 4.0, "a"))
     assert len(calls) == 2
 
 
