@@ -9,6 +9,11 @@ class UserError(ValueError):
     """Bad input. The message says what was found, what is allowed and the remedy; no traceback is shown."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class OutOfMemory(UserError):
     """A run needs more memory than it may take. `peak_gib`: what it took, or asked for at the least."""
 

@@ -15,6 +15,7 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.recipe import config_of, resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.loggers.registry import build_loggers
 from rlr_ray.loggers.terminal import progress
 from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
@@ -48,6 +49,7 @@ def train_command(options: argparse.Namespace) -> None:
     config = config_of(options.config, options.set, options.resume)
     config = config if options.dry_run else resolve(config)
     check_first_order(config)
+    build_loggers(config)  # once more where the run is led, but one that cannot be is refused here
     prompts = describe_prompts(config)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)

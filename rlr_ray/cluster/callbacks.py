@@ -7,6 +7,8 @@ from typing import Any
 import ray.train
 from ray.actor import ActorHandle
 
+from rlr_ray.errors import first_line
+
 
 class Restarts(ray.train.UserCallback):
     """Tells the driver that workers ended, and so start again."""
@@ -16,6 +18,6 @@ class Restarts(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         rank, error = min(worker_exceptions.items())
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        text = f"training worker {rank} ended ({why[:200]}); the workers start again from the last checkpoint"
+        why = first_line(error)[:200]
+        text = f"training worker {rank} ended ({why}); the workers start again from the last checkpoint"
         self.mailbox.await_workers.remote(text)

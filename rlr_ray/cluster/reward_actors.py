@@ -26,7 +26,7 @@ from rlr_ray.cluster.resources import Room, enter
 from rlr_ray.cluster.rollouts import await_ready
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 from rlr_ray.rewards import load_reward, score
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class RewardActor:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"reward {self.label!r}: the GPU of its actor ran out of memory on {len(asked.images)} images "
-                f"({str(error).splitlines()[0]}); lower the batch_size of its actors, train.chunk_size or "
+                f"({first_line(error)}); lower the batch_size of its actors, train.chunk_size or "
                 "estimator.zeroth_order.chunk_size"
             ) from error
 
@@ -127,7 +127,7 @@ class RemoteReward:
             except GetTimeoutError:
                 break
             except RayError as error:
-                why = f"its actor was lost ({str(error).strip().splitlines()[0]}) and is not back"
+                why = f"its actor was lost ({first_line(error)}) and is not back"
                 time.sleep(min(_RETURN_S, left))
         raise UserError(
             f"reward {self.label!r} gave no scores within {self.timeout_s:g} s: {why}; see what it waits for and "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlr_ray.config.base import Strict
 from rlr_ray.config.cluster import ClusterConfig
@@ -138,6 +138,8 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     guards: GuardsConfig = GuardsConfig()
     cluster: Literal["none"] | ClusterConfig = ClusterConfig()
+    # Where numbers and pictures go: names, or their options by name; see docs/loggers.md
+    loggers: dict[str, dict[str, Any]] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
     memory_budget_gib: float | None = Field(None, gt=0)  # of a process; a run that needs more ends, saying so
 
     @property
@@ -234,6 +236,14 @@ class RunConfig(Strict):
         if isinstance(given, dict) and given.get("estimator") == "auto":
             given = given | {"estimator": {"preset": "auto"}}
         return gathered(given, "reward", "rewards")
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        """`[parquet, wandb: {project: p}]` is short for `{parquet: {}, wandb: {project: p}}`."""
+        parts = given if isinstance(given, list) else [given]
+        named = [part if isinstance(part, dict) else {str(part): {}} for part in parts]
+        return {name: options or {} for part in named for name, options in part.items()}
 
     def on(self, gpus: float) -> RunConfig:
         """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""

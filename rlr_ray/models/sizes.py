@@ -20,7 +20,7 @@ from torch import nn
 
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.config.run import RunConfig
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.loading import FAMILIES, refuse_other_class, source_of
@@ -68,7 +68,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Unknown(_NEEDED.format(path=path, error=_first_line(error))) from error
+        raise Unknown(_NEEDED.format(path=path, error=first_line(error))) from error
     model = _class_of(name)(pipeline, given, config.adapter, config.sampler, _META)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
@@ -96,7 +96,7 @@ def _config_files(source: Path | str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=["model_index.json", "*/*config.json"], etag_timeout=5))
     except (OSError, ValueError) as error:  # its errors of network, names and access are of these
-        raise Unknown(_NEEDED.format(path=source, error=_first_line(error))) from error
+        raise Unknown(_NEEDED.format(path=source, error=first_line(error))) from error
 
 
 def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype) -> Any:
@@ -138,10 +138,6 @@ def _class_of(name: str) -> Any:
     module = importlib.import_module(f"rlr_ray.models.families.{name}")
     own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     return next(kind for kind in own if issubclass(kind, PipelineModel))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def describe_sizes(config: RunConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 
 # What no file and no network is to blame for. All else is: the hub's clients raise errors of many classes of their own.
 _DEFECTS = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, TypeError, torch.OutOfMemoryError)
@@ -60,8 +60,8 @@ class Source:
         except _DEFECTS:
             raise
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._error(f"{', '.join(self.patterns)} could not be loaded from {self.place!r} ({why})") from error
+            why = f"could not be loaded from {self.place!r} ({first_line(error)})"
+            raise self._error(f"{', '.join(self.patterns)} {why}") from error
 
     def _complete(self, folder: Path) -> Path:
         missing = [

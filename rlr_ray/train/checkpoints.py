@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -38,9 +39,10 @@ FREE_KEYS |= {
     "memory_budget_gib",
     "model.gradient_checkpointing",
     "model.decode_slice",
+    "loggers",
 }
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
-_FORMAT = 2  # of what a checkpoint holds; raise it when a key comes, goes or means something else
+_FORMAT = 3  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 
 
 class Checkpoints:
@@ -107,6 +109,7 @@ class Checkpoints:
     def adopt(self, folder: Path) -> None:
         """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
         newest = max(folder.glob("update_*.pt"))
+        shutil.copyfile(folder / "metrics.jsonl", self.folder.parent / "metrics.jsonl")
         state: dict[str, Any] = load_sealed(newest, torch.device("cpu"))
         for step in self.steps():
             self._file(step).unlink()

@@ -37,7 +37,7 @@ def train(
     state, online, saved = _start(engine, folder, process)
     results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
     total = _shared_sum(engine, results, process)
-    recorder = Recorder(folder, saved["rows"] if saved else []) if process.leads else None
+    recorder = Recorder(folder, state.step) if process.leads else None
 
     def whole() -> dict[str, Any]:
         learned = {} if online is None else {"online_surrogate": online.state_dict()}
@@ -49,15 +49,16 @@ def train(
         row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total))
         row |= {} if peak is None else {"peak_memory_gib": peak}
         measured = _due(state.step, config.evaluation.every, config.train.iterations)
-        if measured:
-            row |= results.measure(state.step, state.kept) if results else {}
-            stopped = _stopped(engine, results, process)
+        if measured and recorder is not None and results is not None:
+            row |= results.measure(state.step, state.kept)
+            recorder.loggers.evaluation(row["step"], results.latest.images)
+        stopped = measured and _stopped(engine, results, process)
         if recorder is not None and results is not None:
             last = stopped or state.step == config.train.iterations
             recorder.add(row, whole, results.draft if measured else None, last=last)
         report(row)
     if recorder is not None and results is not None:
-        results.finish(state.kept, recorder.metrics, process.ran_on)
+        results.finish(state.step, state.kept, recorder, process.ran_on)
 
 
 def _start(

@@ -9,7 +9,6 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.loggers.html import write_report
-from rlr_ray.loggers.parquet import MetricsLog
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate
-from rlr_ray.train.run_folder import RunFolder
+from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
@@ -99,27 +97,35 @@ class Results:
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
         with _for_people():
-            self._report(rows, self._so_far(self.latest, rows), self.latest)
+            self._report(rows, self._so_far(rows[-1]["step"] + 1, self.latest, rows), self.latest)
 
-    def finish(self, theta: Tensor, metrics: MetricsLog, ran_on: str) -> None:
-        """Write the metrics, the adapter, the pictures, the report and, last of all, the summary.
+    def finish(self, updates: int, theta: Tensor, recorder: Recorder, ran_on: str) -> None:
+        """Write the adapter, the pictures, the report, what loggers keep and, last of all, the summary.
 
         Done again, all are the same, but for the report's date.
         """
-        after, updates = evaluate(self.engine, theta), len(metrics.rows)
+        after, kept, rows = evaluate(self.engine, theta), updates, recorder.rows
         if not self.stopped:
             self.guards.note(updates, after, theta, last=True)
         best = self.guards.best
         if self.engine.config.guards.keep == "best" and best.update != updates:
-            theta, updates = best.theta.to(theta), best.update
+            theta, kept = best.theta.to(theta), best.update
             after = evaluate(self.engine, theta)
         with disk_errors():
-            metrics.save()
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
-            summary = self._summary(after, theta, metrics.rows, adapter, ran_on) | {"kept_update": updates}
+            summary = self._so_far(updates, after, rows) | {
+                "ran_on": ran_on,
+                "adapter": str(adapter.relative_to(self.folder.path)),
+                "trained_numbers": len(theta),
+                "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
+                "versions": versions(),
+                "kept_update": kept,
+                "links": recorder.loggers.links,
+            }
             with _for_people():
-                self._save_pictures(after, metrics.rows, updates)
-                self._report(metrics.rows, summary, after)
+                self._save_pictures(after, rows, kept)
+                self._report(rows, summary, after)
+            recorder.loggers.end(summary)
             self.folder.save_summary(summary)
 
     def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
@@ -127,18 +133,7 @@ class Results:
         scores = held_out_scores(self.total, self.before, after)
         write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
 
-    def _summary(
-        self, after: Evaluation, theta: Tensor, rows: list[dict[str, Any]], adapter: Path, ran_on: str
-    ) -> dict[str, Any]:
-        return self._so_far(after, rows) | {
-            "ran_on": ran_on,
-            "adapter": str(adapter.relative_to(self.folder.path)),
-            "trained_numbers": len(theta),
-            "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
-            "versions": versions(),
-        }
-
-    def _so_far(self, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _so_far(self, updates: int, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """What a summary can say before the run has ended."""
         scores = held_out_scores(self.total, self.before, after)
         reward = scores["reward"]
@@ -163,7 +158,7 @@ class Results:
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
             "surrogate": _surrogate(rows),
-            "steps": len(rows),
+            "steps": updates,
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
             "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
             "peak_memory_gib": max(
@@ -215,7 +210,7 @@ def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
     """How well the surrogate followed the reward at the end, and how often first order carried it; None without one."""
-    if rows[0].get("surrogate_correlation") is None:
+    if not rows or rows[0].get("surrogate_correlation") is None:
         return None
     last = rows[-math.ceil(len(rows) / 4) :]
     return {

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from rlr_ray.config.recipe import read_recipe
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.loggers.parquet import MetricsLog
+from rlr_ray.loggers.jsonl import Journal
+from rlr_ray.loggers.registry import Loggers
 from rlr_ray.train.checkpoints import FREE_KEYS, Checkpoints, changed_keys
 from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
@@ -136,15 +137,22 @@ def _told(holder: Path) -> str:
 
 
 class Recorder:
-    """Writes checkpoints and metrics. A write that fails is logged once and tried again after every update.
+    """Writes the rows of updates and checkpoints, and tells the loggers.
 
-    Until then the earlier checkpoint stays; only at the end of the run is it an error.
+    A write that fails is logged once and tried again after every update. Until then the earlier checkpoint stays; only
+    at the end of the run is it an error.
     """
 
-    def __init__(self, folder: RunFolder, rows: list[dict[str, Any]]):
-        self.folder = folder
-        self.train = folder.config.train
-        self.metrics = MetricsLog(folder.path, rows)
+    @disk_errors()
+    def __init__(self, folder: RunFolder, done: int):
+        """`done`: updates that the checkpoint has seen with which the run goes on."""
+        self.folder, self.every = folder, folder.config.train.checkpoint_every
+        self.journal = Journal(folder.path / "metrics.jsonl", done)
+        self.rows = self.journal.rows
+        if len(self.rows) < done:
+            lost = f"{done - len(self.rows)} of {done} updates are not in {self.journal.file}"
+            logger.warning(f"{lost}; the run goes on, its report and sums lack them")
+        self.loggers = Loggers(folder.config, self.rows)
         self.behind = False  # something was due and is not on disk
         self.draft: Callable[[list[dict[str, Any]]], None] | None = None  # of a report, likewise
 
@@ -157,18 +165,19 @@ class Recorder:
         last: bool,
     ) -> None:
         """Record an update, the state after it if one is due, and the draft of a report if there is to be one."""
-        self.metrics.add(row)
+        self.journal.add(row)
+        self.loggers.update(row)  # first: TensorBoard hides on resume what is beyond a checkpoint; gaps would stay
         done = row["step"] + 1
         if last:
             with disk_errors():
                 self._write(done, state())
             return
-        due = self.behind or done % self.train.checkpoint_every == 0
+        due = self.behind or done % self.every == 0
         try:
             self.draft = draft or self.draft
             self._write(done, state() if due else None)
             if self.draft is not None:
-                self.draft(self.metrics.rows)
+                self.draft(self.rows)
         except OSError as error:
             if not self.behind:
                 logger.warning(f"could not save: {error}; the run goes on, and tries again after every update")
@@ -179,9 +188,6 @@ class Recorder:
         self.behind, self.draft = False, None
 
     def _write(self, done: int, state: dict[str, Any] | None) -> None:
-        try:
-            self.metrics.events.write()  # first: events beyond a checkpoint are hidden on resume, missing ones stay so
-        finally:
-            if state is not None:
-                self.folder.checkpoints.save(done, state | {"rows": self.metrics.rows})
-                self.metrics.save()
+        self.journal.write()  # first: a checkpoint counts on the rows before it
+        if state is not None:
+            self.folder.checkpoints.save(done, state)

@@ -52,6 +52,7 @@ class Trial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         shutil.copytree(self.checkpoints.folder, checkpoint_dir, dirs_exist_ok=True)
+        shutil.copy(self.checkpoints.folder.parent / "metrics.jsonl", checkpoint_dir)  # its rows so far
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Go on from a state of this trial's, or of another's."""

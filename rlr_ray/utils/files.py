@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def append_file(path: Path, content: bytes) -> None:
+    """Append all of the content and flush it to disk; or nothing, and raise an OSError that names the file."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+        _flush(path)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.truncate(path, size)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _flush(path: Path) -> None:

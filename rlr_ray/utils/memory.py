@@ -12,7 +12,7 @@ from torch import autograd
 from torch._C._profiler import ProfilerActivity, RecordScope
 from torch.autograd.profiler import profile
 
-from rlr_ray.errors import OutOfMemory
+from rlr_ray.errors import OutOfMemory, first_line
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal otherwise
 
@@ -64,7 +64,7 @@ def memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"the GPU's memory ran out ({str(error).splitlines()[0]}); {_REMEDY}",
+            f"the GPU's memory ran out ({first_line(error)}); {_REMEDY}",
             torch.cuda.max_memory_allocated() / GIB,
         ) from error
 

@@ -30,6 +30,7 @@ def test_another_trials_state_replaces_its_own(tmp_path: Path) -> None:
     trial.load_checkpoint(str(tmp_path / "copied"))
     found, expected = own.load_at(4, CPU), theirs.load_at(4, CPU)
     assert own.steps() == [4]
+    assert (bad.folder / "metrics.jsonl").read_bytes() == (good.folder / "metrics.jsonl").read_bytes()
     assert found.keys() == expected.keys()
     assert (
         _plain({**found, "config": None}) == _plain({**expected, "config": None}) != _plain({**before, "config": None})
