@@ -5,7 +5,8 @@
 #   bash bench/speed/gpu.sh "throughput sdxl" # this step alone; several may be given
 #
 # Results go to bench/results/speed, one file a step; `python -m bench.pages` puts them into docs/benchmarks.md.
-# A step begins no row after LIMIT_S seconds (on a GPU 240, so that it ends within about five minutes; else 1200).
+# On a GPU all steps together begin no row after TOTAL_S seconds (540: within ten minutes), one step none after LIMIT_S
+# (60); without one after 1200 each.
 #
 # Packages that the machine lacks are taken from wheels/, if there is such a folder. Beside torch, transformers, peft,
 # accelerate, pyarrow and what they need, these are, with the machine's --python-version and --platform:
@@ -20,6 +21,7 @@ if [ -d wheels ]; then
     "$python" -m pip install --quiet --no-index --no-deps wheels/*.whl || exit
 fi
 if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
+    TOTAL_S=${TOTAL_S:-540} LIMIT_S=${LIMIT_S:-60}
     steps=(
         "tests" "demo digits" "speedups digits" "update_parts sd14" "throughput sd14" "throughput digits"
         "overlap digits"
@@ -27,7 +29,7 @@ if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
     )
 else
     echo "no GPU here: reduced sizes, on the CPU"
-    LIMIT_S=${LIMIT_S:-1200}
+    TOTAL_S=${TOTAL_S:-100000} LIMIT_S=${LIMIT_S:-1200}
     steps=(
         "throughput digits" "overlap digits" "demo digits" "speedups digits"
         "update_parts tiny_sd" "update_parts tiny_sdxl"
@@ -38,11 +40,16 @@ fi
 failed=0
 for step in "${steps[@]}"; do
     read -r bench size <<<"$step"
+    left=$((TOTAL_S - SECONDS < LIMIT_S ? TOTAL_S - SECONDS : LIMIT_S))
+    if [ $left -le 0 ]; then
+        echo "== $step: left for another run"
+        continue
+    fi
     echo "== $step"
     if [ "$bench" = tests ]; then
         "$python" -m pytest -m gpu tests/gpu -p no:cacheprovider || failed=1
     else
-        "$python" -m "bench.speed.$bench" --size "$size" --limit-s "${LIMIT_S:-240}" || failed=1
+        "$python" -m "bench.speed.$bench" --size "$size" --limit-s "$left" || failed=1
     fi
 done
 exit $failed

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 import bench
-from bench.common import read_rows
+from bench.common import ROOT, read_rows
 from bench.runs.sweep import FILE, load_sweep, missing
+from tests.test_floors import imports_of
 
 # The other environment's alone: bench/peers/requirements.txt.
 MODULES = {info.name for info in pkgutil.walk_packages(bench.__path__, "bench.")} - {"bench.peers.trl_trainers"}
@@ -46,3 +49,13 @@ def test_a_run_that_has_a_row_is_not_run_again() -> None:
     (jobs,) = sweep.stages([""], sweep.seeds)
     assert len(jobs) == 30 and not missing(sweep.file, jobs)
     assert missing(sweep.file, [jobs[0] | {"seed": 5}])
+
+
+def test_what_runs_on_a_gpu_needs_no_ray() -> None:
+    script = (ROOT / "bench" / "speed" / "gpu.sh").read_text("utf-8")
+    names = {f"bench.speed.{name}" for name in re.findall(r'"(\w+) (?:sd14|sdxl|digits|tiny_\w+)"', script)}
+    assert len(names) == 5
+    for name in (todo := sorted(names)):  # grows by what they import of the benches
+        imported = imports_of(Path(importlib.import_module(name).__file__ or ""))
+        assert not any(re.match(r"ray\b|rlr_ray\.(cluster|tune)\b", other) for other in imported), name
+        todo += [other for other in imported if other in MODULES and other not in todo]
