@@ -25,10 +25,11 @@ PR_SET_CHILD_SUBREAPER = 36
 def parts(tier: str) -> dict[str, list[str]]:
     """Python's arguments for each part of a tier."""
     rest = "not gpu and not system" + (" and not slow" if tier == "test" else "")
-    return {
+    tests = {
         "without Ray": [*PYTEST, f"not ray and {rest}", *PARALLEL],
         "on Ray": [*PYTEST, f"ray and {rest}"],
     }
+    return tests if tier == "test" else tests | {"of ten planted faults": ["tests.mutations.run", "--sample", "10"]}
 
 
 def descendants() -> dict[tuple[str, str], float]:

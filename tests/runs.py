@@ -65,10 +65,12 @@ SMALL: dict[str, Any] = {  # on top of it, for tests of many runs
 
 @functools.cache
 def _tiny_folder() -> tempfile.TemporaryDirectory[str]:
+    import diffusers
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     from rlr_ray.assets import DIGITS
 
+    diffusers.utils.logging.disable_progress_bar()
     folder = tempfile.TemporaryDirectory(prefix="tiny_pipeline_")
     pipeline = StableDiffusionPipeline.from_pretrained(DIGITS / "pipeline")
     one_block = {"block_out_channels": (8,), "attention_head_dim": 2, "norm_num_groups": 2, "mid_block_type": None}

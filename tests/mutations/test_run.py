@@ -1,0 +1,27 @@
+"""The list of planted faults fits the code, and one that does not is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.mutations.run import ROOT, load
+
+ENTRY = "- {file: errors.py, find: %s, replace: x, tests: [a], why: a fault}"
+
+
+def test_every_fault_can_be_planted_and_names_tests_that_there_are() -> None:
+    """Files' names and functions', not parameters."""
+    for fault in load():
+        for test in fault.tests:
+            file, *names = test.split("::")
+            text = (ROOT / file).read_text("utf-8")
+            assert all(f"def {name.partition('[')[0]}(" in text for name in names), test
+
+
+@pytest.mark.parametrize("find", ["not there", "e"])
+def test_a_fault_whose_text_is_not_there_once_is_refused(tmp_path: Path, find: str) -> None:
+    (tmp_path / "some.yaml").write_text(ENTRY % find)
+    with pytest.raises(ValueError, match=r"a fault: `find` is .* times in errors.py; allowed: once"):
+        load(tmp_path)
