@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rlr_ray.cluster.run import run
+if TYPE_CHECKING:  # the same, for type checkers
+    from rlr_ray.cluster.run import run_recipe as run
     from rlr_ray.config.recipe import load_config
     from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
     from rlr_ray.core.plan import Plan, PlanShape
@@ -19,38 +19,28 @@ if TYPE_CHECKING:
     from rlr_ray.core.weighting import TermEstimate
     from rlr_ray.core.zeroth_order import Directions, zeroth_order
 
-__all__ = [
-    "Chains",
-    "Directions",
-    "GradientEstimate",
-    "Plan",
-    "PlanShape",
-    "Sampler",
-    "Schedule",
-    "TermEstimate",
-    "ddim_schedule",
-    "estimate_gradient",
-    "flow_schedule",
-    "load_config",
-    "rollout",
-    "run",
-    "zeroth_order",
-]
-
-_HOMES = {
-    "rlr_ray.cluster.run": ("run",),
-    "rlr_ray.config.recipe": ("load_config",),
-    "rlr_ray.core.gradient": ("Chains", "GradientEstimate", "estimate_gradient", "rollout"),
-    "rlr_ray.core.plan": ("Plan", "PlanShape"),
-    "rlr_ray.core.sampler": ("Sampler",),
-    "rlr_ray.core.schedule": ("Schedule", "ddim_schedule", "flow_schedule"),
-    "rlr_ray.core.weighting": ("TermEstimate",),
-    "rlr_ray.core.zeroth_order": ("Directions", "zeroth_order"),
+_PLACES = {
+    "Chains": "core.gradient:Chains",
+    "Directions": "core.zeroth_order:Directions",
+    "GradientEstimate": "core.gradient:GradientEstimate",
+    "Plan": "core.plan:Plan",
+    "PlanShape": "core.plan:PlanShape",
+    "Sampler": "core.sampler:Sampler",
+    "Schedule": "core.schedule:Schedule",
+    "TermEstimate": "core.weighting:TermEstimate",
+    "ddim_schedule": "core.schedule:ddim_schedule",
+    "estimate_gradient": "core.gradient:estimate_gradient",
+    "flow_schedule": "core.schedule:flow_schedule",
+    "load_config": "config.recipe:load_config",
+    "rollout": "core.gradient:rollout",
+    "run": "cluster.run:run_recipe",
+    "zeroth_order": "core.zeroth_order:zeroth_order",
 }
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module 'rlr_ray' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'rlr_ray' has no attribute {name!r}; it has {', '.join(_PLACES)}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"rlr_ray.{module}"), attribute)

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import rlr_ray
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.errors import UserError
+from tests.runs import RECIPE, SMALL
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "minimal.py"
 
@@ -38,3 +42,13 @@ def test_the_example_is_unbiased_and_its_reward_rises(capsys: pytest.CaptureFixt
     assert abs(share - 1) < 3.5 * error < 0.2
     assert rewards[-1] > rewards[0] + 1
     assert "update 20: reward" in capsys.readouterr().out
+
+
+def test_a_recipe_runs_and_goes_on_from_python(tmp_path: Path) -> None:
+    keys = merge(merge(RECIPE, SMALL), {"output_dir": str(tmp_path), "train": {"iterations": 1}})
+    rows: list[dict[str, object]] = []
+    assert rlr_ray.run(parse_config(keys), rows.append)["steps"] == 1 and len(rows) == 1
+    with pytest.raises(UserError, match="already holds a run"):
+        rlr_ray.run(parse_config(keys))
+    longer = parse_config(merge(keys, {"train": {"iterations": 2}}))
+    assert rlr_ray.run(longer, rows.append, resume=True)["steps"] == 2 and len(rows) == 2

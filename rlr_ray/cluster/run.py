@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rlr_ray.config.checks import check_first_order
+from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
@@ -27,3 +29,20 @@ def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
 
     run_on_ray(config, config.cluster, report, begin)
+
+
+def run_recipe(config: RunConfig, report: Report = lambda row: None, *, resume: bool = False) -> dict[str, Any]:
+    """Train in the recipe's folder, output_dir/name, as `rlr-ray train` does; the summary. The public API's `run`.
+
+    `report` is given every update's row. Raises UserError for a bad recipe, a folder that holds another run, or none to
+    resume.
+    """
+    from rlr_ray.train.run_folder import RunFolder, locked  # here, as above
+
+    config = resolve(config)
+    check_first_order(config)
+    folder = RunFolder(config)
+    with locked(config.folder):
+        folder.check(resume=resume, overwrite=False)
+        run(config, report, lambda: folder.begin(resume=resume))
+        return folder.load_summary()
