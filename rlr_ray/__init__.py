@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Fine-tune diffusion models to a reward with the Recursive Likelihood Ratio estimator.
 
 The names below are the public API (docs/api.md). Each is imported when it is first used, so that `import rlr_ray` costs
@@ -9,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the same, for type checkers
+if TYPE_CHECKING:  # for type checkers; ruff does not see that __all__ has them
     from rlr_ray.cluster.run import run_recipe as run
     from rlr_ray.config.recipe import load_config
     from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
