@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Strict(BaseModel):
@@ -13,10 +16,68 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+@dataclass(frozen=True)
+class Free:
+    """Metadata of a key that may change when a run is resumed, with all that lies in it: no update depends on it.
+
+    Or next to none: a quorum below 1, whose updates do not repeat anyway; what a score that is not finite counts for;
+    and the last bits of what is computed on another device, compiled, or in other slices.
+    """
+
+    only: tuple[str, ...] = ()  # these keys of a dictionary; none: all
+
+
+FREE = Free()
+
+
+def holder(annotation: Any) -> Any:
+    """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return kind
+    return None
+
+
+def is_free(model: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether the key at a path may change when a run is resumed."""
+    place: Any = model
+    for depth, key in enumerate(path, 1):
+        if get_origin(place) is dict:
+            place = holder(get_args(place)[1])
+            continue
+        field = getattr(place, "model_fields", {}).get(key)
+        for free in field.metadata if field else ():
+            if isinstance(free, Free) and (not free.only or (depth < len(path) and path[depth] in free.only)):
+                return True
+        place = field and holder(field.annotation)
+    return False
+
+
+def free_keys(model: type[BaseModel]) -> list[str]:
+    """All keys that may change when a run is resumed, for people."""
+    names: list[tuple[str, ...]] = []
+    for path, field in keys_of(model):
+        for free in field.metadata:
+            if isinstance(free, Free) and not any(path[: len(name)] == name for name in names):
+                names += [(*path, key) for key in free.only] or [path]
+    return sorted(".".join(name) for name in names)
+
+
+def keys_of(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every key of a model and of those in it, with its field; `*` stands for a label."""
+    for name, field in model.model_fields.items():
+        path, kind = (*above, name), holder(field.annotation)
+        yield path, field
+        if get_origin(kind) is dict:
+            path, kind = (*path, "*"), get_args(kind)[1]
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys_of(kind, path)
+
+
 def flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Values by the keys that lead to them, since a label may hold dots itself."""
     leaves: dict[tuple[str, ...], Any] = {}
     for key, value in values.items():
         path = (*above, str(key))
-        leaves |= flat(value, path) if isinstance(value, dict) and value else {path: value}
+        leaves |= flat(value, path) if isinstance(value, dict) else {path: value}
     return leaves

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rlr_ray.config.base import Strict, flat
+from rlr_ray.config.base import FREE, Strict, flat
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
 
@@ -205,7 +205,7 @@ class EstimatorConfig(Strict):
     first_order_steps: int | Literal["all"] = 3  # K
     # Beyond K a random number of steps, uniform up to all: with inverse-probability weights, or without (biased)
     truncation: Truncation = "fixed"
-    checkpoint_steps: bool = False  # trade one more forward a first-order step for one step's memory
+    checkpoint_steps: Annotated[bool, FREE] = False  # trade one more forward a first-order step for one step's memory
     sub_chain: SubChainConfig = SubChainConfig()
     rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
     half_order: HalfOrderConfig = HalfOrderConfig()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlr_ray.config.base import holder
 from rlr_ray.config.checks import check_together
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
@@ -171,31 +172,23 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[
     And what holds the keys that come next: a model, a dictionary's type, or None.
     """
     place: list[int | str] = []
-    holder: Any = model
+    within: Any = model
     for part in location:
-        if get_origin(holder) is dict:  # a label, whatever it looks like
+        if get_origin(within) is dict:  # a label, whatever it looks like
             place.append(part)
-            holder = _holder(get_args(holder)[1])
+            within = holder(get_args(within)[1])
         elif isinstance(part, int) or _KEY.fullmatch(part):
             place.append(part)
-            field = getattr(holder, "model_fields", {}).get(part)
-            holder = field and _holder(field.annotation)
-    return tuple(place), holder
-
-
-def _holder(annotation: Any) -> Any:
-    """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
-    for kind in (annotation, *get_args(annotation)):
-        if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return kind
-    return None
+            field = getattr(within, "model_fields", {}).get(part)
+            within = field and holder(field.annotation)
+    return tuple(place), within
 
 
 def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) -> str:
     item, key = items[0], ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
-        holder = _walk(model, item["loc"][:-1])[1]
-        return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(holder, 'model_fields', ())))}"
+        within = _walk(model, item["loc"][:-1])[1]
+        return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(within, 'model_fields', ())))}"
     message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
     told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
     shown = "" if told else f"found {item['input']!r}; "

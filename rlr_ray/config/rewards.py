@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from rlr_ray.config.base import Strict
+from rlr_ray.config.base import FREE, Free, Strict
 from rlr_ray.config.cluster import Role
 
+# Options by which a reward says the same, asked otherwise. Another url may be another reward; ${NAME} lets it move.
+HOW_ASKED = Free(("headers", "timeout_s", "patience_s", "concurrency", "batch_size"))
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -26,13 +28,14 @@ class JudgeConfig(Strict):
     """A reward that is never trained on; higher is better."""
 
     name: str  # a file of rlr_ray/rewards, or module:name
-    invalid: Literal["stop"] | Finite = "stop"  # what an image gets whose score is not finite; each is counted
+    # What an image gets whose score is not finite; each is counted
+    invalid: Annotated[Literal["stop"] | Finite, FREE] = "stop"
     # Whether scores have gradients; None: what the reward says of itself (config.recipe.resolve)
     differentiable: bool | None = None
     video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
     frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
-    options: dict[str, Any] = Field(default_factory=dict)
-    actors: RewardActorsConfig | None = None  # None: in every process that needs it
+    options: Annotated[dict[str, Any], HOW_ASKED] = Field(default_factory=dict)
+    actors: Annotated[RewardActorsConfig | None, FREE] = None  # None: in every process that needs it
 
     @property
     def has_gradient(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlr_ray.config.base import Strict
+from rlr_ray.config.base import FREE, Strict
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight
 from rlr_ray.config.rewards import Judges, Rewards, gathered
@@ -36,9 +36,12 @@ class ModelConfig(Strict):
     width: int | None = Field(None, ge=8)
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
-    gradient_checkpointing: bool = False  # the denoiser's activations are computed again for the gradient, by blocks
-    decode_slice: int | None = Field(None, ge=1)  # pictures, frames or Wan's videos decoded at once; None: all
-    compile: bool = False  # the denoiser, by torch.compile: minutes at each process's start, then faster steps
+    # The denoiser's activations are computed again for the gradient, by blocks
+    gradient_checkpointing: Annotated[bool, FREE] = False
+    # Pictures, frames or Wan's videos decoded at once; None: all
+    decode_slice: Annotated[int | None, FREE] = Field(None, ge=1)
+    # The denoiser, by torch.compile: minutes at each process's start, then faster steps
+    compile: Annotated[bool, FREE] = False
 
 
 class AdapterConfig(BaseModel):
@@ -63,18 +66,18 @@ class SamplerConfig(Strict):
 
 
 class TrainConfig(Strict):
-    iterations: int = Field(100, ge=1)  # updates
+    iterations: Annotated[int, FREE] = Field(100, ge=1)  # updates
     chains: int = Field(80, ge=1)  # B, an update
     chains_per_prompt: int = Field(8, ge=1)
     chunk_size: int = Field(16, ge=1)  # chains computed at once
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
-    sampling_size: int | None = Field(None, ge=1)
+    sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
-    checkpoint_every: int = Field(10, ge=1)  # updates
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: Annotated[int, FREE] = Field(10, ge=1)  # updates
+    keep_checkpoints: Annotated[int, FREE] = Field(2, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -92,11 +95,14 @@ class TrainConfig(Strict):
 class EvaluationConfig(Strict):
     chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
     seed: int | None = None  # that these follow from; None: the run's
-    chunk_size: int | None = Field(None, ge=1)  # chains sampled at once, without gradients; None: as in training
-    every: int | None = Field(None, ge=1)  # updates; None: only before and after
-    judges: Judges = Field(default_factory=dict)  # second opinions that are never trained on; or one, as `judge`
-    pictures: int = Field(20, ge=1)  # in the grids
-    clip: str | None = None  # folder or hub name of the CLIP whose features measure diversity; None: pixels do
+    # Chains sampled at once, without gradients; None: as in training
+    chunk_size: Annotated[int | None, FREE] = Field(None, ge=1)
+    every: Annotated[int | None, FREE] = Field(None, ge=1)  # updates; None: only before and after
+    # Second opinions that are never trained on; or one, as `judge`
+    judges: Annotated[Judges, FREE] = Field(default_factory=dict)
+    pictures: Annotated[int, FREE] = Field(20, ge=1)  # in the grids
+    # Folder or hub name of the CLIP whose features measure diversity; None: pixels do
+    clip: Annotated[str | None, FREE] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -110,10 +116,12 @@ class GuardsConfig(Strict):
     kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
     # Drawn each update, of which the penalty's gradient is taken; None: 2
     kl_steps: int | Literal["all"] | None = None
-    kl_stop: float | None = Field(None, gt=0)  # nats a chain, on held-out chains; beyond it the run ends
+    # Nats a chain, on held-out chains; beyond it the run ends
+    kl_stop: Annotated[float | None, FREE] = Field(None, gt=0)
     # Evaluations in a row at which the reward rises and a judge falls, beyond their errors, until the run ends
-    patience: int | None = Field(None, ge=1)
-    keep: Literal["last", "best"] = "last"  # what the run leaves; best: by the first judge, else by the reward
+    patience: Annotated[int | None, FREE] = Field(None, ge=1)
+    # What the run leaves; best: by the first judge, else by the reward
+    keep: Annotated[Literal["last", "best"], FREE] = "last"
     ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
 
     @property
@@ -122,10 +130,10 @@ class GuardsConfig(Strict):
 
 
 class RunConfig(Strict):
-    name: str = Field(pattern=r"^\w[\w.-]*$")
-    output_dir: str = "runs"
+    name: Annotated[str, FREE] = Field(pattern=r"^\w[\w.-]*$")
+    output_dir: Annotated[str, FREE] = "runs"
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     threads: int = Field(1, ge=1)  # CPU threads a process; fixed, since they change the last bits
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -137,10 +145,11 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     guards: GuardsConfig = GuardsConfig()
-    cluster: Literal["none"] | ClusterConfig = ClusterConfig()
+    cluster: Annotated[Literal["none"] | ClusterConfig, FREE] = ClusterConfig()
     # Where numbers and pictures go: names, or their options by name; see docs/loggers.md
-    loggers: dict[str, dict[str, Any]] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
-    memory_budget_gib: float | None = Field(None, gt=0)  # of a process; a run that needs more ends, saying so
+    loggers: Annotated[dict[str, dict[str, Any]], FREE] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
+    # Of a process; a run that needs more ends, saying so
+    memory_budget_gib: Annotated[float | None, FREE] = Field(None, gt=0)
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlr_ray.config.base import flat
+from rlr_ray.config.base import flat, is_free
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
@@ -20,27 +20,6 @@ from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
 
 logger = logging.getLogger(__name__)
 
-# What may change between the parts of a resumed run: none of these changes an update, but for a quorum below 1, whose
-# updates do not repeat anyway, for options by which a reward says something else, and for the last bits of pictures
-# that are decoded in other slices, or by which rewards are standardised. A * is any label.
-FREE_KEYS = {"name", "output_dir", "cluster", "device", "evaluation.every", "train.iterations"}
-FREE_KEYS |= {
-    "evaluation.judges",
-    "evaluation.chunk_size",
-    "evaluation.clip",
-    "rewards.*.actors",
-    "rewards.*.invalid",
-    "rewards.*.options",
-    "guards.kl_stop",
-    "guards.patience",
-    "guards.keep",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "memory_budget_gib",
-    "model.gradient_checkpointing",
-    "model.decode_slice",
-    "loggers",
-}
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
 _FORMAT = 3  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 
@@ -54,7 +33,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """After how many updates each was saved, the oldest first."""
-        return sorted(int(path.stem.removeprefix("update_")) for path in self.folder.glob("update_*.pt"))
+        return steps_in(self.folder)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` updates; the oldest beyond train.keep_checkpoints go.
@@ -108,16 +87,16 @@ class Checkpoints:
 
     def adopt(self, folder: Path) -> None:
         """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
-        newest = max(folder.glob("update_*.pt"))
+        newest = steps_in(folder)[-1]
         shutil.copyfile(folder / "metrics.jsonl", self.folder.parent / "metrics.jsonl")
-        state: dict[str, Any] = load_sealed(newest, torch.device("cpu"))
+        state: dict[str, Any] = load_sealed(folder / _name(newest), torch.device("cpu"))
         for step in self.steps():
             self._file(step).unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save(state["step"], {name: value for name, value in state.items() if name not in ("format", "config")})
 
     def _file(self, step: int) -> Path:
-        return self.folder / f"update_{step:06d}.pt"
+        return self.folder / _name(step)
 
     def _read(self, file: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = load_sealed(file, device)
@@ -129,19 +108,21 @@ class Checkpoints:
         return state
 
 
+def _name(step: int) -> str:
+    return f"update_{step:06d}.pt"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """After how many updates the states in a folder were saved, the oldest first; files of other names are not ours."""
+    names = (path.name.removeprefix("update_").removesuffix(".pt") for path in folder.glob("update_*.pt"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """The keys by which a config's updates differ from those of the saved one, with both values."""
     with suppress(UserError):  # keys that came since then have what they have by default
         saved = parse_config(saved).model_dump(mode="json")
     was, now = flat(saved), flat(config.model_dump(mode="json"))
-    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path) and not _free(path)]
+    changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path)]
+    changed = [path for path in changed if not is_free(RunConfig, path)]
     return [f"{'.'.join(path)}: was {was.get(path)!r}, now {now.get(path)!r}" for path in changed]
-
-
-def _free(path: tuple[str, ...]) -> bool:
-    """Whether a key is one of FREE_KEYS, or lies in one."""
-    names = [name.split(".") for name in FREE_KEYS]
-    return any(
-        len(path) >= len(name) and all(one in ("*", part) for one, part in zip(name, path, strict=False))
-        for name in names
-    )

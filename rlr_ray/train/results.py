@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
+from rlr_ray.errors import UserError
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.loggers.warnings import warnings
@@ -26,6 +27,7 @@ from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
+_FORMAT = 1  # of before.pt; raise it when Evaluation changes
 logger = logging.getLogger(__name__)
 
 
@@ -34,11 +36,16 @@ class Results:
 
     def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor, saved: Mapping[str, Any] | None):
         self.engine, self.folder = engine, folder
+        if saved and saved["prompts"] != self._prompts:
+            raise UserError(
+                f"the prompts are not those that the run in {folder.path} was begun with, whose scores they would be "
+                "compared with; put the old file back, or start a new run with --set name=..."
+            )
         self.before = self._before(initial_theta)
         rewards, config = engine.rewards, engine.config
         self.total = rewards.weighted_sum(self.before.rows(rewards.labels))
         self.guards = Guards(config.guards, self.total, list(config.evaluation.judges), self.before, initial_theta)
-        if saved and saved["asked"] == self._asked:  # else what was best is best no more
+        if saved and saved["asked"] | {"pictures": 0} == self._asked | {"pictures": 0}:  # else best is best no more
             self.guards.load_state_dict(saved["guards"])
         self.latest = self.before  # evaluation
 
@@ -48,27 +55,32 @@ class Results:
         return self.guards.stopped is not None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"guards": self.guards.state_dict(), "asked": self._asked}
+        return {"guards": self.guards.state_dict(), "asked": self._asked, "prompts": self._prompts}
+
+    @property
+    def _prompts(self) -> str:
+        """A digest of what trained and held-out chains are drawn from: their file may change, and the recipe not."""
+        return hashlib.sha256(repr((self.engine.prompts, self.engine.held_out_prompts)).encode()).hexdigest()
 
     def _before(self, theta: Tensor) -> Evaluation:
         """The evaluation at the start, measured once and kept for a resumed run.
 
-        Measured again if it is damaged, or if others are asked now.
+        Measured again if it is damaged or of another version, if others are asked now, or more pictures are wanted.
         """
         file, asked = self.folder.samples / "before.pt", self._asked
         with suppress(Unreadable):
             kept = load_sealed(file, torch.device("cpu"))
-            if kept.pop("asked", None) == asked:
+            if (kept.pop("format", None), kept.pop("asked", None)) == (_FORMAT, asked):
                 return Evaluation(**kept)
         before = evaluate(self.engine, theta)
         with disk_errors():
             save_grid(self.folder.samples / "before", before.images)
-            save_sealed(file, vars(before) | {"asked": asked})
+            save_sealed(file, vars(before) | {"asked": asked, "format": _FORMAT})
         return before
 
     @property
     def _asked(self) -> dict[str, Any]:
-        """What scores and diversity depend on that a resumed run may change, but for the rewards' own options."""
+        """What scores, diversity and pictures depend on that a resumed run may change."""
         rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
         return {
             "invalid": {label: reward.invalid for label, reward in rewards.items()},
@@ -76,6 +88,7 @@ class Results:
                 label: one.model_dump(mode="json", exclude={"actors"}) for label, one in evaluation.judges.items()
             },
             "clip": evaluation.clip,
+            "pictures": evaluation.pictures,
         }
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from rlr_ray.config.base import free_keys
 from rlr_ray.config.recipe import read_recipe
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.jsonl import Journal
 from rlr_ray.loggers.registry import Loggers
-from rlr_ray.train.checkpoints import FREE_KEYS, Checkpoints, changed_keys
+from rlr_ray.train.checkpoints import Checkpoints, changed_keys
 from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
@@ -85,7 +86,7 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"{self.path} was run with another config ({'; '.join(changed)}); a resumed run may change only "
-                f"{', '.join(sorted(FREE_KEYS))}; undo the change, or start a new run with another name"
+                f"{', '.join(free_keys(RunConfig))}; undo the change, or start a new run with another name"
             )
 
     def save_summary(self, summary: dict[str, Any]) -> None:

@@ -113,6 +113,37 @@ def test_a_run_that_was_moved_and_renamed_goes_on_by_its_own_recipe(copied: Path
     assert sorted(path.name for path in moved.parent.iterdir()) == [".moved.holder", ".moved.lock", "moved"]
 
 
+def test_files_that_are_no_states_are_no_ones_checkpoints(copied: Path, whole: Path) -> None:
+    (copied / "checkpoints" / "update_000004.pt").unlink()
+    for name in ("update_best.pt", "update_.pt", "best.pt"):
+        (copied / "checkpoints" / name).write_bytes(b"mine")
+    assert run(small_run(copied.parent, evaluation={"pictures": 1}), resume=True) == []
+    assert load_sealed(copied / "samples" / "before.pt", CPU)["images"].shape[0] == 1  # measured again
+    assert outcome(copied) == outcome(whole)
+    assert (copied / "checkpoints" / "update_best.pt").read_bytes() == b"mine"
+
+
+def test_what_was_measured_before_by_another_version_is_measured_again(copied: Path, whole: Path) -> None:
+    before = copied / "samples" / "before.pt"
+    for change in ({"format": 0}, {"format": 0, "sharpness": 1.0}):
+        save_sealed(before, load_sealed(before, CPU) | change)
+        assert run(small_run(copied.parent), resume=True) == []
+        assert load_sealed(before, CPU).keys() == load_sealed(whole / "samples" / "before.pt", CPU).keys()
+    assert outcome(copied) == outcome(whole)
+
+
+def test_a_run_does_not_go_on_with_other_prompts_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = small_run(tmp_path, prompts="mine.txt", train={"iterations": 1})
+    Path("mine.txt").write_text("a handwritten three\na handwritten eight\n")
+    run(config)
+    Path("mine.txt").write_text("a handwritten three\na handwritten nine\n")
+    with pytest.raises(UserError, match=r"prompts are not those that the run .* was begun with"):
+        run(config, resume=True)
+
+
 def test_if_all_checkpoints_are_damaged_nothing_starts_from_zero(copied: Path) -> None:
     for file in (copied / "checkpoints").iterdir():
         flip(file, 5000)
@@ -140,12 +171,14 @@ def test_where_a_reward_lies_and_how_it_is_asked_may_change_but_not_what_counts(
         rewards = {"pkg.a:b": own | keys.pop("reward", {}), "digits": {}}
         return changed_keys(saved, small_run(tmp_path, reward=None, rewards=rewards, **keys))
 
-    free = {"invalid": -1, "options": {"url": "http://elsewhere"}, "actors": {"cpus": 2}}
+    free = {"invalid": -1, "options": {"headers": {"A": "${B}"}, "timeout_s": 9}, "actors": {"cpus": 2}}
     judges = {"digits_judge": {"invalid": 0}}
     assert changed(reward=free, cluster={}, evaluation={"judge": None, "judges": judges, "clip": "/models/clip"}) == []
+    other = {"options": {"url": "http://elsewhere"}}
+    assert changed(reward=other) == ["rewards.pkg.a:b.options.url: was None, now 'http://elsewhere'"]
     assert changed(reward={"weight": 2.0}) == ["rewards.pkg.a:b.weight: was 1.0, now 2.0"]
     assert changed(evaluation={"chains": 4}) == ["evaluation.chains: was 2, now 4"]
-    assert changed_keys(saved, small_run(tmp_path))[0].startswith("rewards.pkg.a:b.")  # though its options are free
+    assert changed_keys(saved, small_run(tmp_path))[0].startswith("rewards.pkg.a:b.")  # though its invalid is free
 
 
 @contextlib.contextmanager
@@ -341,7 +374,12 @@ def test_keys_that_came_after_a_run_was_begun_do_not_keep_it_from_going_on(tmp_p
 
 def test_what_only_saves_memory_may_change(tmp_path: Path) -> None:
     config = small_run(tmp_path)
+    thrifty = tiny() | {"gradient_checkpointing": True, "decode_slice": 1, "compile": True}
     changed = small_run(
-        tmp_path, model=tiny() | {"gradient_checkpointing": True, "decode_slice": 1}, evaluation={"chunk_size": 1}
+        tmp_path,
+        model=thrifty,
+        estimator={"checkpoint_steps": True},
+        train={"sampling_size": 4},
+        evaluation={"chunk_size": 1, "pictures": 1},
     )
     assert changed_keys(config.model_dump(mode="json"), changed) == []
