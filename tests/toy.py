@@ -7,8 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from rlr_ray.core.gradient import Chains
-from rlr_ray.core.sampler import Trajectory
+from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.lab.toy import toy_sampler, toy_theta
 
 

@@ -29,7 +29,7 @@ import torch
 from bench.models import DEVICE, TRUE_SIZES, recipe
 from bench.speed.measuring import Kept, arguments, facts_of, rounded, seconds
 from rlr_ray.config.run import RunConfig
-from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update

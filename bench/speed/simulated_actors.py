@@ -15,7 +15,7 @@ from typing import Any
 
 from rlr_ray.cluster.jobs import Fate
 from rlr_ray.cluster.rollouts import actor_future
-from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.zeroth_order import RolloutResult
 
 ROLLOUT_S, RESTART_S = 10.0, 5.0
 

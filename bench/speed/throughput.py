@@ -4,7 +4,7 @@
 
 n directions are n pairs, so 2n rows in a batch, each with adapter weights of its own. Compared in turn, in one process:
 
-- the chain alone: `core.gradient.rollout`, this package's chain at one theta, and diffusers' pipeline, which is given
+- the chain alone: `core.zeroth_order.rollout`, this package's chain at one theta, and diffusers' pipeline, which is given
   embeddings and latents and returns latents;
 - a whole rollout as an actor runs it, `Engine.rollout`: directions and noises drawn, pictures decoded and rated;
   against this package's chains at one theta, decoded and rated, and diffusers' pipeline with decoded, rated pictures.
@@ -23,10 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.models import TRUE_SIZES, engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, interleaved, rounded
-from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import Conditioning
-from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.core.sampler import Chains, Conditioning
+from rlr_ray.core.zeroth_order import Directions, rollout
 from rlr_ray.models.schedulers import ddim_scheduler
 from rlr_ray.train.engine import Engine, RolloutRequest
 

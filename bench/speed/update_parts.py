@@ -21,10 +21,10 @@ from torch import Tensor
 from bench.models import engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, measure
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Trajectory
+from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.core.zeroth_order import rollout
 from rlr_ray.models.pipelines import recomputed
 
 HALF = "half order, h = {}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlr_ray.cluster.jobs import Chunk, Fate, Job, Member, Patience
-from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)

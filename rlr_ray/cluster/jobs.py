@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.zeroth_order import RolloutResult
 
 
 @dataclass(frozen=True)

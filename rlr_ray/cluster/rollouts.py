@@ -23,8 +23,8 @@ from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Member, Patience
 from rlr_ray.cluster.resources import enter
 from rlr_ray.config.run import RunConfig
-from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.seeds import generator_checksum
+from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Built, Engine, RolloutBatch, RolloutRequest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -14,43 +14,11 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Conditioning, Objective, Sampler, Start, Trajectory
+from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.weighting import TermEstimate, average
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
 Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step
-
-
-@dataclass(frozen=True)
-class Chains:
-    """A chunk of chains: how they start, their noises, their prompts and what rates their last latents.
-
-    Last latents are [B, C, H, W], or [2 B, C, H, W]: of the same chains twice over.
-    """
-
-    x_start: Tensor  # [B, C, H, W]
-    noise: Tensor  # [T, B, C, H, W]
-    conditioning: Conditioning
-    objective: Objective  # of [B]
-    surrogate: Objective | None = None  # of [B], differentiable; for plans whose first order carries it
-    parts: Objective | None = None  # of [m, B], if the objective is a sum
-    black_box: tuple[int, ...] = ()  # which parts have no gradient
-
-    @property
-    def start(self) -> Start:
-        return self.x_start, self.noise, self.conditioning
-
-    def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
-        """The reward, less the surrogate that first order carries."""
-        reward = self.objective(latent)
-        return reward if self.surrogate is None else reward - self.surrogate(latent)
-
-    def with_share(self, coefficient: float) -> Chains:
-        """These chains with the surrogate times a coefficient; without it if that is 0."""
-        surrogate = self.surrogate
-        if surrogate is None or not coefficient:
-            return replace(self, surrogate=None)
-        return replace(self, surrogate=lambda latent: coefficient * surrogate(latent))
 
 
 @dataclass(frozen=True)
@@ -60,46 +28,6 @@ class Penalty:
     size: float  # reward per nat
     base: Tensor  # [P]
     steps: Sequence[int]  # at which it is measured
-
-
-@dataclass(frozen=True)
-class RolloutResult:
-    """Rewards of a chunk of perturbations; everything else about them follows from their indices.
-
-    Plain numbers: packing a few of them as a tensor, to send it, takes ten times as long.
-    """
-
-    indices: range  # [n]
-    rewards_plus: list[float]  # [n]
-    rewards_minus: list[float]  # [n]
-    invalid: int = 0  # rewards that were not finite and replaced
-
-
-def rollout(
-    sampler: Sampler,
-    theta: Tensor,  # [P]
-    plan: Plan,
-    chains: Chains,  # one chain a direction, B = n
-    directions: Tensor,  # [n, P]
-    step_size: float,
-) -> tuple[Tensor, Tensor]:  # [n], [n]
-    """Rewards (residuals) of each chain with its own direction added to, then taken from, theta at zeroth-order steps.
-
-    Both signs run in one batch, from the same start and with the same noises; up to the first perturbed step they are
-    the same chain.
-    """
-    first, conditioning = plan.zeroth_order[0], chains.conditioning
-    both = {name: torch.cat([value, value]) for name, value in conditioning.items()}
-    with torch.no_grad():
-        begun = sampler.sample(theta, *chains.start, stop=first)
-        latent = torch.cat([begun.latents[-1]] * 2)
-        shifted = theta + torch.cat([step_size * directions, -step_size * directions])
-        for k in range(first, len(sampler)):
-            theta_k = shifted if k in plan.zeroth_order else theta
-            noise = torch.cat([chains.noise[k]] * 2)
-            latent = sampler.step(theta_k, k, latent, noise, both)
-        plus, minus = chains.residual(latent).chunk(2)
-        return plus, minus
 
 
 @dataclass(frozen=True)

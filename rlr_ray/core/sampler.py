@@ -1,9 +1,9 @@
-"""The sampling chain: its denoiser, its steps, and the record that the estimators read."""
+"""The sampling chain: its denoiser, how chains begin, their steps, and the record that the estimators read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -25,6 +25,38 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Chains:
+    """A chunk of chains: how they start, their noises, their prompts and what rates their last latents.
+
+    Last latents are [B, C, H, W], or [2 B, C, H, W]: of the same chains twice over.
+    """
+
+    x_start: Tensor  # [B, C, H, W]
+    noise: Tensor  # [T, B, C, H, W]
+    conditioning: Conditioning
+    objective: Objective  # of [B]
+    surrogate: Objective | None = None  # of [B], differentiable; for plans whose first order carries it
+    parts: Objective | None = None  # of [m, B], if the objective is a sum
+    black_box: tuple[int, ...] = ()  # which parts have no gradient
+
+    @property
+    def start(self) -> Start:
+        return self.x_start, self.noise, self.conditioning
+
+    def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
+        """The reward, less the surrogate that first order carries."""
+        reward = self.objective(latent)
+        return reward if self.surrogate is None else reward - self.surrogate(latent)
+
+    def with_share(self, coefficient: float) -> Chains:
+        """These chains with the surrogate times a coefficient; without it if that is 0."""
+        surrogate = self.surrogate
+        if surrogate is None or not coefficient:
+            return replace(self, surrogate=None)
+        return replace(self, surrogate=lambda latent: coefficient * surrogate(latent))
 
 
 @dataclass(frozen=True)

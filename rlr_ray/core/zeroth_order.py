@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.seeds import normal
 from rlr_ray.core.weighting import TermEstimate, term_estimate
 
@@ -46,6 +48,46 @@ class Directions:
     def draw(self, seed: Sequence[int | str], dtype: torch.dtype) -> Tensor:  # [P]
         """The direction that `seed` names."""
         return self.lift(self.coordinates(seed, dtype))
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Rewards of a chunk of perturbations; everything else about them follows from their indices.
+
+    Plain numbers: packing a few of them as a tensor, to send it, takes ten times as long.
+    """
+
+    indices: range  # [n]
+    rewards_plus: list[float]  # [n]
+    rewards_minus: list[float]  # [n]
+    invalid: int = 0  # rewards that were not finite and replaced
+
+
+def rollout(
+    sampler: Sampler,
+    theta: Tensor,  # [P]
+    plan: Plan,
+    chains: Chains,  # one chain a direction, B = n
+    directions: Tensor,  # [n, P]
+    step_size: float,
+) -> tuple[Tensor, Tensor]:  # [n], [n]
+    """Rewards (residuals) of each chain with its own direction added to, then taken from, theta at zeroth-order steps.
+
+    Both signs run in one batch, from the same start and with the same noises; up to the first perturbed step they are
+    the same chain.
+    """
+    first, conditioning = plan.zeroth_order[0], chains.conditioning
+    both = {name: torch.cat([value, value]) for name, value in conditioning.items()}
+    with torch.no_grad():
+        begun = sampler.sample(theta, *chains.start, stop=first)
+        latent = torch.cat([begun.latents[-1]] * 2)
+        shifted = theta + torch.cat([step_size * directions, -step_size * directions])
+        for k in range(first, len(sampler)):
+            theta_k = shifted if k in plan.zeroth_order else theta
+            noise = torch.cat([chains.noise[k]] * 2)
+            latent = sampler.step(theta_k, k, latent, noise, both)
+        plus, minus = chains.residual(latent).chunk(2)
+        return plus, minus
 
 
 def zeroth_order(

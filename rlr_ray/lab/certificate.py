@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import step_gradients
-from rlr_ray.core.gradient import Chains
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.sampler import Objective
+from rlr_ray.core.sampler import Chains, Objective
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.lab.measure import Candidate, Samples, Subject, sample, summarise
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan, PlanShape
-from rlr_ray.core.sampler import Trajectory
+from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.core.zeroth_order import rollout
 from rlr_ray.lab.measure import Subject
 from rlr_ray.train.engine import Engine
 from rlr_ray.utils.memory import peak_bytes

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
+from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan, PlanShape
 from rlr_ray.core.positions import softmax_of_norms
-from rlr_ray.core.sampler import Sampler
+from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.weighting import TermEstimate, mse_weight
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, zeroth_order
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout, zeroth_order
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine
 

@@ -9,8 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rlr_ray.core.gradient import Chains
-from rlr_ray.core.sampler import Conditioning, Sampler
+from rlr_ray.core.sampler import Chains, Conditioning, Sampler
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.models.schedulers import schedule_of
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
-from rlr_ray.core.gradient import Chains, RolloutResult, rollout
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Conditioning, Objective, Sampler, Start, Trajectory
+from rlr_ray.core.sampler import Chains, Conditioning, Objective, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.core.weighting import TermEstimate
-from rlr_ray.core.zeroth_order import Directions, zeroth_order
+from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model, module_bytes
 from rlr_ray.models.loading import load_model

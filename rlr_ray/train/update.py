@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_ray.core.gradient import Chains, GradientEstimate, Penalty, estimate_gradient
+from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.kl import noisy_steps
 from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts

@@ -14,7 +14,7 @@ import pytest
 from rlr_ray.cluster import dispatch
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Member, Patience
-from rlr_ray.core.gradient import RolloutResult
+from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 from tests.runs import logged
 

@@ -15,10 +15,9 @@ import torch
 from rlr_ray.cluster.coordinator import Mailbox
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.rollouts import RolloutPool, check_generator
-from rlr_ray.core.gradient import RolloutResult
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.core.zeroth_order import Directions, RolloutResult
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import RolloutRequest
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
+from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Conditioning, Sampler
+from rlr_ray.core.sampler import Chains, Conditioning, Sampler
 from rlr_ray.core.weighting import TermEstimate, average, mse_weight
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span, zeroth_order
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
 from tests.toy import exact_gradient, toy_trajectory
 

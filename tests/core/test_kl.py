@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from rlr_ray.core.gradient import Chains, Penalty, estimate_gradient
+from rlr_ray.core.gradient import Penalty, estimate_gradient
 from rlr_ray.core.kl import chain_divergence, divergence_gradient
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Sampler, Trajectory
+from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.lab.toy import STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
 from tests.toy import toy_trajectory

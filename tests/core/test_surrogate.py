@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import Chains, estimate_gradient, rollout
+from rlr_ray.core.gradient import estimate_gradient
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan, PlanShape
-from rlr_ray.core.sampler import Objective
+from rlr_ray.core.sampler import Chains, Objective
 from rlr_ray.core.weighting import correlation_and_slope, moments
-from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.core.zeroth_order import Directions, rollout
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
 

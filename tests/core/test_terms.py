@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import first_order, step_gradients
-from rlr_ray.core.gradient import Chains, rollout
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
+from rlr_ray.core.sampler import Chains
+from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
 
