@@ -4,8 +4,8 @@
 
 n directions are n pairs, so 2n rows in a batch, each with adapter weights of its own. Compared in turn, in one process:
 
-- the chain alone: `core.zeroth_order.rollout`, this package's chain at one theta, and diffusers' pipeline, which is given
-  embeddings and latents and returns latents;
+- the chain alone: `core.zeroth_order.rollout`, this package's chain at one theta, and diffusers' pipeline, which is
+  given embeddings and latents and returns latents;
 - a whole rollout as an actor runs it, `Engine.rollout`: directions and noises drawn, pictures decoded and rated;
   against this package's chains at one theta, decoded and rated, and diffusers' pipeline with decoded, rated pictures.
 

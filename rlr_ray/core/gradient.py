@@ -15,10 +15,10 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
-from rlr_ray.core.weighting import TermEstimate, average
+from rlr_ray.core.sums import ExactMean, Reduce, reduced, square_norm
+from rlr_ray.core.weighting import TermEstimate, term_estimate
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
-Reduce = Callable[[Tensor], Tensor]  # sum over the processes that share a step
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class GradientEstimate:
     terms: Mapping[str, TermEstimate]  # of TERMS, those that the plan has
     parts: Tensor  # [m, all B] of the unperturbed chains' rewards
     latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
-    half_order_rows: Tensor | None = None  # [chunks, P] each chunk's own half-order gradient; None without half order
+    half_order_rows: Sequence[Tensor] = ()  # each [P], on the CPU: half order's means over parts of the chunks
     divergence: float | None = None  # nats a chain, if there is a penalty
 
     @property
@@ -46,11 +46,14 @@ class GradientEstimate:
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms, of which there must be one; unbiased when every weight is 1."""
-        return torch.stack([weights.get(name, 1.0) * term.gradient for name, term in self.terms.items()]).sum(0)
+        total = torch.zeros_like(next(iter(self.terms.values())).gradient)
+        for name, term in self.terms.items():
+            total += weights.get(name, 1.0) * term.gradient
+        return total
 
     def noise_shares(self, weights: Mapping[str, float]) -> dict[str, float]:
         """How much of the total's squared norm is each term's own variance, 0 .. 1; left out where it is not known."""
-        norm = float(self.total(weights).double().square().sum()) if self.terms else 0.0
+        norm = square_norm(self.total(weights)) if self.terms else 0.0
         shares = {name: weights.get(name, 1.0) ** 2 * term.variance / norm for name, term in self.terms.items() if norm}
         return {name: min(share, 1.0) for name, share in shares.items() if not math.isnan(share)}
 
@@ -65,60 +68,40 @@ def estimate_gradient(
     checkpoint_steps: bool = False,
     sampled_together: int = 1,
     penalty: Penalty | None = None,
+    half_order_rows: int = 0,
     reduce: Reduce = lambda value: value,
 ) -> GradientEstimate:
     """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
 
-    The batch is cut in chunks of equal size; each is computed by whichever process has it, and their estimates are
-    summed in the chunks' order, so the result does not depend on how many processes share the work. So many chunks in a
-    row are `sampled_together`, without gradients, and belong to one process. Chunks' plans may differ in how deep first
-    order goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term (None in the processes that
-    do not hold it) and is called last: its rollouts run meanwhile.
+    The batch is cut in chunks of equal size; each is computed by whichever process has it, and only exact sums of their
+    gradients are kept, so the result does not depend on how many processes share the work. So many chunks in a row are
+    `sampled_together`, without gradients, and belong to one process. Chunks' plans may differ in how deep first order
+    goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term (None in the processes that do
+    not hold it) and is called last: its rollouts run meanwhile. `half_order_rows` asks for half order's means over so
+    many parts of the chunks.
     """
     plan, chains = next(iter(work.values()))
     count = len(groups) // len(chains.x_start)
-    # First order, half order and, if there is one, the penalty; other processes' chunks stay 0.
-    gradients = theta.new_zeros(2 + (penalty is not None), count, len(theta))
-    divergence = theta.new_zeros(count)
-    trajectories, own = {}, {}
+    mean = ExactMean(theta, count, reduce)
+    terms: dict[str, TermEstimate] = {}
+    trajectories, own, rows, divergence = {}, {}, list[Tensor](), None
     for c, begun in _begun(sampler, theta, work, sampled_together):
-        trajectories[c], gradients[0, c], own[c] = _backpropagate(sampler, theta, *work[c], begun, checkpoint_steps)
+        trajectories[c], own[c] = _backpropagate(sampler, theta, c, *work[c], begun, mean, checkpoint_steps)
+    if plan.first_order:
+        terms["first_order"] = term_estimate(*mean.take(range(count)), count)
     *parts, left = reduce(_of_all_chunks(own, count))
     if plan.sub_chains:
         advantages = [leave_one_out(carried, groups).view(count, -1) for carried in (torch.stack(parts).sum(0), left)]
-        for c, trajectory in trajectories.items():
-            for sub_chain in plan.sub_chains:
-                advantage = advantages[plan.leaves(sub_chain)][c]
-                gradients[1, c] += half_order(sampler, theta, trajectory, sub_chain, advantage)
+        terms["half_order"], rows = _half_order(sampler, theta, plan, trajectories, advantages, mean, half_order_rows)
     if penalty is not None:
-        for c, trajectory in trajectories.items():
-            gradients[2, c], divergence[c] = _penalise(sampler, theta, trajectory, penalty)
-    zeroth = zeroth_order() if plan.zeroth_order else None
-    gradients, zeroth = _reduce_terms(gradients, zeroth, reduce)
-    estimates = (average(gradients[0]), average(gradients[1]), zeroth, average(gradients[-1]))
-    there = (plan.first_order, plan.sub_chains, plan.zeroth_order, penalty)
-    terms = {name: term for name, term, owned in zip(TERMS, estimates, there, strict=True) if owned}
+        divergence = _penalise(sampler, theta, trajectories, penalty, mean, reduce)
+        terms["kl_penalty"] = term_estimate(*mean.take(range(count)), count)
+    del mean
+    if plan.zeroth_order:
+        terms["zeroth_order"] = _everywhere(zeroth_order(), theta, reduce)
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
-    rows = gradients[1] if plan.sub_chains else None
-    nats = float(reduce(divergence).mean()) if penalty else None
-    return GradientEstimate(terms, torch.stack(parts), latents, rows, nats)
-
-
-def _penalise(
-    sampler: Sampler, theta: Tensor, trajectory: Trajectory, penalty: Penalty
-) -> tuple[Tensor, Tensor]:  # [P], nats a chain
-    """Gradient of what a chunk's chains pay, upwards."""
-    slope, nats = divergence_gradient(sampler, theta, penalty.base, trajectory, penalty.steps)
-    return -penalty.size * slope, nats.mean()
-
-
-def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m, B] -> [m, all B]
-    """This process's chunks in their places, 0 in the others'."""
-    some = next(iter(own.values()))
-    every = some.new_zeros(len(some), count, some.shape[1])
-    for c, rows in own.items():
-        every[:, c] = rows
-    return every.flatten(1)
+    ordered = {name: terms[name] for name in TERMS if name in terms}
+    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence)
 
 
 def _begun(
@@ -139,17 +122,18 @@ def _begun(
 def _backpropagate(
     sampler: Sampler,
     theta: Tensor,
+    chunk: int,
     plan: Plan,
     chains: Chains,
     trajectory: Trajectory,
+    mean: ExactMean,
     checkpoint_steps: bool,
-) -> tuple[Trajectory, Tensor, Tensor]:  # the whole trajectory, [P], [m + 1, B] the reward's parts and what is left
+) -> tuple[Trajectory, Tensor]:  # the whole trajectory, [m + 1, B] the reward's parts and what is left
     """Run a chunk's first-order steps with gradients, meeting the reward or surrogate.
 
     What is left of the reward is what first order does not carry; all of it where it carries the whole.
     """
-    gradient, met = torch.zeros_like(theta), None
-    of_surrogate = chains.surrogate if plan.residual else None
+    met, of_surrogate = None, chains.surrogate if plan.residual else None
     objective = chains.parts or chains.objective
     if plan.first_order:
         gradient, met, trajectory = first_order(
@@ -160,21 +144,81 @@ def _backpropagate(
             checkpoint_steps=checkpoint_steps,
             step_weights=plan.step_weights,
         )
+        mean.add(chunk, gradient)
     if met is None or of_surrogate is not None:
         with torch.no_grad():
             parts = torch.atleast_2d(objective(trajectory.latents[-1]))
-        return trajectory, gradient, torch.cat([parts, parts.sum(0, keepdim=True) - (0 if met is None else met)])
+        return trajectory, torch.cat([parts, parts.sum(0, keepdim=True) - (0 if met is None else met)])
     parts = torch.atleast_2d(met)
     left = parts[list(chains.black_box)] if chains.black_box else parts
-    return trajectory, gradient, torch.cat([parts, left.sum(0, keepdim=True)])
+    return trajectory, torch.cat([parts, left.sum(0, keepdim=True)])
 
 
-def _reduce_terms(gradients: Tensor, zeroth: TermEstimate | None, reduce: Reduce) -> tuple[Tensor, TermEstimate]:
-    """One all-reduce for everything; adding other processes' zeros changes no bit."""
-    parameters = gradients.shape[-1]
-    own = gradients.new_zeros(parameters + 1)
-    if zeroth is not None:
-        own = torch.cat([zeroth.gradient.to(own), own.new_tensor([zeroth.variance])])
-    flat = reduce(torch.cat([gradients.flatten(), own]))
-    gradients = flat[: gradients.numel()].view_as(gradients)
-    return gradients, TermEstimate(flat[-parameters - 1 : -1], float(flat[-1]))
+def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m, B] -> [m, all B]
+    """This process's chunks in their places, 0 in the others'."""
+    some = next(iter(own.values()))
+    every = some.new_zeros(len(some), count, some.shape[1])
+    for c, rows in own.items():
+        every[:, c] = rows
+    return every.flatten(1)
+
+
+def _half_order(
+    sampler: Sampler,
+    theta: Tensor,
+    plan: Plan,
+    trajectories: Mapping[int, Trajectory],
+    advantages: Sequence[Tensor],  # each [chunks, B]: of the whole reward, of what first order leaves
+    mean: ExactMean,
+    parts: int,
+) -> tuple[TermEstimate, list[Tensor]]:
+    """Half order and, if they are asked for, its means over parts of the chunks, on the CPU."""
+    count, square, rows = len(advantages[0]), 0.0, list[Tensor]()
+    chunks = [part.tolist() for part in torch.arange(count).tensor_split(min(max(parts, 1), count))]
+    for part in chunks:
+        for c in [c for c in part if c in trajectories]:
+            mean.add(c, _of_sub_chains(sampler, theta, plan, trajectories[c], [of[c] for of in advantages]))
+        row, mean_square = mean.take(part)
+        square += len(part) / count * mean_square
+        rows.append(row.cpu() if parts else row)
+    gradient = rows[0]
+    if len(rows) > 1:
+        gradient = torch.zeros_like(gradient)
+        for part, row in zip(chunks, rows, strict=True):
+            gradient.add_(row, alpha=len(part) / count)
+    return term_estimate(gradient.to(theta.device), square, count), rows if parts else []
+
+
+def _of_sub_chains(
+    sampler: Sampler, theta: Tensor, plan: Plan, trajectory: Trajectory, advantages: Sequence[Tensor]
+) -> Tensor:  # [P]
+    gradient = None
+    for sub_chain in plan.sub_chains:
+        one = half_order(sampler, theta, trajectory, sub_chain, advantages[plan.leaves(sub_chain)])
+        gradient = one if gradient is None else gradient.add_(one)
+    assert gradient is not None
+    return gradient
+
+
+def _penalise(
+    sampler: Sampler,
+    theta: Tensor,
+    trajectories: Mapping[int, Trajectory],
+    penalty: Penalty,
+    mean: ExactMean,
+    reduce: Reduce,
+) -> float:  # nats a chain
+    """Add the gradients of what the chunks' chains pay, upwards."""
+    nats = torch.zeros_like(mean.squares)  # [chunks]
+    for c, trajectory in trajectories.items():
+        slope, divergence = divergence_gradient(sampler, theta, penalty.base, trajectory, penalty.steps)
+        mean.add(c, slope.mul_(-penalty.size))
+        nats[c] = divergence.mean()
+    return float(reduce(nats).mean())
+
+
+def _everywhere(term: TermEstimate | None, theta: Tensor, reduce: Reduce) -> TermEstimate:
+    """A term that one process holds, in all of them; adding the others' zeros changes no bit."""
+    gradient = torch.zeros_like(theta) if term is None else term.gradient.to(theta)
+    variance = reduce(torch.tensor(0.0 if term is None else term.variance, dtype=torch.float64, device=theta.device))
+    return TermEstimate(reduced(gradient, reduce), float(variance))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from rlr_ray.core.sums import square_norm
 
 
 @dataclass(frozen=True)
@@ -19,23 +20,13 @@ class TermEstimate:
     @property
     def signal(self) -> float:
         """Unbiased estimate of |expectation|^2; may be negative."""
-        return float(self.gradient.double().square().sum()) - self.variance
+        return square_norm(self.gradient) - self.variance
 
 
 def term_estimate(mean: Tensor, mean_square: float, count: int) -> TermEstimate:
     """From `count` estimates: their mean [P] and the mean of their squared norms."""
-    spread = mean_square - float(mean.double().square().sum())
+    spread = mean_square - square_norm(mean)
     return TermEstimate(mean, max(spread, 0.0) / (count - 1) if count > 1 else float("nan"))
-
-
-def average(estimates: Iterable[Tensor]) -> TermEstimate:
-    """Mean of independent estimates [P] of equal weight, summed in the order given."""
-    rows = list(estimates)
-    total = torch.zeros_like(rows[0])
-    for row in rows:
-        total = total + row
-    squares = sum(float(row.double().square().sum()) for row in rows)
-    return term_estimate(total / len(rows), squares / len(rows), len(rows))
 
 
 def mse_weight(signal: float, averaging: float) -> float:

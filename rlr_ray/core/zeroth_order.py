@@ -14,6 +14,8 @@ from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.seeds import normal
 from rlr_ray.core.weighting import TermEstimate, term_estimate
 
+_BLOCK = 2**14  # numbers of every row that are worked on at once
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -134,11 +136,26 @@ def orthonormal_span(vectors: Sequence[Tensor], tolerance: float = 1e-3) -> Tens
     return torch.stack(rows).to(vectors[0].dtype) if rows else None
 
 
-def principal_span(rows: Tensor, count: int, tolerance: float = 1e-3) -> Tensor | None:  # [n, P] -> [k, P] or None
-    """The `count` leading right singular vectors of the rows, which no other span of that size comes closer to.
+def principal_span(rows: Sequence[Tensor] | Tensor, count: int, tolerance: float = 1e-3) -> Tensor | None:
+    """The `count` leading right singular vectors [k, P] of n rows [P]: no other span of that size comes closer to them.
 
-    Left out: those whose singular value is below `tolerance` times the largest. None if none is left.
+    From the eigenvectors of the rows' Gram matrix [n, n] in double precision, a few MiB at a time. Left out: those
+    whose singular value is below `tolerance` times the largest. None if none is left. The Gram matrix squares singular
+    values, so the vectors are orthonormal to about 1e-16 / tolerance^2.
     """
-    _, values, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
-    kept = int((values[:count] > tolerance * values[0]).sum())
-    return vectors[:kept].to(rows.dtype) if kept else None
+    parts = range(0, len(rows[0]), _BLOCK)
+    gram = torch.stack([block @ block.T for block in (_block(rows, first) for first in parts)]).sum(0)
+    squares, vectors = torch.linalg.eigh(gram)
+    squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]
+    vectors = vectors[:, squares > tolerance**2 * squares[0]]  # [n, k]
+    if not vectors.shape[1]:
+        return None
+    combined = vectors / squares[: vectors.shape[1]].sqrt()
+    span = rows[0].new_empty(vectors.shape[1], len(rows[0]))
+    for first in parts:
+        span[:, first : first + _BLOCK] = combined.T @ _block(rows, first)
+    return span
+
+
+def _block(rows: Sequence[Tensor] | Tensor, first: int) -> Tensor:  # [n, block]
+    return torch.stack([row[first : first + _BLOCK] for row in rows]).double()

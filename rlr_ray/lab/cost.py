@@ -123,11 +123,10 @@ class Work:
         return rollout(subject.sampler, subject.theta, plan, self.pairs, directions, 0.0)
 
     def held(self) -> float:
-        """What an update holds all along: weights, all chains and trajectories, theta and its chunks' gradients."""
+        """What an update holds all along: weights, all chains and trajectories, sums of gradients, the optimizer."""
         config, latent = self.engine.config, self.chains.x_start
         trajectory = _bytes(latent) / len(latent) * 2 * (len(self.subject.sampler) + 1)
-        chunks = config.train.chains / config.train.chunk_size
-        gradients = _bytes(self.subject.theta) * (4 * chunks + 6)  # two terms, summed once; optimizer, guides
+        gradients = _bytes(self.subject.theta) * 12  # exact sums, two terms; optimizer, guides
         return self.engine.held_bytes() + config.train.chains * trajectory + gradients
 
 
@@ -165,7 +164,7 @@ class MemoryModel:
     Every part is measured on one chunk, beyond what is held all along.
     """
 
-    held: float  # weights, the update's chains and trajectories, the gradients of its chunks
+    held: float  # weights, the update's chains and trajectories, sums of gradients
     sampling: float  # a chunk's chains without gradients
     first_order: Line  # plain backpropagation of the last K steps, the decoder and the reward
     first_order_checkpointed: Line

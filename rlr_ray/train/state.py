@@ -64,7 +64,7 @@ class TrainState:
         zeroth = self.estimator.zeroth_order
         basis = None
         if zeroth.directions == "guided" and self.half_order_rows:
-            basis = principal_span(torch.stack(self.half_order_rows), zeroth.components)
+            basis = principal_span(self.half_order_rows, zeroth.components)
         elif zeroth.directions == "guided" and self.step:
             moment = self.optimizer.state[self.theta].get("exp_avg")  # None while no update had a term
             way = self.theta.detach() - self.initial_theta
@@ -72,13 +72,11 @@ class TrainState:
             basis = orthonormal_span([guide.cpu() for guide in guides if guide is not None])
         return Directions(len(self.theta), zeroth.scale, basis)
 
-    def _keep_rows(self, rows: Tensor) -> None:  # [chunks, P]
-        """Remember an update's half-order gradients as what later directions may span."""
-        components = self.estimator.zeroth_order.components
-        if self.estimator.zeroth_order.directions == "guided" and components:
-            parts = rows.cpu().tensor_split(min(_ROWS_PER_UPDATE, len(rows)))
-            newest = [*self.half_order_rows, *(part.mean(0) for part in parts)]
-            self.half_order_rows = newest[-_ROWS_PER_COMPONENT * components :]
+    @property
+    def rows_wanted(self) -> int:
+        """How many half-order gradients of an update, means over parts of its chunks, later directions may span."""
+        zeroth = self.estimator.zeroth_order
+        return _ROWS_PER_UPDATE if zeroth.directions == "guided" and zeroth.components else 0
 
     def place_weights(self, steps: int) -> list[float] | None:  # [T]
         """The law of the next sub-chain's first step; None: uniform."""
@@ -170,8 +168,9 @@ class TrainState:
                 )
             if name == "first_order":
                 self.guides[name] = self._smooth(self.guides.get(name, 0.0), term.gradient)
-        if "zeroth_order" in estimate.terms and estimate.half_order_rows is not None:
-            self._keep_rows(estimate.half_order_rows)
+        if "zeroth_order" in estimate.terms and estimate.half_order_rows:
+            newest = [*self.half_order_rows, *estimate.half_order_rows]
+            self.half_order_rows = newest[-_ROWS_PER_COMPONENT * self.estimator.zeroth_order.components :]
         self.theta.grad = gradient
         norm = float(gradient.norm())
         if self.train.max_grad_norm is not None:

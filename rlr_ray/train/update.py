@@ -66,6 +66,7 @@ def update(
         checkpoint_steps=config.estimator.checkpoint_steps,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
+        half_order_rows=state.rows_wanted if plans[0].zeroth_order else 0,
         reduce=process.reduce,
     )
     weights = state.weights(estimate.terms, residual=plans[0].residual)

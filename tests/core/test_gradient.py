@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import first_order
-from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
+from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Conditioning, Sampler
-from rlr_ray.core.weighting import TermEstimate, average, mse_weight
+from rlr_ray.core.sums import LIMIT, ExactMean, Reduce
+from rlr_ray.core.weighting import TermEstimate, mse_weight, term_estimate
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
 from tests.toy import exact_gradient, toy_trajectory
@@ -105,45 +110,100 @@ def test_chunks_sampled_together_are_the_same_chains() -> None:
     assert max(batches) == SIZE
 
 
-@pytest.mark.parametrize(("together", "shares"), [(1, ([0, 2], [1, 3])), (2, ([0, 1], [2, 3]))])
-def test_two_processes_find_the_same_bits_as_one(together: int, shares: tuple[list[int], list[int]]) -> None:
-    chains = toy_chains(32, seed=3)
-    alone = estimate(chains, [0, 1, 2, 3], sampled_together=together).total({})
-    barrier, buffers = threading.Barrier(2), {}
+def shared(processes: int, work: Callable[[int, Reduce], Any]) -> list[Any]:
+    """What each of some threads, whose `reduce` sums over all of them, comes to."""
+    barrier, buffers = threading.Barrier(processes), {}
 
-    def reduce_of(rank: int):
+    def run(rank: int) -> Any:
         def reduce(value: Tensor) -> Tensor:
-            buffers[rank] = value
+            buffers[rank] = value.clone()
             barrier.wait()
-            total = buffers[0] + buffers[1]
+            total = torch.stack([buffers[other] for other in range(processes)]).sum(0)
             barrier.wait()
             return total
 
-        return reduce
+        return work(rank, reduce)
 
-    found: dict[int, Tensor] = {}
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, range(processes)))
 
-    def run(rank: int) -> None:
-        options = {"reduce": reduce_of(rank), "sampled_together": together}
-        part = estimate(chains, shares[rank], leads=rank == 0, **options)
-        found[rank] = part.total({})
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.equal(found[0], alone)
-    assert torch.equal(found[1], alone)
+SHARES = [(1, [[0, 2], [1, 3]]), (2, [[0, 1], [2, 3]]), (1, [[3], [1, 0], [2]])]
+
+
+@pytest.mark.parametrize(("together", "shares"), SHARES)
+def test_several_processes_find_the_same_bits_as_one(together: int, shares: list[list[int]]) -> None:
+    """Every term, half order's rows and variances; whoever has which chunk, in whichever order."""
+    chains, penalty = toy_chains(32, seed=3), Penalty(0.3, toy_theta() + 0.1, [1, 3])
+    options: dict[str, Any] = {"sampled_together": together, "penalty": penalty, "half_order_rows": 3}
+    alone = estimate(chains, [0, 1, 2, 3], **options)
+    for part in shared(
+        len(shares), lambda rank, reduce: estimate(chains, shares[rank], rank == 0, reduce=reduce, **options)
+    ):
+        for name, term in alone.terms.items():
+            assert torch.equal(part.terms[name].gradient, term.gradient) and part.terms[name].variance == term.variance
+        assert torch.equal(torch.stack(part.half_order_rows), torch.stack(alone.half_order_rows))
+        assert part.divergence == alone.divergence
+
+
+def test_half_orders_rows_are_its_means_over_parts_of_the_chunks() -> None:
+    chains = toy_chains(32, seed=3)
+    single = estimate(chains, [0, 1, 2, 3], half_order_rows=9).half_order_rows
+    assert len(single) == 4 and estimate(chains, [0, 1, 2, 3]).half_order_rows == []
+    found = estimate(chains, [0, 1, 2, 3], half_order_rows=3)
+    expected = [(single[0] + single[1]) / 2, *single[2:]]
+    torch.testing.assert_close(torch.stack(list(found.half_order_rows)), torch.stack(expected), rtol=1e-12, atol=1e-14)
+    whole = found.terms["half_order"].gradient
+    torch.testing.assert_close(whole, torch.stack(list(single)).mean(0), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mean_of_chunks_is_the_exact_one_rounded(magnitude: float, dtype: torch.dtype) -> None:
+    """Against fractions; numbers of one chunk differ by ten orders of magnitude; more than one block."""
+    source = torch.Generator().manual_seed(0)
+    sizes = magnitude * 10 ** (-10 * torch.rand(7, 300_000, generator=source, dtype=torch.float64))
+    rows = (sizes * torch.randn(7, 300_000, generator=source, dtype=torch.float64)).to(dtype)
+    orders = [[0, 1, 2, 3, 4, 5, 6], [6, 2, 4, 0, 5, 1, 3]]
+    means = [ExactMean(rows[0], 7) for _ in orders]
+    for mean, order in zip(means, orders, strict=True):
+        for c in order:
+            mean.add(c, rows[c])
+    found, square = means[0].take(range(7))
+    other, other_square = means[1].take(range(7))
+    assert torch.equal(found, other) and square == other_square
+    resolution = 2.0**-71
+    for i in (0, 1, 2**18, 299_999):
+        exact = float(sum((Fraction(x) for x in rows[:, i].tolist()), Fraction()) / 7)
+        assert abs(float(found[i]) - exact) <= torch.finfo(dtype).eps * abs(exact) + resolution
+    assert square == pytest.approx(float(rows.double().square().sum()) / 7, rel=1e-12)
+    assert not means[0].take(range(7))[0].any()  # it begins anew
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -LIMIT])
+def test_what_no_sum_can_hold_is_no_number_in_every_process(wrong: float) -> None:
+    def work(rank: int, reduce: Reduce) -> tuple[Tensor, float]:
+        mean = ExactMean(torch.zeros(3), 2, reduce)
+        mean.add(rank, torch.tensor([1.0, wrong if rank else 2.0, 3.0]))
+        return mean.take(range(2))
+
+    for found, square in shared(2, work):
+        assert found.isnan().all() and square != square
+    with pytest.raises(ValueError, match="4097 chunks"):
+        ExactMean(torch.zeros(3), 4097)
 
 
 def test_signal_and_variance_are_unbiased() -> None:
     """Against a Gaussian of known mean and covariance: 4,000 means of 5, standard errors about 1 %."""
     source = torch.Generator().manual_seed(0)
-    mean = torch.tensor([0.5, -0.3, 0.2], dtype=torch.float64)
-    terms = [average(list(mean + torch.randn(5, 3, generator=source, dtype=torch.float64))) for _ in range(4000)]
+    expected = torch.tensor([0.5, -0.3, 0.2], dtype=torch.float64)
+    mean, terms = ExactMean(expected, 5), []
+    for rows in expected + torch.randn(4000, 5, 3, generator=source, dtype=torch.float64):
+        for c, row in enumerate(rows):
+            mean.add(c, row)
+        terms.append(term_estimate(*mean.take(range(5)), 5))
     assert abs(sum(term.variance for term in terms) / 4000 - 3 / 5) < 0.02
-    assert abs(sum(term.signal for term in terms) / 4000 - float(mean @ mean)) < 0.04
+    assert abs(sum(term.signal for term in terms) / 4000 - float(expected @ expected)) < 0.04
 
 
 def test_zeroth_order_states_the_variance_of_its_own_mean() -> None:

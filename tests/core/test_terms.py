@@ -159,9 +159,24 @@ def test_principal_span_holds_more_of_the_rows_than_any_other() -> None:
         assert basis is not None
         torch.testing.assert_close(basis @ basis.T, torch.eye(count))
         torch.testing.assert_close((rows @ basis.T).square().sum(), largest[:count].sum())
+    numpys = torch.linalg.svd(rows.double(), full_matrices=False)[2][:2].float()
+    torch.testing.assert_close(basis.T @ basis, numpys.T @ numpys, atol=1e-6, rtol=0)  # the same span
     rest = principal_span(rows, 8)
     assert rest is not None and len(rest) == 3
     assert principal_span(torch.zeros(4, 9), 2) is None
+
+
+def test_a_principal_span_of_many_numbers_and_small_values_is_orthonormal() -> None:
+    """More than one block; singular values down to 1/500 of the largest; orthonormal and the SVD's span to 1e-6."""
+    source = torch.Generator().manual_seed(5)
+    left, right = (torch.linalg.qr(torch.randn(n, 6, generator=source))[0] for n in (12, 40_000))
+    rows = left @ torch.logspace(0, -2.7, 6).diag() @ right.T
+    basis = principal_span(list(rows), 6)
+    assert basis is not None and basis.dtype == torch.float32
+    torch.testing.assert_close(basis @ basis.T, torch.eye(6), atol=2e-6, rtol=0)
+    theirs = torch.linalg.svd(rows.double(), full_matrices=False)[2][:6]
+    cosines = torch.linalg.svdvals(basis.double() @ theirs.T)  # of the principal angles
+    torch.testing.assert_close(cosines, torch.ones(6).double(), atol=1e-6, rtol=0)
 
 
 def test_directions_have_one_length_which_costs_less_variance_than_normal_numbers() -> None:
