@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers; ruff does not see that __all__ has them
     from rlr_ray.cluster.run import run_recipe as run
     from rlr_ray.config.recipe import load_config
-    from rlr_ray.core.gradient import Chains, GradientEstimate, estimate_gradient, rollout
+    from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
     from rlr_ray.core.plan import Plan, PlanShape
-    from rlr_ray.core.sampler import Sampler
+    from rlr_ray.core.sampler import Chains, Sampler
     from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
     from rlr_ray.core.weighting import TermEstimate
-    from rlr_ray.core.zeroth_order import Directions, zeroth_order
+    from rlr_ray.core.zeroth_order import Directions, rollout, zeroth_order
 
 _PLACES = {
-    "Chains": "core.gradient:Chains",
+    "Chains": "core.sampler:Chains",
     "Directions": "core.zeroth_order:Directions",
     "GradientEstimate": "core.gradient:GradientEstimate",
     "Plan": "core.plan:Plan",
@@ -33,7 +33,7 @@ _PLACES = {
     "estimate_gradient": "core.gradient:estimate_gradient",
     "flow_schedule": "core.schedule:flow_schedule",
     "load_config": "config.recipe:load_config",
-    "rollout": "core.gradient:rollout",
+    "rollout": "core.zeroth_order:rollout",
     "run": "cluster.run:run_recipe",
     "zeroth_order": "core.zeroth_order:zeroth_order",
 }

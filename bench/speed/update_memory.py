@@ -42,8 +42,8 @@ def estimate(name: str, parameters: int, chunks: int) -> Any:
     theta, fixed = torch.full((2, parameters), 1e-3).unbind()
     schedule = Schedule((2.0, 1.0, 0.0), (1.0,) * STEPS, (0.1,) * STEPS, (0.5,) * STEPS)
 
-    def denoiser(numbers: Tensor, latent: Tensor, timestep: float, conditioning: Any) -> Tensor:
-        return latent * (numbers @ fixed)
+    def denoiser(theta: Tensor, latent: Tensor, timestep: float, conditioning: Any) -> Tensor:
+        return latent * (theta @ fixed)
 
     source, plan, work = torch.Generator().manual_seed(0), PLANS[name].draw(0), {}
     for c in range(chunks):
