@@ -1,7 +1,4 @@
-"""Models: one family a file, found by the file's name, each with `load(config, adapter, sampler, device) -> Model`.
-
-A family's file is imported when it is asked for: diffusers and PEFT take seconds to import.
-"""
+"""Models: pipelines seen as denoisers; which there are stands in the table of models/loading.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Adapters by PEFT: what is trained inside a frozen model."""
+"""Adapters by PEFT: what is trained inside a frozen model, as one vector theta of P numbers.
+
+B chains.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +49,14 @@ def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int
 
 
 def _layers(module: nn.Module, most: int = 16) -> str:
-    """Ends of the names of linear layers, attention's first."""
-    ends = dict.fromkeys(_end(name) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
+    """Ends of the names of linear layers, attention's first: transformer_blocks.0.attn.to_out.0 -> attn.to_out.0."""
+    ends: dict[str, None] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            parts = name.split(".")
+            ends[".".join(parts[-3 if parts[-1].isdigit() else -2 :])] = None
     names = sorted(ends, key=lambda name: ".to_" not in name)
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _end(name: str) -> str:
-    """The last two words of a name, and a number after them: transformer_blocks.0.attn.to_out.0 -> attn.to_out.0."""
-    parts = name.split(".")
-    return ".".join(parts[-3 if parts[-1].isdigit() else -2 :])
 
 
 def _peft_config(kind: str, options: dict[str, Any]) -> peft.PeftConfig:
@@ -74,16 +75,12 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def save_peft(module: peft.PeftModel, folder: Path) -> Path:
-    """Save an adapter in PEFT's own format: `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not."""
-    module.save_pretrained(folder)
-    return folder
-
-
 def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> None:
     """Set the adapter's parameters. Raises UserError if names or shapes are not those of the module's own adapter."""
-    expected = _shapes(peft.get_peft_model_state_dict(module))
-    found = _shapes(saved)
+    expected, found = (
+        {name: list(tensor.shape) for name, tensor in tensors.items()}
+        for tensors in (peft.get_peft_model_state_dict(module), saved)
+    )
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise UserError(
@@ -92,10 +89,6 @@ def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> 
             "with which it was saved"
         )
     peft.set_peft_model_state_dict(module, dict(saved))
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 class ParameterVector:

@@ -1,29 +1,62 @@
-"""Finding and loading a pipeline of a diffusers class, and what is said when it is not one."""
+"""The table of models, and loading the pipeline of a diffusers class."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
 
+from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
-from rlr_ray.models import Model, families
+from rlr_ray.models import Model
 
-FAMILIES = {  # model.name by the class of a pipeline
-    "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionXLPipeline": "stable_diffusion_xl",
-    "StableDiffusion3Pipeline": "stable_diffusion_3",
-    "FluxPipeline": "flux",
-    "AnimateDiffPipeline": "animatediff",
-    "WanPipeline": "wan",
+
+class Entry(NamedTuple):
+    """What is known of a model without its code, which takes seconds to import."""
+
+    place: str  # file:Class of rlr_ray/models/families; the file has `load(config, adapter, sampler, device) -> Class`
+    pipeline: str  # the class of diffusers
+    frames_a_second: int = 8  # of the videos that it was trained on
+    path: Path | None = None  # of a model that lies in the package; else model.path says where it is
+
+
+MODELS = {  # by model.name
+    "stable_diffusion": Entry("stable_diffusion:StableDiffusion", "StableDiffusionPipeline"),
+    "stable_diffusion_xl": Entry("stable_diffusion_xl:StableDiffusionXL", "StableDiffusionXLPipeline"),
+    "stable_diffusion_3": Entry("stable_diffusion_3:StableDiffusion3", "StableDiffusion3Pipeline"),
+    "flux": Entry("flux:Flux", "FluxPipeline"),
+    "animatediff": Entry("animatediff:AnimateDiff", "AnimateDiffPipeline"),
+    "wan": Entry("wan:Wan", "WanPipeline", frames_a_second=16),
+    # small ones, which write handwritten digits (rlr_ray/assets/*/README.md)
+    "digits": Entry("stable_diffusion:StableDiffusion", "StableDiffusionPipeline", path=DIGITS / "pipeline"),
+    "moving_digits": Entry("animatediff:AnimateDiff", "AnimateDiffPipeline", path=MOVING_DIGITS / "pipeline"),
 }
+
+
+def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
+    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
+    family = importlib.import_module(f"rlr_ray.models.families.{entry_of(config).place.partition(':')[0]}")
+    model: Model = family.load(with_path(config), adapter, sampler, device)
+    return model
+
+
+def entry_of(config: Any) -> Entry:
+    """Raises UserError if there is no model of this name."""
+    if config.name not in MODELS:
+        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(MODELS)}")
+    return MODELS[config.name]
+
+
+def with_path(config: Any) -> Any:
+    """The model's config with the folder of one that lies in the package."""
+    path = entry_of(config).path
+    return config if path is None else config.model_copy(update={"path": str(path)})
 
 
 def place_of(key: str, path: str) -> Path | str:
@@ -76,8 +109,8 @@ def refuse_other_class(config: Any, found: str, family: Any, also: Sequence[str]
     """Raise UserError if the pipeline found is not of the family's class, nor of one that will do `also`."""
     if found in (family.__name__, *also):
         return
-    other = FAMILIES.get(found)
-    remedy = f"set model.name: {other}" if other else f"pipelines that work are {', '.join(FAMILIES)}"
+    names = {entry.pipeline: name for name, entry in MODELS.items() if entry.path is None}
+    remedy = f"set model.name: {names[found]}" if found in names else f"pipelines that work are {', '.join(names)}"
     raise UserError(
         f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
         f"{remedy}"
@@ -100,26 +133,3 @@ def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] =
         return family.from_pretrained(source, dtype=dtype, **left_out | options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
-
-
-def available_models() -> list[str]:
-    """Names of the models in this folder; imports every family."""
-    return [name for name in _files() if hasattr(importlib.import_module(f"{families.__name__}.{name}"), "load")]
-
-
-def _files() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(families.__path__)]
-
-
-def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
-    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
-    family: Any = importlib.import_module(f"{families.__name__}.{config.name}") if config.name in _files() else None
-    if not hasattr(family, "load"):
-        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(available_models())}")
-    model: Model = family.load(config, adapter, sampler, device)
-    return model
-
-
-def frames_a_second(name: str) -> int:
-    """Of the videos that the model of this name was trained on: its file's FRAMES_A_SECOND."""
-    return int(getattr(importlib.import_module(f"{families.__name__}.{name}"), "FRAMES_A_SECOND", 8))

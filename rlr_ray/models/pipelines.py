@@ -1,18 +1,21 @@
-"""What the families of pipelines share: calling one as a function of its adapter's numbers."""
+"""A diffusers pipeline as a function of its adapter's numbers.
+
+B chains, C channels, H x W latent pixels, P trained numbers.
+"""
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
@@ -23,28 +26,18 @@ from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import (
     ParameterVector,
     add_adapter,
-    save_peft,
     set_adapter,
     take_per_chain_weights,
     trainable,
 )
+from rlr_ray.utils.memory import GIB
 
+EMBEDDINGS_BYTES = 2 * GIB  # of prompts' embeddings that are kept in main memory; T5's are megabytes each
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
 
-def _batched_attention(device: torch.device) -> AbstractContextManager[None]:
-    """On the CPU, torch's fused attention has no batching rule and would run chain by chain; the plain one has."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _too_long(tokenizer: Any, limit: int, texts: Sequence[str]) -> set[str]:
-    """Those with more tokens than `limit`, the marks of start and end among them."""
-    rows = tokenizer(list(texts), verbose=False).input_ids if texts else []
-    return {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
-
-
 class PipelineModel(ABC):
-    """A diffusers pipeline as a function of its adapter's numbers: what a family adds is below, abstract.
+    """A pipeline's adapter may be any of PEFT's; a family adds the abstract parts below.
 
     The latent chain and theta are float32 whatever the weights' dtype; `guidance_scale` above 1 adds classifier-free
     guidance (Ho and Salimans 2021), computed inside one prediction.
@@ -73,7 +66,6 @@ class PipelineModel(ABC):
             getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
         if config.compile:  # dynamic shapes are slower; there are few here, each compiled when it first comes
             self.module.compile(dynamic=False)
-        self._encode_one = functools.lru_cache(maxsize=4096)(self._encode_on_cpu)
 
     @property
     @abstractmethod
@@ -133,14 +125,15 @@ class PipelineModel(ABC):
             single = {name: value[None] for name, value in conditioning.items()}
             return predict(theta, latent[None], single)[0]
 
-        with _batched_attention(self.device):
-            return torch.func.vmap(predict_one)(theta, latent, dict(conditioning))
+        # On the CPU, torch's fused attention has no batching rule and would run chain by chain; the plain one has.
+        with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
+            return vmap(predict_one)(theta, latent, dict(conditioning))
 
     def _predict(self, theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor], *, time: Tensor) -> Tensor:
         guided = "negative" in conditioning
         latents = torch.cat([latent, latent]) if guided else latent
         theta = torch.cat([theta, theta]) if guided and theta.dim() == 2 else theta
-        (output,) = torch.func.functional_call(
+        (output,) = functional_call(
             self.module,
             self.parameters.unflatten(theta),
             (),
@@ -163,13 +156,22 @@ class PipelineModel(ABC):
         rows = [self._encode_one(prompt, negative) for prompt, negative in pairs]
         return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
 
-    def _encode_on_cpu(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        """A pair's embedding in main memory: of thousands of prompts they take gigabytes."""
-        return {name: value.cpu() for name, value in self._encode_uncached(prompt, negative).items()}
+    @functools.cached_property
+    def _encode_one(self) -> Callable[[str, str], dict[str, Tensor]]:
+        """Embeddings of a pair in main memory; as many as fit in EMBEDDINGS_BYTES are kept, all of one size."""
+
+        def encode(prompt: str, negative: str) -> dict[str, Tensor]:
+            return {name: value.cpu() for name, value in self._encode_uncached(prompt, negative).items()}
+
+        size = sum(value.nbytes for value in encode("", "").values())
+        return functools.lru_cache(maxsize=max(EMBEDDINGS_BYTES // size, 1))(encode)
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
         """The texts that are longer than one of the pipeline's tokenizers takes; their ends are cut off."""
-        cut = set().union(*(_too_long(tokenizer, limit, texts) for tokenizer, limit in self._tokenizers()))
+        cut: set[str] = set()
+        for tokenizer, limit in self._tokenizers() if texts else ():  # the marks of start and end count
+            rows = tokenizer(list(texts), verbose=False).input_ids
+            cut |= {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
         return [text for text in texts if text in cut]
 
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
@@ -200,8 +202,9 @@ class PipelineModel(ABC):
         """Save theta: LoRA as lora/ for diffusers' `load_lora_weights`, others as adapter/ in PEFT's format."""
         for name, value in self.parameters.unflatten(theta).items():
             self.module.get_parameter(name).data.copy_(value)
-        if self.adapter_type != "LORA":
-            return save_peft(self.module, folder / "adapter")
+        if self.adapter_type != "LORA":  # `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not
+            self.module.save_pretrained(folder / "adapter")
+            return folder / "adapter"
         layers = get_peft_model_state_dict(self.module)
         metadata = self.module.peft_config["default"].to_dict()  # without it, alpha would be read as r
         arguments = {f"{self.trained}_lora_layers": layers, f"{self.trained}_lora_adapter_metadata": metadata}
@@ -222,8 +225,9 @@ class PipelineModel(ABC):
 
     def _saved_lora(self, place: Path) -> dict[str, Tensor]:
         """The LoRA in a file of diffusers. Raises UserError if it is scaled otherwise than this model's."""
-        found = self.pipeline.lora_state_dict(place.parent, weight_name=place.name, return_lora_metadata=True)
-        saved, metadata = found[0], found[-1]  # between them, of some pipelines, alphas of other programs' files
+        saved, *_, metadata = self.pipeline.lora_state_dict(  # between them, of some, alphas of other programs' files
+            place.parent, weight_name=place.name, return_lora_metadata=True
+        )
         own, prefix = self.module.peft_config["default"], f"{self.trained}."
         unsaid = {"lora_alpha": own.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
         told = {name: (metadata or {}).get(prefix + name, value) for name, value in unsaid.items()}

@@ -18,21 +18,16 @@ import torch
 import transformers
 from torch import nn
 
-from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
-from rlr_ray.models.loading import FAMILIES, refuse_other_class, source_of
+from rlr_ray.models.loading import entry_of, refuse_other_class, source_of, with_path
 from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.rewards.mixture import view_of
 from rlr_ray.utils.memory import GIB
 
 _META = torch.device("meta")
-_EMBEDDED = {  # family and path by model.name
-    "digits": ("stable_diffusion", str(DIGITS / "pipeline")),
-    "moving_digits": ("animatediff", str(MOVING_DIGITS / "pipeline")),
-}
 _NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")  # the last is in the unet
 
 
@@ -52,13 +47,9 @@ class Sizes:
 
 def sizes_of(config: RunConfig) -> Sizes:
     """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
-    name, path = _EMBEDDED.get(config.model.name, (config.model.name, config.model.path))
-    given = config.model.model_copy(update={"name": name, "path": path})
-    classes = [pipeline for pipeline, family in FAMILIES.items() if family == name]
-    if not classes:
-        raise Unknown(f"they are not told of model.name {name!r}")
-    folder = _config_files(source_of(given, name))
-    family = getattr(diffusers, classes[0])
+    given, entry = with_path(config.model), entry_of(config.model)
+    folder = _config_files(source_of(given, given.name))
+    family = getattr(diffusers, entry.pipeline)
     if given.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     try:
@@ -68,8 +59,10 @@ def sizes_of(config: RunConfig) -> Sizes:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Unknown(_NEEDED.format(path=path, error=first_line(error))) from error
-    model = _class_of(name)(pipeline, given, config.adapter, config.sampler, _META)
+        raise Unknown(_NEEDED.format(path=given.path, error=first_line(error))) from error
+    file, _, kind = entry.place.partition(":")
+    own = getattr(importlib.import_module(f"rlr_ray.models.families.{file}"), kind)
+    model = own(pipeline, given, config.adapter, config.sampler, _META)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
 
@@ -133,19 +126,11 @@ def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
     return None
 
 
-def _class_of(name: str) -> Any:
-    """The PipelineModel of a family's file."""
-    module = importlib.import_module(f"rlr_ray.models.families.{name}")
-    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-    return next(kind for kind in own if issubclass(kind, PipelineModel))
-
-
 def describe_sizes(config: RunConfig) -> str:
     """What the model, the adapter and a chain take in memory, as far as the pipeline's config files tell.
 
     Raises UserError if model and adapter do not go together, or if half order may end at a step without noise.
     """
-
     unmeasured = (
         "not known without a measurement: activations of denoiser, VAE and reward, and the reward's own weights; "
         "`rlr-ray plan` and `rlr-ray lab` measure memory, memory_budget_gib holds a run to a limit"
@@ -155,7 +140,8 @@ def describe_sizes(config: RunConfig) -> str:
     except Unknown as unknown:
         return f"sizes: unknown; {unknown}\n{unmeasured}"
     model, dtype = sizes.model, config.model.dtype
-    config.plan_shape.check_noise(model.schedule)
+    if config.estimator.preset != "auto":
+        config.plan_shape.check_noise(model.schedule)
     for label, reward in {**config.rewards, **config.evaluation.judges}.items():
         view_of(label, reward, model.frames)
     latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size

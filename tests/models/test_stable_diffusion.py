@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -19,7 +21,8 @@ from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.families.stable_diffusion import StableDiffusion
-from rlr_ray.models.loading import available_models, load_model
+from rlr_ray.models.loading import MODELS, load_model
+from rlr_ray.models.pipelines import PipelineModel
 from tests.models.updates import recipe, twenty_updates
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
@@ -261,9 +264,30 @@ def test_initial_values_follow_the_seed_and_leave_the_global_generator_alone() -
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_models_are_found_by_file_name() -> None:
-    families = ["animatediff", "flux", "stable_diffusion", "stable_diffusion_3", "stable_diffusion_xl", "wan"]
-    assert available_models() == sorted([*families, "digits", "moving_digits"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_line_of_the_table_names_a_family_and_a_pipeline(name: str) -> None:
+    entry = MODELS[name]
+    file, _, kind = entry.place.partition(":")
+    family: Any = importlib.import_module(f"rlr_ray.models.families.{file}")
+    assert issubclass(getattr(family, kind), PipelineModel) and callable(family.load)
+    assert issubclass(getattr(diffusers, entry.pipeline), diffusers.DiffusionPipeline)
+    assert entry.path is None or (entry.path / "model_index.json").is_file()
+    assert entry.frames_a_second == (16 if name == "wan" else 8)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.name is 'sd3'; allowed: stable_diffusion, .*, moving_digits"):
+        load_model(ModelConfig(name="sd3"), AdapterConfig(**LORA), SamplerConfig(), torch.device("cpu"))
+
+
+def test_embeddings_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load()
+    size = sum(value.nbytes for value in model.encode(["a"]).values())
+    monkeypatch.setattr("rlr_ray.models.pipelines.EMBEDDINGS_BYTES", 2 * size)
+    del model.__dict__["_encode_one"]
+    first = model.encode(["two", "three", "four"])
+    assert model._encode_one.cache_info().currsize == model._encode_one.cache_info().maxsize == 2
+    assert all(torch.equal(first[name], value) for name, value in model.encode(["two", "three", "four"]).items())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from rlr_ray.models.loading import load_pipeline, pipeline_index
 from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import own_flow_schedule
 
-FRAMES_A_SECOND = 16
 _FRAMES, _HEIGHT, _WIDTH = 81, 480, 832  # of the pipeline's own call
 _TOKENS = 512  # that UMT5 is given there
 
