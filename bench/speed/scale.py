@@ -25,9 +25,9 @@ import torch
 
 from bench.common import RESULTS, ROOT, options, write_json
 from bench.speed.simulated_actors import ROLLOUT_S, Host, InProcess, OverRay, Slot
-from rlr_ray.cluster.coordinator import Mailbox
+from rlr_ray.cluster.coordinator import RunCoordinator
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.jobs import Member, Patience
+from rlr_ray.cluster.jobs import Patience, RolloutWorker
 from rlr_ray.cluster.rollouts import RolloutActor, RolloutPool
 from rlr_ray.config.recipe import load_config
 from rlr_ray.core.seeds import generator_checksum
@@ -87,7 +87,7 @@ def simulate(
 ) -> dict[str, Any]:
     """A step of `rounds` chunks an actor: the time it takes against the ideal, which knows of no hedges."""
     slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread, rollout_s=rollout_s) for k in range(actors)]
-    there: Future[Sequence[Member] | None] = Future()
+    there: Future[Sequence[RolloutWorker] | None] = Future()
     there.set_result(slots)
     dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None))
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
@@ -136,11 +136,11 @@ def weak_scaling(folder: Path) -> list[dict[str, float]]:
     rows = []
     for turn in range(3):
         for count in (1, 2):
-            mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-            ray.get(mailbox.set_crew.remote([ray.put(dict(list(actors.items())[:count]))]))
-            pool = RolloutPool(mailbox, Patience(hedge_after=None), 0)
+            coordinator = ray.remote(RunCoordinator).options(num_cpus=0).remote()
+            ray.get(coordinator.set_actors.remote([ray.put(dict(list(actors.items())[:count]))]))
+            pool = RolloutPool(coordinator, Patience(hedge_after=None), 0)
             chunks = [range(20 * k, 20 * k + 20) for k in range(4 * count)]
-            list(pool(request, chunks[:count]).results)  # the crew is known, kernels are warm
+            list(pool(request, chunks[:count]).results)  # the actors is known, kernels are warm
             began = time.monotonic()
             list(pool(request, chunks).results)
             pool.close()

@@ -46,7 +46,7 @@ def choose_plan(config: RunConfig, batches: int | None = None) -> Choice:
     """Measure which plan is best, on the device that will backpropagate."""
     if config.cluster == "none":
         return choose(config, batches)
-    if not config.cluster.worker.gpus and not config.apart:
+    if not config.cluster.worker.gpus and not config.remote_rewards:
         return choose(config.on(0), batches)
     from rlr_ray.cluster.launch import choose_on_ray  # only here, so that all else works without Ray
 

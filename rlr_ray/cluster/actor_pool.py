@@ -1,31 +1,47 @@
-"""The crew of rollout actors: never fewer than asked for, more while the cluster has room."""
+"""The pool of rollout actors: never fewer than asked for, more while the cluster has room."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.coordinator import repeating
-from rlr_ray.cluster.resources import Reservation, Room
+from rlr_ray.cluster.resources import HeldResources, Reservation
 from rlr_ray.cluster.rollouts import RolloutActor, await_ready
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.train.engine import Built
+from rlr_ray.train.engine import RemoteRewards
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 3.0  # between two looks at how much room there is
 
 
-class Fleet:
+@contextmanager
+def actor_pool(
+    config: RunConfig, cluster: ClusterConfig, held: HeldResources, coordinator: ActorHandle, remote: RemoteRewards
+) -> Iterator[ActorPool]:
+    """Actors that start, grow and shrink with the cluster, and end with the block."""
+    count = cluster.rollouts.min_actors
+    logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
+    pool = ActorPool(config, cluster, held, coordinator, remote)
+    try:
+        pool.start()
+        with repeating(pool.look, _LOOK_S, "looking for room for more rollout actors"):
+            yield pool
+    finally:
+        pool.end()
+
+
+class ActorPool:
     """Starts and ends rollout actors. The first `min_actors` live in the room that is held for them.
 
     Ray starts an actor again that died, wherever there is room. The actors beyond `min_actors` come and go with what
@@ -33,31 +49,44 @@ class Fleet:
     """
 
     def __init__(
-        self, config: RunConfig, cluster: ClusterConfig, room: Room, mailbox: ActorHandle, folder: str, built: Built
+        self,
+        config: RunConfig,
+        cluster: ClusterConfig,
+        held: HeldResources,
+        coordinator: ActorHandle,
+        remote: RemoteRewards,
     ):
-        self.config, self.folder, self.mailbox, self.room = config.on(cluster.rollouts.gpus), folder, mailbox, room
-        self.built = built
+        self.config, self.held, self.coordinator = config.on(cluster.rollouts.gpus), held, coordinator
+        self.remote = remote
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())
-        self.base: dict[str, ActorHandle] = {}
+        self.first: dict[str, ActorHandle] = {}
         self.more: dict[str, tuple[str, ActorHandle]] = {}  # with the node of each
         wanted = self.rollouts.max_actors - self.rollouts.min_actors
         self.wished = Reservation(self.rollouts.demand, wanted, essential=False)
 
     def start(self) -> None:
         """Start the first actors, which then build their engines."""
-        group = self.room.actors
+        group = self.held.actors
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         for _ in range(self.rollouts.min_actors):
-            self.base[next(self.names)] = self._actor(place)
+            self.first[next(self.names)] = self._actor(place)
 
     def await_ready(self) -> None:
         """Wait until each of the first actors has built its engine. Raises UserError if one cannot."""
-        ready = {f"rollout actor {name}": actor.ready.remote for name, actor in self.base.items()}
+        ready = {f"rollout actor {name}": actor.ready.remote for name, actor in self.first.items()}
         await_ready(ready, self.rollouts.max_retries + 1, "if memory ran out, lower cluster.rollouts.min_actors")
         self._publish()
 
-    def fit(self) -> None:
+    def look(self) -> None:
+        """Fit the pool to the cluster, from the time when the workers have their places."""
+        before = len(self.more)
+        if ray.get(self.coordinator.started.remote()):
+            self._fit()
+        if len(self.more) != before:
+            logger.info(f"there is room for {len(self._actors())} rollout actors")
+
+    def _fit(self) -> None:
         """Start or end actors beyond the first ones, so that they fill what room each node has."""
         free, before = self.wished.renew(), list(self.more)
         for name, (node, actor) in list(self.more.items()):
@@ -79,38 +108,16 @@ class Fleet:
             max_restarts=-1,
             scheduling_strategy=place,
         )
-        return actor.remote(self.config, self.folder, generator_checksum(), self.built)
+        return actor.remote(self.config, os.getcwd(), generator_checksum(), self.remote)
 
     def _actors(self) -> dict[str, ActorHandle]:
-        return self.base | {name: actor for name, (_, actor) in self.more.items()}
+        return self.first | {name: actor for name, (_, actor) in self.more.items()}
 
     def _publish(self) -> None:
-        self.crew = ray.put(self._actors())
-        self.mailbox.set_crew.remote([self.crew])
+        self.published = ray.put(self._actors())
+        self.coordinator.set_actors.remote([self.published])
 
     def end(self) -> None:
         for actor in self._actors().values():
             ray.kill(actor)
         self.wished.cancel()
-
-
-@contextmanager
-def growing(fleet: Fleet, mailbox: ActorHandle) -> Iterator[None]:
-    """Fit the fleet to the cluster until the block ends, from the time when the workers have their places."""
-    told = ""
-
-    def look() -> None:
-        nonlocal told
-        before = len(fleet.more)
-        try:
-            if ray.get(mailbox.started.remote()):
-                fleet.fit()
-            news = f"there is room for {len(fleet.base) + len(fleet.more)} rollout actors"
-        except RayError as error:  # the coordinator was lost, say: what runs goes on, and the next look may do
-            before, news = -1, f"cannot look for more room: {error}"
-        if len(fleet.more) != before and news != told:
-            told = news
-            logger.info(news)
-
-    with repeating(look, _LOOK_S):
-        yield

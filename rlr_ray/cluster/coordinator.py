@@ -1,4 +1,7 @@
-"""What the driver and the leading worker tell each other. Imports nothing heavy: it is a process of its own."""
+"""The run's coordinator: an actor that carries messages between driver and leading worker, and the driver's threads.
+
+Imports nothing heavy (no torch): the coordinator is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ logger = logging.getLogger(__name__)
 Message = tuple[int, str, str]  # level, logger's name and text of a log record
 
 
-class Mailbox:
-    """Carries updates' rows, words and errors to the driver, and the crew of rollout actors to the leading worker."""
+class RunCoordinator:
+    """Carries updates' rows, messages and errors to the driver, and the rollout actors to the leading worker."""
 
     def __init__(self) -> None:
         self.news: list[dict[str, Any] | Message] = []
         self.error: Exception | None = None  # a user's
-        self.crew: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
-        self.version = 0  # of the crew
+        self.actors: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
+        self.version = 0  # of the actors
         self.begun = False  # the run's folder is made
         self.furthest = -1  # the last update that came back
         self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
@@ -47,6 +50,7 @@ class Mailbox:
         self.news.append(message)
 
     def take(self) -> list[dict[str, Any] | Message]:
+        """Rows and messages since the last call, in order."""
         news, self.news = self.news, []
         return news
 
@@ -69,7 +73,8 @@ class Mailbox:
     def await_workers(self, text: str = "") -> None:
         """Note that workers are to start from now on, and why, unless the run has failed."""
         self.awaited_since = time.monotonic()
-        self.news += [(logging.WARNING, __name__, text)] if text and not self.error else []
+        if text and not self.error:
+            self.log((logging.WARNING, __name__, text))
 
     def awaited_s(self) -> float:
         """For how long workers that were to start have not."""
@@ -90,49 +95,63 @@ class Mailbox:
     def failure(self) -> Exception | None:
         return self.error
 
-    def set_crew(self, crew: list[Any]) -> None:
-        self.crew = crew
+    def set_actors(self, actors: list[Any]) -> None:
+        self.actors = actors
         self.version += 1
 
-    def crew_since(self, version: int) -> tuple[int, list[Any]] | None:
-        """The crew's version and reference; None if it is still that version."""
-        return None if version == self.version else (self.version, self.crew)
+    def actors_since(self, version: int) -> tuple[int, list[Any]] | None:
+        """The rollout actors' version and reference; None if it is still that version."""
+        return None if version == self.version else (self.version, self.actors)
 
 
-def messages_to(mailbox: ActorHandle, alive: Callable[[], None]) -> AbstractContextManager[None]:
+# --- in the leading worker
+
+
+def messages_to(coordinator: ActorHandle, alive: Callable[[], None]) -> AbstractContextManager[None]:
     """Send what this process logs to the driver until the block ends, and call `alive` with each message."""
-    return messages_by(_ToDriver(mailbox, alive))
+    return messages_by(_ToDriver(coordinator, alive))
 
 
 class _ToDriver(logging.Handler):
-    def __init__(self, mailbox: ActorHandle, alive: Callable[[], None]):
+    def __init__(self, coordinator: ActorHandle, alive: Callable[[], None]):
         super().__init__()
-        self.mailbox, self.alive = mailbox, alive
+        self.coordinator, self.alive = coordinator, alive
 
     def emit(self, record: logging.LogRecord) -> None:
         self.alive()  # whoever says that it waits for something does not hang
-        self.mailbox.log.remote((record.levelno, record.name, self.format(record)))
+        self.coordinator.log.remote((record.levelno, record.name, self.format(record)))
 
 
-_LOOK_S = 0.5  # between two looks into the mailbox
+# --- in the driver
+
+
+_LOOK_S = 0.5  # between two questions for news
 _AWAITED_S = 60.0  # without a worker; then it is said, and again each time that it has doubled
 
 
+@contextmanager
+def forwarding(coordinator: ActorHandle, report: Report, missing: Callable[[], str]) -> Iterator[None]:
+    """Hand on rows and messages until the block ends; `missing` says what workers wait for that do not start."""
+    forwarder = _Forwarder(coordinator, report, missing)
+    with repeating(forwarder.forward, _LOOK_S, "forwarding the workers' news", at_end=True):
+        yield
+
+
 class _Forwarder:
-    def __init__(self, mailbox: ActorHandle, report: Report, missing: Callable[[], str]):
-        self.mailbox, self.report, self.missing = mailbox, report, missing
+    def __init__(self, coordinator: ActorHandle, report: Report, missing: Callable[[], str]):
+        self.coordinator, self.report, self.missing = coordinator, report, missing
         self.due = _AWAITED_S
 
     def forward(self) -> None:
         try:
-            items, awaited = ray.get([self.mailbox.take.remote(), self.mailbox.awaited_s.remote()])
-        except RayActorError:  # the mailbox is lost: who asks it for the run's failure says so
+            news, awaited = ray.get([self.coordinator.take.remote(), self.coordinator.awaited_s.remote()])
+        except RayActorError:  # it is lost: who asks it for the run's failure says so
             return
-        for news in items:
-            if isinstance(news, dict):
-                self.report(news)
+        for one in news:
+            if isinstance(one, dict):
+                self.report(one)
             else:
-                level, name, text = news
+                level, name, text = one
                 logging.getLogger(name).log(level, text)
         if awaited > self.due:
             logger.warning(f"no training worker has started for {awaited:.0f} s: {self.missing()}")
@@ -142,14 +161,23 @@ class _Forwarder:
 
 
 @contextmanager
-def forwarding(mailbox: ActorHandle, report: Report, missing: Callable[[], str]) -> Iterator[None]:
-    """Hand on what the mailbox gets until the block ends; `missing` says what workers wait for that do not start."""
-    forwarder = _Forwarder(mailbox, report, missing)
+def repeating(act: Callable[[], None], every_s: float, name: str, *, at_end: bool = False) -> Iterator[None]:
+    """Call `act` every so many seconds, in a thread, until the block ends, and once more if so `at_end`."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True, name=name)
+    thread.start()
     try:
-        with repeating(forwarder.forward, _LOOK_S):
-            yield
+        yield
     finally:
-        forwarder.forward()
+        ended.set()
+        thread.join()
+        if at_end:
+            act()
 
 
 Result = TypeVar("Result")
@@ -167,21 +195,3 @@ def beside(act: Callable[[], Result]) -> Future[Result]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-@contextmanager
-def repeating(act: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Call `act` every so many seconds, in a thread, until the block ends."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(every_s):
-            act()
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -1,7 +1,7 @@
-"""Hands chunks of rollouts to members that come, go, die, fail and straggle. Knows nothing of Ray.
+"""Hands chunks of rollouts to workers that come, go, die, fail and straggle. Knows nothing of Ray.
 
 A result depends on its request and indices alone, so a chunk may be run again, or twice at once, anywhere: the first
-result counts. A member has one chunk at a time, so at most one version of theta is being worked on. One thread owns
+result counts. A worker has one chunk at a time, so at most one version of theta is being worked on. One thread owns
 all of the state; whatever happens reaches it as an event.
 """
 
@@ -19,24 +19,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from rlr_ray.cluster.jobs import Chunk, Fate, Job, Member, Patience
+from rlr_ray.cluster.jobs import Chunk, Fate, Job, Patience, RolloutWorker
 from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.1  # between two looks at the clock
 _LOOK_S = 1.0  # between two looks at who is there
-_RETURN_S = 0.2  # until a lost member is asked again whether it is back
+_RETURN_S = 0.2  # until a lost worker is asked again whether it is back
 _SAY_S = 30.0  # between two words about the same trouble
 _KEPT_DURATIONS = 101
-_FAILURES = 2  # in a row, then a member is started anew
+_FAILURES = 2  # in a row, then a worker is started anew
 
 
 @dataclass(eq=False)
 class _Call:
     job: Job
     chunk: Chunk
-    member: Member
+    worker: RolloutWorker
     started: float
     ended: bool = False  # by the time-out
 
@@ -46,17 +46,17 @@ class Dispatcher:
 
     def __init__(
         self,
-        look: Callable[[], Future[Sequence[Member] | None]],  # who is there; None: the same as before
+        look: Callable[[], Future[Sequence[RolloutWorker] | None]],  # who is there; None: the same as before
         patience: Patience,
     ):
         self.look, self.patience = look, patience
-        self.members: dict[str, Member] = {}  # by name
-        self.idle: dict[str, Member] = {}
+        self.workers: dict[str, RolloutWorker] = {}  # by name
+        self.idle: dict[str, RolloutWorker] = {}
         self.gone: set[str] = set()
         self.busy: set[_Call] = set()
-        self.to_ask: list[tuple[float, Member]] = []  # whether it is ready, from that time on
-        self.asked: dict[str, float] = {}  # when a member that has not answered was asked
-        self.failures: Counter[str] = Counter()  # of each member, in a row
+        self.to_ask: list[tuple[float, RolloutWorker]] = []  # whether it is ready, from that time on
+        self.asked: dict[str, float] = {}  # when a worker that has not answered was asked
+        self.failures: Counter[str] = Counter()  # of each worker, in a row
         self.job: Job | None = None
         self.durations: deque[float] = deque(maxlen=_KEPT_DURATIONS)  # of chunks, s
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -71,7 +71,7 @@ class Dispatcher:
     def submit(self, request: Any, chunks: Sequence[range], name: Callable[[range], str]) -> Job:
         """Start a job; the one before it is over. Its results come by iterating over it.
 
-        Iterating raises UserError if a rollout does on two members, or if a chunk went wrong more than `max_retries`
+        Iterating raises UserError if a rollout does on two workers, or if a chunk went wrong more than `max_retries`
         times, wherever.
         """
         job = Job(request, chunks, name, self.patience.quorum, lambda job: self.events.put(lambda: self._over(job)))
@@ -114,16 +114,16 @@ class Dispatcher:
     def _when(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
         future.add_done_callback(lambda done: self.events.put(lambda: then(done)))
 
-    # --- members
+    # --- workers
 
     def _tick(self, now: float) -> None:
         if now - self.looked_at >= _LOOK_S and not self.looking:
             self.looked_at, self.looking = now, True
             self._when(self.look(), self._looked)
-        due = [member for when, member in self.to_ask if when <= now]
-        self.to_ask = [(when, member) for when, member in self.to_ask if when > now]
-        for member in due:
-            self._ask(member)
+        due = [worker for when, worker in self.to_ask if when <= now]
+        self.to_ask = [(when, worker) for when, worker in self.to_ask if when > now]
+        for worker in due:
+            self._ask(worker)
         late = now - self.patience.timeout_s
         for name in [name for name, when in self.asked.items() if when < late]:
             self._answer_late(name)
@@ -133,58 +133,58 @@ class Dispatcher:
             self._hedge(self.job, now)
             self._say_if_alone(now)
 
-    def _looked(self, future: Future[Sequence[Member] | None]) -> None:
+    def _looked(self, future: Future[Sequence[RolloutWorker] | None]) -> None:
         self.looking = False
         found = None if future.exception() else future.result()
         if found is None:
             return
-        there = {member.name: member for member in found}
-        for name in self.members.keys() - there.keys():
-            self._forget(self.members[name])
-        for name in there.keys() - self.members.keys() - self.gone:
-            self.members[name] = there[name]
+        there = {worker.name: worker for worker in found}
+        for name in self.workers.keys() - there.keys():
+            self._forget(self.workers[name])
+        for name in there.keys() - self.workers.keys() - self.gone:
+            self.workers[name] = there[name]
             self._ask(there[name])
 
-    def _is_there(self, member: Member) -> bool:
-        return self.members.get(member.name) is member
+    def _is_there(self, worker: RolloutWorker) -> bool:
+        return self.workers.get(worker.name) is worker
 
-    def _forget(self, member: Member) -> None:
-        self.members.pop(member.name, None)
-        self.idle.pop(member.name, None)
+    def _forget(self, worker: RolloutWorker) -> None:
+        self.workers.pop(worker.name, None)
+        self.idle.pop(worker.name, None)
 
-    def _ask(self, member: Member) -> None:
-        if self._is_there(member):
-            self.asked[member.name] = time.monotonic()
-            self._when(member.ready(), lambda done: self._answered(member, done))
+    def _ask(self, worker: RolloutWorker) -> None:
+        if self._is_there(worker):
+            self.asked[worker.name] = time.monotonic()
+            self._when(worker.ready(), lambda done: self._answered(worker, done))
 
     def _answer_late(self, name: str) -> None:
-        """End a member that does not even answer; it is asked again when it is lost."""
+        """End a worker that does not even answer; it is asked again when it is lost."""
         del self.asked[name]
-        if name in self.members:
-            self.members[name].end()
+        if name in self.workers:
+            self.workers[name].end()
 
-    def _answered(self, member: Member, future: Future[Any]) -> None:
+    def _answered(self, worker: RolloutWorker, future: Future[Any]) -> None:
         error = future.exception()
-        self.asked.pop(member.name, None)
-        if not self._is_there(member):
+        self.asked.pop(worker.name, None)
+        if not self._is_there(worker):
             return
         if error is None:
-            self.idle[member.name] = member
-        elif member.fate(error) == "failed":
-            logger.warning(f"rollout actor {member.name} cannot start, it is tried again: {error}")
-            self._ask_later(member, _SAY_S)
+            self.idle[worker.name] = worker
+        elif worker.fate(error) == "failed":
+            logger.warning(f"rollout actor {worker.name} cannot start, it is tried again: {error}")
+            self._ask_later(worker, _SAY_S)
         else:
-            self._miss(member, member.fate(error))
+            self._miss(worker, worker.fate(error))
 
-    def _ask_later(self, member: Member, delay: float) -> None:
-        self.to_ask.append((time.monotonic() + delay, member))
+    def _ask_later(self, worker: RolloutWorker, delay: float) -> None:
+        self.to_ask.append((time.monotonic() + delay, worker))
 
-    def _miss(self, member: Member, fate: Fate | None) -> None:
+    def _miss(self, worker: RolloutWorker, fate: Fate | None) -> None:
         if fate == "gone":
-            self.gone.add(member.name)
-            self._forget(member)
+            self.gone.add(worker.name)
+            self._forget(worker)
         else:
-            self._ask_later(member, _RETURN_S)
+            self._ask_later(worker, _RETURN_S)
 
     def _say_if_alone(self, now: float) -> None:
         if self.idle or self.busy:
@@ -206,23 +206,23 @@ class Dispatcher:
                 self.job.waiting.append(chunk)
 
     def _start(self, job: Job, chunk: Chunk) -> bool:
-        """Give a chunk to an idle member where it has not failed; False if it waits for one of the others."""
-        anyone = not chunk.failed_by or not self.members.keys() - chunk.failed_by
+        """Give a chunk to an idle worker where it has not failed; False if it waits for one of the others."""
+        anyone = not chunk.failed_by or not self.workers.keys() - chunk.failed_by
         name = next((name for name in self.idle if anyone or name not in chunk.failed_by), None)
         if name is None:
             return False
         call = _Call(job, chunk, self.idle.pop(name), time.monotonic())
         chunk.running += 1
         self.busy.add(call)
-        self._when(call.member.run(job.request, chunk.indices), lambda done: self._returned(call, done))
+        self._when(call.worker.run(job.request, chunk.indices), lambda done: self._returned(call, done))
         return True
 
     def _returned(self, call: _Call, future: Future[RolloutResult]) -> None:
-        member, error = call.member, future.exception()
+        worker, error = call.worker, future.exception()
         self.busy.discard(call)
-        removed, fate = not self._is_there(member), member.fate(error) if error else None
+        removed, fate = not self._is_there(worker), worker.fate(error) if error else None
         if not removed:
-            self._take_back(member, fate)
+            self._take_back(worker, fate)
         if call.ended:
             return
         call.chunk.running -= 1
@@ -234,21 +234,21 @@ class Dispatcher:
             self._fail(error)
         else:
             if fate == "failed":
-                call.chunk.failed_by.add(member.name)
+                call.chunk.failed_by.add(worker.name)
             blameless = fate == "gone" or (removed and fate == "lost")  # with its node, say
             self._run_again(call, error, tries=0 if blameless else 1)
 
-    def _take_back(self, member: Member, fate: Fate | None) -> None:
-        """Have a member whose call is over idle, or ask it later. One that keeps failing starts anew."""
-        self.failures[member.name] = self.failures[member.name] + 1 if fate == "failed" else 0
+    def _take_back(self, worker: RolloutWorker, fate: Fate | None) -> None:
+        """Have a worker whose call is over idle, or ask it later. One that keeps failing starts anew."""
+        self.failures[worker.name] = self.failures[worker.name] + 1 if fate == "failed" else 0
         if fate in ("lost", "gone"):
-            self._miss(member, fate)
-        elif self.failures[member.name] >= _FAILURES:
-            self.failures[member.name] = 0
-            member.end()
-            self._ask_later(member, _RETURN_S)
+            self._miss(worker, fate)
+        elif self.failures[worker.name] >= _FAILURES:
+            self.failures[worker.name] = 0
+            worker.end()
+            self._ask_later(worker, _RETURN_S)
         else:
-            self.idle[member.name] = member
+            self.idle[worker.name] = worker
 
     def _finish(self, call: _Call, result: RolloutResult) -> None:
         call.chunk.finished = True
@@ -266,15 +266,15 @@ class Dispatcher:
             job.waiting.appendleft(chunk)
 
     def _time_out(self, call: _Call) -> None:
-        """End a member that hangs; its chunk goes to another at once."""
+        """End a worker that hangs; its chunk goes to another at once."""
         call.ended = True
         call.chunk.running -= 1
-        call.member.end()
+        call.worker.end()
         if call.job is self.job and not call.chunk.finished:
             self._run_again(call, TimeoutError(f"no result within {self.patience.timeout_s:g} s"))
 
     def _hedge(self, job: Job, now: float) -> None:
-        """Give idle members the chunks that take far longer than most."""
+        """Give idle workers the chunks that take far longer than most."""
         if self.patience.hedge_after is None or job.waiting or not self.idle or not self.durations:
             return
         late = now - self.patience.hedge_after * statistics.median(self.durations)

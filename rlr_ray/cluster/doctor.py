@@ -26,7 +26,7 @@ def examine_cluster(config: RunConfig, cluster: ClusterConfig, token: str) -> tu
         names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})" for node in nodes]
         resources = [node["Resources"] for node in nodes]
         actors = cluster.rollouts.min_actors if config.chooses_plan or config.plan_shape.has_zeroth_order else 0
-        bundles = bundles_of(cluster, actors, config.apart)
+        bundles = bundles_of(cluster, actors, config.remote_rewards)
         places = place([bundle for role in bundles for bundle in role], resources)
         writers = set(places[: len(bundles[0])])  # nodes of workers; actors write nothing
         calls = [_ask(config, nodes[i], token, names[i], i in writers) for i in range(len(nodes))]
@@ -78,7 +78,7 @@ def _placement(
 
     Spot nodes that have yet to come are no trouble if the run waits for them.
     """
-    kinds = ["worker", "rollout actor", *(f"actor of reward {label}" for label in config.apart)]
+    kinds = ["worker", "rollout actor", *(f"actor of reward {label}" for label in config.remote_rewards)]
     roles = [(kind, bundle) for kind, each in zip(kinds, bundles, strict=True) for bundle in each]
     lines = [
         f"{role} ({listed(bundle)}) -> {'a node that has to come' if where is None else names[where]}"

@@ -1,4 +1,4 @@
-"""One update's rollouts: what is still to be done, what came back, and what went wrong on the way."""
+"""One update's rollouts: what is to be done and came back, and the protocol of those who run them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Patience:
     """When to go on, when to try again and when to give up."""
 
     quorum: float = 1.0  # share of a job's rollouts that it waits for
-    hedge_after: float | None = 3.0  # medians until an idle member is given a chunk too; None: never
+    hedge_after: float | None = 3.0  # medians until an idle worker is given a chunk too; None: never
     timeout_s: float = 600.0  # of one chunk
     max_retries: int = 4  # of one chunk
 
@@ -29,8 +29,8 @@ class Chunk:
 
     indices: range
     tries: int = 0  # that went wrong
-    running: int = 0  # members that have it
-    failed_by: set[str] = field(default_factory=set)  # names of members where it raised an error
+    running: int = 0  # workers that have it
+    failed_by: set[str] = field(default_factory=set)  # names of workers where it raised an error
     finished: bool = False
 
 
@@ -71,7 +71,7 @@ class Job:
 Fate = Literal["lost", "gone", "failed"]  # it may come back; it never will; it is well, but the call raised an error
 
 
-class Member(Protocol):
+class RolloutWorker(Protocol):
     """One that runs chunks, e.g. an actor."""
 
     name: str
@@ -86,4 +86,4 @@ class Member(Protocol):
         """End what it is doing; it is lost then."""
 
     def fate(self, error: BaseException) -> Fate:
-        """What a call that raised this says of the member."""
+        """What a call that raised this says of the worker."""

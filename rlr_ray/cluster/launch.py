@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -13,30 +14,27 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rlr_ray.cluster.actor_pool import Fleet, growing
-from rlr_ray.cluster.coordinator import Mailbox, beside, forwarding
+from rlr_ray.cluster.actor_pool import actor_pool
+from rlr_ray.cluster.coordinator import RunCoordinator, beside, forwarding
 from rlr_ray.cluster.jobs import Patience
-from rlr_ray.cluster.resources import Room, check_reachable, enter, room
-from rlr_ray.cluster.reward_actors import rewards_apart
+from rlr_ray.cluster.resources import enter_and_call, hold_resources
+from rlr_ray.cluster.reward_actors import remote_rewards
 from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
-from rlr_ray.train.engine import Built
+from rlr_ray.errors import UserError
+from rlr_ray.train.engine import RemoteRewards
 
 if TYPE_CHECKING:
     from rlr_ray.lab.planner import Choice
     from rlr_ray.loggers import Report
 
 logger = logging.getLogger(__name__)
+_ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 
 
-def run_on_ray(
-    config: RunConfig,
-    cluster: ClusterConfig,
-    report: Report,
-    begin: Callable[[], None],
-) -> None:
+def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin: Callable[[], None]) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
 
     `begin` makes the run's folder, once there is room and the first actors have built their engines. The workers start
@@ -45,75 +43,21 @@ def run_on_ray(
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
         connected(cluster) as local,
-        room(cluster, actors, local=local, apart=config.apart) as held,
-        rewards_apart(config, held) as built,
-        _mailbox() as mailbox,
-        _fleet(config, cluster, actors, held, built, mailbox) as fleet,
-        forwarding(mailbox, report, lambda: missing_words(cluster)),
+        hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as held,
+        remote_rewards(config, held) as remote,
+        _coordinator() as coordinator,
+        actor_pool(config, cluster, held, coordinator, remote) if actors else nullcontext() as pool,
+        forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):
         held.release_workers()
-        rollouts = None if fleet is None else _pool(config, cluster, mailbox)
-        training = beside(lambda: fit(config, cluster, rollouts, built, mailbox))
-        if fleet is not None:
-            fleet.await_ready()
+        rollouts = RolloutPool(coordinator, _patience(cluster), config.seed) if pool else None
+        training = beside(lambda: fit(config, cluster, rollouts, remote, coordinator))
+        if pool:
+            pool.await_ready()
         if not training.done():  # else it failed, and an earlier run of this name stays as it was
             begin()
-            mailbox.begin.remote()
+            coordinator.begin.remote()
         training.result()
-
-
-def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None) -> Choice:
-    """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
-    with connected(cluster) as local:
-        logger.info("measuring plans on a worker's device")
-        choice: Choice = on_worker(config, cluster, _choose, batches, local=local)
-    return choice
-
-
-def _choose(config: RunConfig, built: Built, batches: int | None) -> Choice:
-    from rlr_ray.lab.planner import choose  # only here: the laboratory takes seconds to import
-
-    return choose(config, batches, built)
-
-
-def on_worker(
-    config: RunConfig,
-    cluster: ClusterConfig,
-    function: Callable[..., Any],
-    *arguments: Any,
-    local: bool,
-) -> Any:
-    """What `function(config, built, *arguments)` returns in a worker's place, with the rewards that have actors.
-
-    Raises what it raised, and UserError if there is no room.
-    """
-    gpus, cpus, apart = cluster.worker.gpus, cluster.worker.cpus, config.apart
-    with (
-        room(cluster, 0, local=local, apart=apart) as held,
-        rewards_apart(config, held) as built,
-    ):
-        placed = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
-        task = ray.remote(max_calls=1)(_entered).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=placed)
-        try:
-            return ray.get(task.remote(os.getcwd(), function, config.on(gpus), built, *arguments))
-        except RayTaskError as error:
-            raise error.cause from None
-
-
-def _entered(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    enter(folder)
-    return function(*arguments)
-
-
-@contextmanager
-def _mailbox() -> Iterator[ActorHandle]:
-    """On the driver's node, so that it lives as long as the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    try:
-        yield mailbox
-    finally:
-        ray.kill(mailbox)
 
 
 @contextmanager
@@ -139,31 +83,82 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         ray.shutdown()
 
 
-@contextmanager
-def _fleet(
-    config: RunConfig,
-    cluster: ClusterConfig,
-    actors: int,
-    held: Room,
-    built: Built,
-    mailbox: ActorHandle,
-) -> Iterator[Fleet | None]:
-    """Actors that start, grow and shrink, and end with the block; None if the plan has no zeroth order."""
-    if not actors:
-        yield None
+def check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at a `host:port`; Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"the address {address} is one for Ray's client, which cannot run a trainer; run on the cluster itself: "
+            "`ray submit cluster.yaml train.py -- --config ...`"
+        )
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto", "local", or no address
         return
-    logger.info(f"starting {actors} rollout actor{'s' * (actors > 1)}")
-    fleet = Fleet(config, cluster, held, mailbox, os.getcwd(), built)
     try:
-        fleet.start()
-        with growing(fleet, mailbox):
-            yield fleet
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray answers at {address} ({error}); set cluster.address or RAY_ADDRESS to one that runs, "
+            "or leave both out to start one on this machine"
+        ) from error
+
+
+@contextmanager
+def _coordinator() -> Iterator[ActorHandle]:
+    """On the driver's node, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = ray.remote(RunCoordinator).options(num_cpus=0, scheduling_strategy=here).remote()
+    try:
+        yield coordinator
     finally:
-        fleet.end()
+        ray.kill(coordinator)
 
 
-def _pool(config: RunConfig, cluster: ClusterConfig, mailbox: ActorHandle) -> RolloutPool:
-    """The rollouts of whoever is in the crew that the mailbox tells of."""
+def _patience(cluster: ClusterConfig) -> Patience:
     asked = cluster.rollouts
-    patience = Patience(asked.quorum, asked.hedge_after, asked.timeout_s, asked.max_retries)
-    return RolloutPool(mailbox, patience, config.seed)
+    return Patience(asked.quorum, asked.hedge_after, asked.timeout_s, asked.max_retries)
+
+
+def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None) -> Choice:
+    """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
+    with connected(cluster) as local:
+        logger.info("measuring plans on a worker's device")
+        choice: Choice = on_worker(config, cluster, _choose, batches, local=local)
+    return choice
+
+
+def _choose(config: RunConfig, remote: RemoteRewards, batches: int | None) -> Choice:
+    from rlr_ray.lab.planner import choose  # only here: the laboratory takes seconds to import
+
+    return choose(config, batches, remote)
+
+
+def on_worker(
+    config: RunConfig, cluster: ClusterConfig, function: Callable[..., Any], *arguments: Any, local: bool
+) -> Any:
+    """What `function(config, remote, *arguments)` returns in a worker's place, with the rewards that have actors.
+
+    Raises what it raised, and UserError if there is no room.
+    """
+    with (
+        hold_resources(cluster, 0, local=local, remote=config.remote_rewards) as held,
+        remote_rewards(config, held) as remote,
+    ):
+        place = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
+        return call_in_task(cluster.worker.cpus, cluster.worker.gpus, place, function, config, remote, *arguments)
+
+
+def call_in_task(
+    cpus: float,
+    gpus: float,
+    place: Any,
+    function: Callable[..., Any],
+    config: RunConfig,
+    remote: RemoteRewards,
+    *arguments: Any,
+) -> Any:
+    """What `function(config, remote, *arguments)` returns in a process of its own; raises what it raised."""
+    task = ray.remote(max_calls=1)(enter_and_call).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
+    try:
+        return ray.get(task.remote(os.getcwd(), function, config.on(gpus), remote, *arguments))
+    except RayTaskError as error:
+        raise error.cause from None

@@ -1,23 +1,22 @@
-"""Whether the cluster can hold the run, before anything waits for it; and the room it then keeps."""
+"""Room on the cluster for a run: whether it can be had, before anything waits for it, and holding it."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import platform
 import random
-import socket
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlr_ray.cluster.coordinator import repeating
@@ -26,33 +25,13 @@ from rlr_ray.config.rewards import Judges
 from rlr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
-_ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 _HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
 _GROWING_S = 120.0  # the same while it waits for new nodes
 _RENEW_S = 10.0  # between two words to Ray's coordinator that the room is still needed
 
 
-def check_reachable(address: str) -> None:
-    """Raise UserError if nothing listens at a `host:port`; Ray itself would try for minutes."""
-    if address.startswith("ray://"):
-        raise UserError(
-            f"the address {address} is one for Ray's client, which cannot run a trainer; run on the cluster itself: "
-            "`ray submit cluster.yaml train.py -- --config ...`"
-        )
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():  # "auto", "local", or no address
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray answers at {address} ({error}); set cluster.address or RAY_ADDRESS to one that runs, "
-            "or leave both out to start one on this machine"
-        ) from error
-
-
 @dataclass(frozen=True)
-class Room:
+class HeldResources:
     """Resources that are held for the run: a bundle for each worker, first rollout actor and actor of a reward."""
 
     workers: PlacementGroup | None  # None if they need nothing
@@ -62,9 +41,8 @@ class Room:
 
     def renew(self) -> None:
         """All but the workers' share."""
-        with suppress(RayError):  # the coordinator was lost, say: what is placed stays so, and the next time may do
-            for reservation in self.reserved[1:]:
-                reservation.renew()
+        for reservation in self.reserved[1:]:
+            reservation.renew()
 
     def release_workers(self) -> None:
         """Give the workers' share to the TorchTrainer, which makes a placement group and a reservation of its own."""
@@ -74,16 +52,18 @@ class Room:
 
 
 @contextmanager
-def room(cluster: ClusterConfig, actors: int, *, local: bool, apart: Judges | None = None) -> Iterator[Room]:
+def hold_resources(
+    cluster: ClusterConfig, actors: int, *, local: bool, remote: Judges | None = None
+) -> Iterator[HeldResources]:
     """Hold room for the fewest workers, `actors` rollout actors and those of rewards, at once, until the block ends.
 
     Raises UserError if the cluster lacks what the run needs; one that may grow or be freed has `wait_s` for it.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    bundles = bundles_of(cluster, actors, apart := apart or {})
+    bundles = bundles_of(cluster, actors, remote := remote or {})
     missing = missing_of([bundle for role in bundles for bundle in role], nodes)
     if missing and local:
-        raise UserError(_message(cluster, actors, apart, missing, "has only", ray.cluster_resources()))
+        raise UserError(_message(cluster, actors, remote, missing, "has only", ray.cluster_resources()))
     if missing:
         logger.info(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
     reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
@@ -94,9 +74,9 @@ def room(cluster: ClusterConfig, actors: int, *, local: bool, apart: Judges | No
         if groups is None:
             free = ray.cluster_resources() if missing else ray.available_resources()
             verb = f"had within {cluster.wait_s:g} s only"
-            raise UserError(_message(cluster, actors, apart, missing or "others use what it has", verb, free))
-        held = Room(groups[0], groups[1], groups[2:], reserved)
-        with repeating(held.renew, _RENEW_S):
+            raise UserError(_message(cluster, actors, remote, missing or "others use what it has", verb, free))
+        held = HeldResources(groups[0], groups[1], groups[2:], reserved)
+        with repeating(held.renew, _RENEW_S, "renewing the reservation of room"):
             yield held
     finally:
         for reservation in reserved:
@@ -144,29 +124,64 @@ def _remove(groups: Sequence[PlacementGroup | None]) -> None:
         remove_placement_group(group)
 
 
-def _message(
-    cluster: ClusterConfig, actors: int, apart: Judges, why: str, verb: str, resources: Mapping[str, float]
-) -> str:
-    bundles = bundles_of(cluster, actors, apart)
-    workers, total = cluster.worker_range.min, sum_of([one for role in bundles for one in role])
-    rewards = "".join(
-        f"; {reward.actors.replicas} actors of reward {label} of {listed(reward.actors.demand)}"
-        for label, reward in apart.items()
-        if reward.actors
-    )
-    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
-    lower = ["cluster.rollouts.min_actors", "cluster.rollouts.cpus", "cluster.workers"]
-    lower += [f"actors.replicas, .cpus or .gpus of reward {label}" for label in apart]
-    alone = "" if apart else ", or set cluster: none to run in this process"  # where actors are refused
-    return (
-        f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
-        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}{rewards}), but the cluster {verb} {there}: "
-        f"{why}; lower {', '.join(lower[:-1])} or {lower[-1]}, add nodes, raise cluster.wait_s if they come by "
-        f"themselves{alone}"
-    )
+_EXPIRES_S = 120.0  # if the driver dies
+_FIRST_ANSWER_S = 60.0  # its first answer is that of a process which starts, perhaps beside many others
 
 
-_USUAL = ("CPU", "GPU", "memory", "object_store_memory")
+class Reservation:
+    """So many equal bundles that a run wishes for; renewed now and then, it says where there are how many.
+
+    The autoscaler hears of it, and so do other runs: their extra actors make way for what is essential.
+    """
+
+    def __init__(self, bundle: Resources, count: int, *, essential: bool):
+        self.name, self.bundle, self.count = f"rlr-ray-{uuid.uuid4().hex}", bundle, count
+        self.autoscaler, self.priority = _autoscaler(essential)
+
+    def renew(self) -> Counter[str]:
+        """How many of the bundles each node, by its id, has room for, besides all that comes before them.
+
+        Raises RayError if Ray's coordinator of resources does not answer.
+        """
+        if not self.bundle or not self.count or self.autoscaler is None:
+            return Counter()
+        wishes = [self.bundle] * self.count
+        request = self.autoscaler.request_resources.remote(self.name, wishes, _EXPIRES_S, priority=self.priority)
+        ray.get(request, timeout=_FIRST_ANSWER_S)
+        answer = self.autoscaler.get_reserved_resources.remote(self.name, recompute=True)
+        nodes: dict[str, Resources] = ray.get(answer, timeout=_FIRST_ANSWER_S)
+        kind, amount = next(iter(self.bundle.items()))
+        return Counter({node: round(there.get(kind, 0) / amount) for node, there in nodes.items()})
+
+    def cancel(self) -> None:
+        if self.autoscaler is not None:
+            self.autoscaler.cancel_request.remote(self.name)
+
+
+def _autoscaler(essential: bool) -> tuple[Any, Any]:
+    """Ray's coordinator of resources, and a priority there; None, None with a Ray whose own name for it is another."""
+    place = "ray.data._internal.cluster_autoscaler"
+    try:
+        base = importlib.import_module(f"{place}.base_autoscaling_coordinator")
+        default = importlib.import_module(f"{place}.default_autoscaling_coordinator")
+        priority = base.ResourceRequestPriority
+        return default.get_or_create_autoscaling_coordinator(), priority.HIGH if essential else priority.LOW
+    except (ImportError, AttributeError) as error:
+        logger.warning(
+            f"Ray {ray.__version__} has no coordinator of resources where Ray 2.60 has it ({error}): the number of "
+            "rollout actors stays at cluster.rollouts.min_actors; install the Ray of constraints.txt"
+        )
+        return None, None
+
+
+# --- what a run needs, and where it would go
+
+
+def bundles_of(cluster: ClusterConfig, actors: int, remote: Judges) -> list[list[Resources]]:
+    """Of the fewest workers, then of so many rollout actors, then of each reward's actors; Ray refuses empty ones."""
+    roles = [[cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors]
+    roles += [[reward.actors.demand] * reward.actors.replicas for reward in remote.values() if reward.actors]
+    return [[bundle for bundle in role if bundle] for role in roles]
 
 
 def missing_of(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> str:
@@ -179,21 +194,26 @@ def missing_of(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]
     return f"too little {' and '.join(short)} for all of them" if short else ""
 
 
-def sum_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = defaultdict(float)
-    for bundle in bundles:
-        for kind, much in bundle.items():
-            total[kind] += much
-    return total
-
-
-def _units(amount: float) -> int:
-    """Ray counts in ten-thousandths."""
-    return round(amount * 10_000)
-
-
-def _holds(node: Mapping[str, float], bundle: Resources) -> bool:
-    return all(_units(node.get(kind, 0)) >= _units(much) for kind, much in bundle.items())
+def _message(
+    cluster: ClusterConfig, actors: int, remote: Judges, why: str, verb: str, resources: Mapping[str, float]
+) -> str:
+    bundles = bundles_of(cluster, actors, remote)
+    workers, total = cluster.worker_range.min, sum_of([one for role in bundles for one in role])
+    rewards = "".join(
+        f"; {reward.actors.replicas} actors of reward {label} of {listed(reward.actors.demand)}"
+        for label, reward in remote.items()
+        if reward.actors
+    )
+    there = ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in total)
+    lower = ["cluster.rollouts.min_actors", "cluster.rollouts.cpus", "cluster.workers"]
+    lower += [f"actors.replicas, .cpus or .gpus of reward {label}" for label in remote]
+    alone = "" if remote else ", or set cluster: none to run in this process"  # where actors are refused
+    return (
+        f"the run needs {listed(total)} ({workers} workers of {listed(cluster.worker.demand)}; "
+        f"{actors} rollout actors of {listed(cluster.rollouts.demand)}{rewards}), but the cluster {verb} {there}: "
+        f"{why}; lower {', '.join(lower[:-1])} or {lower[-1]}, add nodes, raise cluster.wait_s if they come by "
+        f"themselves{alone}"
+    )
 
 
 def place(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) -> list[int | None]:
@@ -215,52 +235,34 @@ def place(bundles: Sequence[Resources], nodes: Sequence[Mapping[str, float]]) ->
     return [places[number] for number in range(len(bundles))]
 
 
+_USUAL = ("CPU", "GPU", "memory", "object_store_memory")
+
+
 def _scarcity(resources: Mapping[str, float]) -> tuple[float, float, float]:
     """How much there is of what is scarce, the scarcest first."""
     custom = sum(much for kind, much in resources.items() if kind not in _USUAL and not kind.startswith("node:"))
     return custom, resources.get("GPU", 0), resources.get("CPU", 0)
 
 
-def bundles_of(cluster: ClusterConfig, actors: int, apart: Judges) -> list[list[Resources]]:
-    """Of the fewest workers, then of so many rollout actors, then of each reward's actors; Ray refuses empty ones."""
-    roles = [[cluster.worker.demand] * cluster.worker_range.min, [cluster.rollouts.demand] * actors]
-    roles += [[reward.actors.demand] * reward.actors.replicas for reward in apart.values() if reward.actors]
-    return [[bundle for bundle in role if bundle] for role in roles]
+def _holds(node: Mapping[str, float], bundle: Resources) -> bool:
+    return all(_units(node.get(kind, 0)) >= _units(much) for kind, much in bundle.items())
+
+
+def _units(amount: float) -> int:
+    """Ray counts in ten-thousandths."""
+    return round(amount * 10_000)
+
+
+def sum_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for bundle in bundles:
+        for kind, much in bundle.items():
+            total[kind] += much
+    return total
 
 
 def listed(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items() if amount) or "nothing"
-
-
-_EXPIRES_S = 120.0  # if the driver dies
-_FIRST_ANSWER_S = 60.0  # its first answer is that of a process which starts, perhaps beside many others
-
-
-class Reservation:
-    """So many equal bundles that a run wishes for; renewed now and then, it says where there are how many."""
-
-    def __init__(self, bundle: Resources, count: int, *, essential: bool):
-        self.name, self.bundle, self.count = f"rlr-ray-{uuid.uuid4().hex}", bundle, count
-        self.priority = ResourceRequestPriority.HIGH if essential else ResourceRequestPriority.LOW
-        self.coordinator = get_or_create_autoscaling_coordinator()
-
-    def renew(self) -> Counter[str]:
-        """How many of the bundles each node, by its id, has room for, besides all that comes before them.
-
-        Raises RayError if the coordinator does not answer.
-        """
-        if not self.bundle or not self.count:
-            return Counter()
-        wishes = [self.bundle] * self.count
-        request = self.coordinator.request_resources.remote(self.name, wishes, _EXPIRES_S, priority=self.priority)
-        ray.get(request, timeout=_FIRST_ANSWER_S)
-        answer = self.coordinator.get_reserved_resources.remote(self.name, recompute=True)
-        nodes: dict[str, Resources] = ray.get(answer, timeout=_FIRST_ANSWER_S)
-        kind, amount = next(iter(self.bundle.items()))
-        return Counter({node: round(there.get(kind, 0) / amount) for node, there in nodes.items()})
-
-    def cancel(self) -> None:
-        self.coordinator.cancel_request.remote(self.name)
 
 
 def enter(folder: str) -> None:
@@ -271,3 +273,9 @@ def enter(folder: str) -> None:
             "files at the same path (file_mounts in cluster.yaml, or a shared disk)"
         )
     os.chdir(folder)
+
+
+def enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in the driver's working folder."""
+    enter(folder)
+    return function(*arguments)

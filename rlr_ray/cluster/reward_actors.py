@@ -1,4 +1,4 @@
-"""A reward in actors of its own, and what stands for it in the processes that ask it."""
+"""Rewards in actors of their own: the actor, what stands for it in the processes that ask it, starting them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlr_ray.cluster.batching import Answer, Asked, Batches
-from rlr_ray.cluster.resources import Room, enter
+from rlr_ray.cluster.resources import HeldResources, enter
 from rlr_ray.cluster.rollouts import await_ready
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
@@ -167,34 +167,33 @@ _TRIES = 5  # of an actor that dies while it starts
 
 
 @contextmanager
-def rewards_apart(config: RunConfig, held: Room) -> Iterator[dict[str, RemoteReward]]:
+def remote_rewards(config: RunConfig, held: HeldResources) -> Iterator[dict[str, RemoteReward]]:
     """The rewards and judges that have actors, by label, each built and in the room held for it, until the block ends.
 
     Raises UserError if one cannot be built.
     """
-    crews: dict[str, list[ActorHandle]] = {label: [] for label in config.apart}
+    started: dict[str, list[ActorHandle]] = {label: [] for label in config.remote_rewards}
     try:
-        for (label, reward), group in zip(config.apart.items(), held.rewards, strict=True):
+        for (label, reward), group in zip(config.remote_rewards.items(), held.rewards, strict=True):
             assert reward.actors is not None
             count = reward.actors.replicas
             logger.info(f"starting {count} actor{'s' * (count > 1)} of reward {label}")
             for _ in range(count):
-                crews[label].append(_start(label, reward, group, config.threads))
+                started[label].append(_start(label, reward, group, config.threads))
         ready = {
             f"actor {number} of reward {label!r}": actor.ready.remote
-            for label, crew in crews.items()
-            for number, actor in enumerate(crew)
+            for label, actors in started.items()
+            for number, actor in enumerate(actors)
         }
         await_ready(ready, _TRIES, "if memory ran out, lower the replicas of its actors")
         yield {
-            label: RemoteReward(label, crews[label], reward.actors.timeout_s, reward.has_gradient)
-            for label, reward in config.apart.items()
+            label: RemoteReward(label, started[label], reward.actors.timeout_s, reward.has_gradient)
+            for label, reward in config.remote_rewards.items()
             if reward.actors is not None
         }
     finally:
-        for crew in crews.values():
-            for actor in crew:
-                ray.kill(actor)
+        for actor in itertools.chain.from_iterable(started.values()):
+            ray.kill(actor)
 
 
 def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, threads: int) -> ActorHandle:

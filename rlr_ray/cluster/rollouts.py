@@ -1,4 +1,4 @@
-"""Actors that run the perturbation rollouts, and the pool that hands them out."""
+"""Actors that run the perturbation rollouts, how the leading worker asks them, and waiting for actors to start."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ray.exceptions import (
 )
 
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.jobs import Fate, Member, Patience
+from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
 from rlr_ray.cluster.resources import enter
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Built, Engine, RolloutBatch, RolloutRequest
+from rlr_ray.train.engine import Engine, RemoteRewards, RolloutBatch, RolloutRequest
 
 
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
-    def __init__(self, config: RunConfig, folder: str, checksum: float, built: Built):
-        self.config, self.folder, self.checksum, self.built = config, folder, checksum, built
+    def __init__(self, config: RunConfig, folder: str, checksum: float, remote: RemoteRewards):
+        self.config, self.folder, self.checksum, self.remote = config, folder, checksum, remote
 
     @functools.cached_property
     def engine(self) -> Engine:
         enter(self.folder)
         check_generator(self.checksum)
-        return Engine(self.config, self.built)
+        return Engine(self.config, self.remote)
 
     def ready(self) -> None:
         """Build the engine. Raises UserError if it cannot, or if random numbers are not the trainer's."""
@@ -58,7 +58,7 @@ def check_generator(checksum: float) -> None:
         )
 
 
-class ActorMember:
+class ActorWorker:
     """A rollout actor as the dispatcher sees it."""
 
     def __init__(self, name: str, actor: ActorHandle):
@@ -96,14 +96,14 @@ def actor_future(call: ray.ObjectRef) -> Future[Any]:
 
 
 class RolloutPool:
-    """Rollouts on the actors of a crew that may change at any time, while the caller goes on.
+    """Rollouts on actors that may change at any time, while the caller goes on.
 
     Made in the driver and sent to the leading worker, where it is used.
     """
 
-    def __init__(self, mailbox: ActorHandle, patience: Patience, seed: int):
-        self.mailbox, self.patience, self.seed = mailbox, patience, seed
-        self.known = -1  # version of the crew
+    def __init__(self, coordinator: ActorHandle, patience: Patience, seed: int):
+        self.coordinator, self.patience, self.seed = coordinator, patience, seed
+        self.known = 0  # version of the actors; 0: none yet
 
     def __call__(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
         def name(chunk: range) -> str:
@@ -121,26 +121,26 @@ class RolloutPool:
     def _dispatcher(self) -> Dispatcher:
         return Dispatcher(self._look, self.patience)
 
-    def _look(self) -> Future[Sequence[Member] | None]:
-        """Who is in the crew, if that has changed."""
-        members: Future[Sequence[Member] | None] = Future()
+    def _look(self) -> Future[Sequence[RolloutWorker] | None]:
+        """Who is there, if that has changed."""
+        workers: Future[Sequence[RolloutWorker] | None] = Future()
 
         def answered(future: Future[Any]) -> None:
             if future.exception() or future.result() is None:
-                members.set_result(None)
+                workers.set_result(None)
                 return
-            version, (crew,) = future.result()
-            crew.future().add_done_callback(lambda done: unpacked(version, done))
+            version, (actors,) = future.result()
+            actors.future().add_done_callback(lambda done: unpacked(version, done))
 
         def unpacked(version: int, future: Future[Any]) -> None:
             if future.exception():  # asked again at the next look
-                members.set_result(None)
+                workers.set_result(None)
                 return
             self.known = version
-            members.set_result([ActorMember(*entry) for entry in future.result().items()])
+            workers.set_result([ActorWorker(*entry) for entry in future.result().items()])
 
-        self.mailbox.crew_since.remote(self.known).future().add_done_callback(answered)
-        return members
+        self.coordinator.actors_since.remote(self.known).future().add_done_callback(answered)
+        return workers
 
 
 _RETURN_S = 3.0  # until an actor that died is asked again

@@ -29,7 +29,7 @@ from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Built, Engine
+from rlr_ray.train.engine import Engine, RemoteRewards
 
 if TYPE_CHECKING:
     from rlr_ray.train.update import Process
@@ -49,20 +49,20 @@ def fit(
     config: RunConfig,
     cluster: ClusterConfig,
     rollouts: RolloutPool | None,
-    built: Built,
-    mailbox: ActorHandle,
+    remote: RemoteRewards,
+    coordinator: ActorHandle,
 ) -> None:
     """Train, from the moment when the workers have room. Raises UserError if the run failed."""
     with TemporaryDirectory(prefix="rlr-ray-") as folder:  # of Ray Train: what a run keeps is in its own folder
-        trainer = _trainer(config, cluster, rollouts, built, mailbox, folder)
-        mailbox.await_workers.remote()
+        trainer = _trainer(config, cluster, rollouts, remote, coordinator, folder)
+        coordinator.await_workers.remote()
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _failure(mailbox) or UserError(
+            raise _failure(coordinator) or UserError(
                 f"Ray Train ended the run: {error}; --resume goes on from the last checkpoint"
             ) from error
-    failure = _failure(mailbox)
+    failure = _failure(coordinator)
     if failure:
         raise failure
 
@@ -71,8 +71,8 @@ def _trainer(
     config: RunConfig,
     cluster: ClusterConfig,
     rollouts: RolloutPool | None,
-    built: Built,
-    mailbox: ActorHandle,
+    remote: RemoteRewards,
+    coordinator: ActorHandle,
     folder: str,
 ) -> TorchTrainer:
     workers = cluster.worker_range
@@ -87,8 +87,8 @@ def _trainer(
             "cluster": cluster,
             "folder": os.getcwd(),
             "rollouts": rollouts,
-            "built": built,
-            "mailbox": mailbox,
+            "remote": remote,
+            "coordinator": coordinator,
             "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
         },
         torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
@@ -102,17 +102,17 @@ def _trainer(
             name=config.name,
             storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
-            callbacks=[Restarts(mailbox)],
+            callbacks=[Restarts(coordinator)],
         ),
     )
 
 
-def _failure(mailbox: ActorHandle) -> Exception | None:
+def _failure(coordinator: ActorHandle) -> Exception | None:
     try:
-        failure: Exception | None = ray.get(mailbox.failure.remote())
+        failure: Exception | None = ray.get(coordinator.failure.remote())
     except RayActorError:
         return UserError(
-            "the run's mailbox, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
+            "the run's coordinator, a process on the driver's node, was lost; --resume goes on from the last checkpoint"
         )
     return failure
 
@@ -126,31 +126,31 @@ def run_worker(loop_config: dict[str, Any]) -> None:
         Process,  # only here, as below: the driver, which sends this function, needs none of it
     )
 
-    mailbox, context = loop_config["mailbox"], ray.train.get_context()
+    coordinator, context = loop_config["coordinator"], ray.train.get_context()
     try:
-        if ray.get(mailbox.failure.remote()):  # restarted after a user's error
+        if ray.get(coordinator.failure.remote()):  # restarted after a user's error
             return
-    except RayActorError:  # the mailbox is lost: the driver says so, once this ends
+    except RayActorError:  # the coordinator is lost: the driver says so, once this ends
         return
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
-        _check_progress(loop_config["cluster"], process, mailbox)
+        _check_progress(loop_config["cluster"], process, coordinator)
         enter(loop_config["folder"])
         _train(loop_config, process)
     except UserError as error:
-        ray.get(mailbox.fail.remote(error))
+        ray.get(coordinator.fail.remote(error))
         if process.size > 1:
             raise  # the others wait for this worker's share: Ray Train ends them
     except Exception:
-        ray.get(mailbox.note_trouble.remote(traceback.format_exc()))
+        ray.get(coordinator.note_trouble.remote(traceback.format_exc()))
         raise
 
 
-def _check_progress(cluster: ClusterConfig, process: Process, mailbox: Any) -> None:
+def _check_progress(cluster: ClusterConfig, process: Process, coordinator: Any) -> None:
     """Raise UserError if the workers started too often without a new update; nodes may come and go for days."""
     if not process.leads:
         return
-    starts, trouble = ray.get(mailbox.start.remote(process.size))
+    starts, trouble = ray.get(coordinator.start.remote(process.size))
     if starts > cluster.max_failures + 1:
         last = f"the last error was:\n{trouble}" if trouble else "they left no error: killed, or their node was lost"
         raise UserError(
@@ -164,23 +164,23 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
     from rlr_ray.train.loop import train
 
     config: RunConfig = loop_config["config"]
-    mailbox, rollouts = loop_config["mailbox"], loop_config["rollouts"]
+    coordinator, rollouts = loop_config["coordinator"], loop_config["rollouts"]
     # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
     with (
-        _watched(loop_config["cluster"].stall_s if process.leads else math.inf, mailbox) as alive,
-        messages_to(mailbox, alive) if process.leads else nullcontext(),
+        _watched(loop_config["cluster"].stall_s if process.leads else math.inf, coordinator) as alive,
+        messages_to(coordinator, alive) if process.leads else nullcontext(),
     ):
 
         def report(row: dict[str, Any]) -> None:
             alive()
             if process.leads:
-                mailbox.put.remote(row)
+                coordinator.put.remote(row)
             if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
                 ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
 
         try:
-            engine = Engine(config, loop_config["built"])
-            if not _begun(mailbox, alive):
+            engine = Engine(config, loop_config["remote"])
+            if not _begun(coordinator, alive):
                 return
             if process.leads:
                 logger.info(f"training on {process.size} worker{'s' * (process.size > 1)}")
@@ -190,10 +190,10 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
                 rollouts.close()
 
 
-def _begun(mailbox: Any, alive: Callable[[], None]) -> bool:
+def _begun(coordinator: Any, alive: Callable[[], None]) -> bool:
     """Wait until the driver has made the run's folder; False if it gave up."""
     try:
-        while not ray.get(mailbox.has_begun.remote()):
+        while not ray.get(coordinator.has_begun.remote()):
             alive()  # waiting for actors is no hang
             time.sleep(_LOOK_S)
     except RayActorError:
@@ -202,7 +202,7 @@ def _begun(mailbox: Any, alive: Callable[[], None]) -> bool:
 
 
 @contextmanager
-def _watched(stall_s: float, mailbox: Any) -> Iterator[Callable[[], None]]:
+def _watched(stall_s: float, coordinator: Any) -> Iterator[Callable[[], None]]:
     """End this process, and the run, if what it yields is not called for too long: something hangs."""
     watched, seen, ended = threading.get_ident(), time.monotonic(), threading.Event()
 
@@ -215,7 +215,7 @@ def _watched(stall_s: float, mailbox: Any) -> Iterator[Callable[[], None]]:
             if time.monotonic() - seen > stall_s:
                 where = "".join(traceback.format_stack(sys._current_frames()[watched]))
                 try:
-                    ray.get(mailbox.fail.remote(UserError(_stalled(stall_s, where))))
+                    ray.get(coordinator.fail.remote(UserError(_stalled(stall_s, where))))
                 finally:
                     os._exit(1)
 

@@ -72,8 +72,8 @@ def _labels(config: RunConfig) -> None:
 
 
 def _reward_actors(config: RunConfig) -> None:
-    if config.cluster == "none" and config.apart:
-        label = next(iter(config.apart))
+    if config.cluster == "none" and config.remote_rewards:
+        label = next(iter(config.remote_rewards))
         key = f"rewards.{label}" if label in config.rewards else f"evaluation.judges.{label}"
         raise UserError(
             f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "

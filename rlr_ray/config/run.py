@@ -193,7 +193,7 @@ class RunConfig(Strict):
         return all(reward.has_gradient for reward in self.rewards.values())
 
     @property
-    def apart(self) -> Judges:
+    def remote_rewards(self) -> Judges:
         """Rewards and judges that have actors of their own."""
         rewards: Judges = {**self.rewards, **self.evaluation.judges}
         return {label: reward for label, reward in rewards.items() if reward.actors is not None}

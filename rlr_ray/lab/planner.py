@@ -30,7 +30,7 @@ from rlr_ray.lab.plans import (
     with_plan,
 )
 from rlr_ray.lab.reference import Families, Spread, gather
-from rlr_ray.train.engine import Built, Engine
+from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.train.held_out import standardised
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import ALONE, update
@@ -104,23 +104,23 @@ class Choice:
         return self.best.peak_gib / self.measured_gib - 1
 
 
-def choose(config: RunConfig, batches: int | None = None, built: Built = MappingProxyType({})) -> Choice:
+def choose(config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})) -> Choice:
     """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
 
     Without a number of `batches`, as many as half a minute allows, 64 at most. Raises UserError if no unbiased plan
     fits.
     """
-    return Planner(config, batches, built).choose(config.memory_budget_gib)
+    return Planner(config, batches, remote).choose(config.memory_budget_gib)
 
 
 class Planner:
     """One recipe's measurements, from which a plan is chosen for any budget."""
 
     @memory_errors()
-    def __init__(self, config: RunConfig, batches: int | None = None, built: Built = MappingProxyType({})):
+    def __init__(self, config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})):
         self.config = config
         self.exact = config.differentiable
-        self.engine = Engine(with_plan(config, NEUTRAL), built)
+        self.engine = Engine(with_plan(config, NEUTRAL), remote)
         self.total = standardised(self.engine)
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta, self.total)
         logger.info("measuring memory and seconds of an update's parts")

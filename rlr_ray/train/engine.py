@@ -126,7 +126,7 @@ class RolloutBatch:
 
 
 # Rewards by label that are elsewhere.
-Built = Mapping[str, Callable[..., Tensor]]
+RemoteRewards = Mapping[str, Callable[..., Tensor]]
 # Starts the rollouts of some chunks of perturbations.
 Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 
@@ -134,16 +134,16 @@ Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
 class Engine(PictureEngine):
     """Model and prompts of one run with its rewards and its plan, on one device.
 
-    `built`: rewards by label that are elsewhere already.
+    `remote`: rewards by label that have actors.
     """
 
-    def __init__(self, config: RunConfig, built: Built = MappingProxyType({})):
+    def __init__(self, config: RunConfig, remote: RemoteRewards = MappingProxyType({})):
         config = resolve(config)
         check_first_order(config)
         super().__init__(config)
-        self.built = built
+        self.remote = remote
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
-        self.rewards = Mixture(config.rewards, self.device, built, self.model.frames)
+        self.rewards = Mixture(config.rewards, self.device, remote, self.model.frames)
         surrogate = config.estimator.surrogate
         named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
         self.stand_in = Mixture(named, self.device, {}, self.model.frames)  # of none or one
@@ -153,7 +153,7 @@ class Engine(PictureEngine):
     @functools.cached_property
     def judges(self) -> Mixture:
         """In main memory; who needs them moves them to the device meanwhile."""
-        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.built, self.model.frames)
+        return Mixture(self.config.evaluation.judges, torch.device("cpu"), self.remote, self.model.frames)
 
     @functools.cached_property
     def clip(self) -> Clip | None:

@@ -19,7 +19,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.cost import Probe, probe
 from rlr_ray.lab.measure import subject_of
 from rlr_ray.lab.plans import NEUTRAL, with_plan
-from rlr_ray.train.engine import Built, Engine
+from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.utils.memory import GIB, memory_errors
 
 Point = dict[str, Any]  # value by key of the recipe
@@ -147,9 +147,9 @@ def _too_late(run: RunConfig) -> Probe:
 
 
 @memory_errors()
-def measured_parts(run: RunConfig, built: Built = MappingProxyType({})) -> Probe:
+def measured_parts(run: RunConfig, remote: RemoteRewards = MappingProxyType({})) -> Probe:
     """Memory and seconds of an update's parts, on this process's device."""
-    engine = Engine(with_plan(run, NEUTRAL), built)
+    engine = Engine(with_plan(run, NEUTRAL), remote)
     return probe(engine, subject_of(engine, engine.model.initial_theta), differentiable=run.differentiable or run.mixed)
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
-from rlr_ray.cluster.launch import connected, on_worker
-from rlr_ray.cluster.resources import bundles_of, enter, missing_of
+from rlr_ray.cluster.launch import call_in_task, connected, on_worker
+from rlr_ray.cluster.resources import bundles_of, missing_of
 from rlr_ray.config.cluster import ClusterConfig, Resources
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
@@ -76,18 +75,9 @@ def _there(
     *arguments: Any,
 ) -> Any:
     """What the function finds of a run in a process with such resources. Raises what it raised."""
-    if run.cluster != "none" and run.apart:
+    if run.cluster != "none" and run.remote_rewards:
         return on_worker(run, run.cluster, function, *arguments, local=local)
-    task = ray.remote(max_calls=1)(_enter_and_call).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    try:
-        return ray.get(task.remote(os.getcwd(), function, run.on(resources["GPU"]), {}, *arguments))
-    except RayTaskError as error:
-        raise error.cause from None
-
-
-def _enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    enter(folder)
-    return function(*arguments)
+    return call_in_task(resources["CPU"], resources["GPU"], "DEFAULT", function, run, {}, *arguments)
 
 
 def _search(
@@ -146,7 +136,7 @@ def _concurrent(base: RunConfig) -> int | None:
         return None  # Ray Tune counts these
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     actors = base.cluster.rollouts.min_actors if base.plan_shape.has_zeroth_order else 0
-    one = [bundle for role in bundles_of(base.cluster, actors, base.apart) for bundle in role]
+    one = [bundle for role in bundles_of(base.cluster, actors, base.remote_rewards) for bundle in role]
     count = 1
     while one and not missing_of(one * (count + 1), nodes):
         count += 1

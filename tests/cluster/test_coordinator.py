@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from rlr_ray.cluster.coordinator import Mailbox, forwarding, messages_to
+from rlr_ray.cluster.coordinator import RunCoordinator, forwarding, messages_to
 from tests.runs import logged
 
 
@@ -24,14 +24,14 @@ class Handle:
 
 def test_rows_and_messages_of_the_leading_worker_reach_the_driver_in_order(monkeypatch: Any) -> None:
     monkeypatch.setattr(ray, "get", lambda answer: answer)
-    mailbox, news, alive = Handle(Mailbox()), [], []
+    coordinator, news, alive = Handle(RunCoordinator()), [], []
     worker = logging.getLogger("rlr_ray.train.loop")
-    with messages_to(mailbox, lambda: alive.append(True)):  # type: ignore[arg-type]
+    with messages_to(coordinator, lambda: alive.append(True)):  # type: ignore[arg-type]
         worker.info("training on %d workers", 2)
-        mailbox.put.remote({"step": 0})
+        coordinator.put.remote({"step": 0})
         worker.warning("could not save")
     worker.warning("after the end")
-    with logged() as said, forwarding(mailbox, news.append, str):  # type: ignore[arg-type]
+    with logged() as said, forwarding(coordinator, news.append, str):  # type: ignore[arg-type]
         pass
     assert said == ["training on 2 workers", "could not save"] and news == [{"step": 0}]
     assert len(alive) == 2  # a worker that says what it waits for does not hang

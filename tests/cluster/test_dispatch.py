@@ -1,4 +1,4 @@
-"""The dispatcher against members that come, go, die, fail, hang and straggle; no Ray, no processes."""
+"""The dispatcher against workers that come, go, die, fail, hang and straggle; no Ray, no processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from rlr_ray.cluster import dispatch
 from rlr_ray.cluster.dispatch import Dispatcher
-from rlr_ray.cluster.jobs import Fate, Member, Patience
+from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
 from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 from tests.runs import logged
@@ -79,12 +79,12 @@ def _done(value: Any) -> Future[Any]:
     return future
 
 
-class Crew:
-    def __init__(self, *members: Member):
-        self.members: Sequence[Member] = members
+class Workers:
+    def __init__(self, *workers: RolloutWorker):
+        self.workers: Sequence[RolloutWorker] = workers
 
-    def look(self) -> Future[Sequence[Member] | None]:
-        return _done(self.members)
+    def look(self) -> Future[Sequence[RolloutWorker] | None]:
+        return _done(self.workers)
 
 
 @pytest.fixture(autouse=True)
@@ -93,81 +93,81 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dispatch, name, seconds)
 
 
-def run(crew: Crew, patience: Patience = FAST) -> tuple[list[range], dict[str, int]]:
+def run(actors: Workers, patience: Patience = FAST) -> tuple[list[range], dict[str, int]]:
     """The chunks that came back, in order, and the counts."""
-    with contextlib.closing(Dispatcher(crew.look, patience)) as dispatcher:
+    with contextlib.closing(Dispatcher(actors.look, patience)) as dispatcher:
         job = dispatcher.submit("theta", CHUNKS, lambda chunk: f"rollouts {chunk.start} to {chunk.stop - 1}")
         return sorted((result.indices for result in job), key=lambda chunk: chunk.start), job.counts
 
 
 def test_every_chunk_comes_back_once() -> None:
-    members = [Fake("a", delay_s=0.01), Fake("b", delay_s=0.01), Fake("c", delay_s=0.01)]
-    chunks, counts = run(Crew(*members))
+    workers = [Fake("a", delay_s=0.01), Fake("b", delay_s=0.01), Fake("c", delay_s=0.01)]
+    chunks, counts = run(Workers(*workers))
     assert chunks == CHUNKS
-    calls = [chunk for member in members for _, chunk in member.calls]
+    calls = [chunk for worker in workers for _, chunk in worker.calls]
     assert sorted(calls, key=lambda chunk: chunk.start) == CHUNKS
     assert counts["rollouts_missing"] == counts["rollouts_rerun"] == counts["rollouts_hedged"] == 0
 
 
 def test_the_chunk_of_a_lost_member_runs_again_and_the_member_is_used_again() -> None:
     lost = Fake("a", Lost())
-    chunks, counts = run(Crew(lost))
+    chunks, counts = run(Workers(lost))
     assert chunks == CHUNKS and counts["rollouts_rerun"] == 2
     assert len(lost.calls) == 7
 
 
-def test_members_that_are_gone_are_not_asked_again_and_cost_a_chunk_no_tries() -> None:
+def test_workers_that_are_gone_are_not_asked_again_and_cost_a_chunk_no_tries() -> None:
     gone, other = [Fake(f"gone-{n}", Gone()) for n in range(5)], Fake("last", delay_s=0.05)
-    chunks, counts = run(Crew(*gone, other), dataclasses.replace(FAST, max_retries=0))
+    chunks, counts = run(Workers(*gone, other), dataclasses.replace(FAST, max_retries=0))
     assert chunks == CHUNKS and counts["rollouts_rerun"] == 2 * 5
-    assert [len(member.calls) for member in gone] == [1] * 5
+    assert [len(worker.calls) for worker in gone] == [1] * 5
 
 
 def test_a_chunk_that_always_goes_wrong_ends_with_its_name_and_the_error() -> None:
-    members = [Fake(name, *[RuntimeError("the seventh pixel")] * 9) for name in "ab"]
+    workers = [Fake(name, *[RuntimeError("the seventh pixel")] * 9) for name in "ab"]
     with pytest.raises(UserError, match=r"rollouts \d+ to \d+ went wrong 3 times.*RuntimeError: the seventh pixel"):
-        run(Crew(*members))
+        run(Workers(*workers))
 
 
 def test_a_users_error_of_one_member_is_tried_on_another() -> None:
-    """A GPU's memory that ran out, say, may be that member's alone."""
+    """A GPU's memory that ran out, say, may be that worker's alone."""
     short = Fake("a", UserError("the GPU's memory ran out"))
     other = Fake("b", delay_s=0.05)
-    assert run(Crew(short, other))[0] == CHUNKS
+    assert run(Workers(short, other))[0] == CHUNKS
     first = short.calls[0][1]
     assert [chunk for _, chunk in short.calls].count(first) == 1
     assert first in [chunk for _, chunk in other.calls]
 
 
-def test_a_users_error_of_two_members_ends_the_job() -> None:
+def test_a_users_error_of_two_workers_ends_the_job() -> None:
     error = UserError("the reward is not finite")
     with pytest.raises(UserError, match=r"^the reward is not finite$"):
-        run(Crew(Fake("a", *[error] * 9), Fake("b", *[error] * 9)))
+        run(Workers(Fake("a", *[error] * 9), Fake("b", *[error] * 9)))
     with pytest.raises(UserError, match=r"^the reward is not finite$"):
-        run(Crew(Fake("a", *[error] * 9)))
+        run(Workers(Fake("a", *[error] * 9)))
 
 
 def test_a_member_that_is_broken_costs_no_chunk_its_tries() -> None:
     broken, other = Fake("a", *[RuntimeError("sticky")] * 99), Fake("b", delay_s=0.02)
-    chunks, counts = run(Crew(broken, other), Patience(max_retries=1, hedge_after=None))
+    chunks, counts = run(Workers(broken, other), Patience(max_retries=1, hedge_after=None))
     assert chunks == CHUNKS
     assert broken.ended == counts["rollouts_rerun"] // 2 // 2  # started anew after two failures in a row
 
 
 def test_a_member_that_hangs_is_ended_and_its_chunk_runs_elsewhere() -> None:
     hangs, other = Fake("a", None), Fake("b")
-    chunks, counts = run(Crew(hangs, other), Patience(hedge_after=None, timeout_s=0.5))
+    chunks, counts = run(Workers(hangs, other), Patience(hedge_after=None, timeout_s=0.5))
     assert chunks == CHUNKS and hangs.ended == 1 and counts["rollouts_rerun"] == 2
 
 
 def test_a_chunk_that_always_hangs_ends_with_an_error() -> None:
     with pytest.raises(UserError, match=r"went wrong 2 times; the last: TimeoutError: no result within 0\.1 s"):
-        run(Crew(Fake("a", *[None] * 9)), Patience(timeout_s=0.1, max_retries=1))
+        run(Workers(Fake("a", *[None] * 9)), Patience(timeout_s=0.1, max_retries=1))
 
 
 def test_an_idle_member_takes_the_chunk_of_a_straggler_whose_late_result_does_not_count() -> None:
     straggler, other = Fake("a", None), Fake("b", delay_s=0.01)
-    chunks, counts = run(Crew(straggler, other), Patience(hedge_after=3.0))  # ends, though one never comes back
+    chunks, counts = run(Workers(straggler, other), Patience(hedge_after=3.0))  # ends, though one never comes back
     assert chunks == CHUNKS and counts["rollouts_hedged"] == 2 and counts["rollouts_rerun"] == 0
     straggler.release()
 
@@ -176,42 +176,42 @@ def test_without_hedging_the_straggler_is_waited_for() -> None:
     straggler, other = Fake("a", None), Fake("b")
     released = threading.Event()
     threading.Timer(0.5, lambda: (released.set(), straggler.release())).start()
-    assert run(Crew(straggler, other))[1]["rollouts_hedged"] == 0
+    assert run(Workers(straggler, other))[1]["rollouts_hedged"] == 0
     assert released.is_set()
 
 
 def test_with_a_quorum_the_job_goes_on_without_late_ones_and_says_how_many() -> None:
-    chunks, counts = run(Crew(Fake("a", None), Fake("b")), Patience(quorum=0.8, hedge_after=None))
+    chunks, counts = run(Workers(Fake("a", None), Fake("b")), Patience(quorum=0.8, hedge_after=None))
     assert len(chunks) == 5 and counts["rollouts_missing"] == 2
 
 
 def test_a_member_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() -> None:
     late, other = Fake("a", None), Fake("b")
-    dispatcher = Dispatcher(Crew(late, other).look, Patience(quorum=0.8, hedge_after=None))
+    dispatcher = Dispatcher(Workers(late, other).look, Patience(quorum=0.8, hedge_after=None))
     first = [result.indices for result in dispatcher.submit("first", CHUNKS, str)]
     second = [result.indices for result in dispatcher.submit("second", CHUNKS, str)]
     assert len(first) == 5 and len(set(second)) == len(second) >= 5
-    assert [request for request, _ in late.calls] == ["first"]  # at most one version of theta at a member
+    assert [request for request, _ in late.calls] == ["first"]  # at most one version of theta at a worker
     late.release()
     third = [result.indices for result in dispatcher.submit("third", CHUNKS, str)]
     assert len(set(third)) == len(third) >= 5  # its late result counted for none
     dispatcher.close()
 
 
-def test_members_that_come_and_go_during_a_job() -> None:
+def test_workers_that_come_and_go_during_a_job() -> None:
     first, second = Fake("a", None), Fake("b")
-    crew = Crew(first)
-    threading.Timer(0.3, lambda: setattr(crew, "members", (second,))).start()
+    actors = Workers(first)
+    threading.Timer(0.3, lambda: setattr(actors, "workers", (second,))).start()
     threading.Timer(0.6, lambda: first.hanging.set_exception(Gone())).start()
-    assert run(crew)[0] == CHUNKS
+    assert run(actors)[0] == CHUNKS
     assert len(first.calls) == 1 and len(second.calls) == 6
 
 
-def test_a_job_without_members_waits_saying_so() -> None:
-    crew = Crew()
-    threading.Timer(0.5, lambda: setattr(crew, "members", (Fake("a"),))).start()
+def test_a_job_without_workers_waits_saying_so() -> None:
+    actors = Workers()
+    threading.Timer(0.5, lambda: setattr(actors, "workers", (Fake("a"),))).start()
     with logged() as said:
-        assert run(crew)[0] == CHUNKS
+        assert run(actors)[0] == CHUNKS
     assert said and "none is there" in said[0]
 
 
@@ -228,7 +228,7 @@ def test_a_member_that_never_answers_is_started_anew() -> None:
             self.asked[0].set_exception(Lost())
 
     mute = Mute("a")
-    assert run(Crew(mute), Patience(timeout_s=0.2))[0] == CHUNKS
+    assert run(Workers(mute), Patience(timeout_s=0.2))[0] == CHUNKS
     assert mute.ended == 1
 
 
@@ -246,5 +246,5 @@ def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:
             return future
 
     with logged() as said:
-        assert run(Crew(Broken("a")))[0] == CHUNKS
+        assert run(Workers(Broken("a")))[0] == CHUNKS
     assert "actor a cannot start, it is tried again: no memory left" in said[0]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlr_ray.cluster.doctor import examine_cluster
+from rlr_ray.cluster.launch import check_reachable
 from rlr_ray.cluster.machine import Verdict, left_token
-from rlr_ray.cluster.resources import _message, check_reachable, missing_of, place, room
+from rlr_ray.cluster.resources import _message, hold_resources, missing_of, place
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.rewards import JudgeConfig, RewardActorsConfig
 from rlr_ray.errors import UserError
@@ -47,7 +48,7 @@ def test_a_process_that_no_node_holds_has_no_place_though_the_sum_would_do() -> 
 )
 def test_what_the_cluster_can_never_hold_is_refused_at_once(keys: dict[str, Any], words: str) -> None:
     cluster, began = ClusterConfig.model_validate(keys), time.monotonic()
-    with pytest.raises(UserError, match=words), room(cluster, cluster.rollouts.min_actors, local=True):
+    with pytest.raises(UserError, match=words), hold_resources(cluster, cluster.rollouts.min_actors, local=True):
         pass
     assert time.monotonic() - began < 10
 
@@ -57,7 +58,7 @@ def test_what_the_cluster_can_never_hold_is_refused_at_once(keys: dict[str, Any]
 def test_what_may_come_is_waited_for_saying_so() -> None:
     cluster = ClusterConfig.model_validate({"worker": {"gpus": 1}, "wait_s": 1})
     refused = pytest.raises(UserError, match="had within 1 s only")
-    with logged() as said, refused, room(cluster, 1, local=False):
+    with logged() as said, refused, hold_resources(cluster, 1, local=False):
         pass
     assert "waiting up to 1 s for the cluster to grow: no node has 1 CPU, 1 GPU for one process" in said[0]
 
@@ -72,7 +73,7 @@ def test_runs_that_want_the_same_room_take_turns() -> None:
     def run() -> None:
         nonlocal inside, most
         try:
-            with room(cluster, 1, local=True):
+            with hold_resources(cluster, 1, local=True):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.5)

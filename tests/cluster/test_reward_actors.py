@@ -19,8 +19,8 @@ from torch import Tensor
 
 from rlr_ray.cluster.batching import Answer, Asked, Batches
 from rlr_ray.cluster.launch import on_worker, run_on_ray
-from rlr_ray.cluster.resources import bundles_of, room
-from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor, rewards_apart
+from rlr_ray.cluster.resources import bundles_of, hold_resources
+from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor, remote_rewards
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.rewards import RewardActorsConfig, RewardConfig
 from rlr_ray.config.run import RunConfig
@@ -184,7 +184,7 @@ def test_its_module_is_needed_in_its_actors_alone(tmp_path: Path) -> None:
 def test_they_count_in_what_a_run_takes(tmp_path: Path) -> None:
     actors = {"cpus": 0.5, "gpus": 0.25, "replicas": 2}
     config = short_run(tmp_path, cluster={}, reward={"actors": actors}, evaluation={"judge": {"actors": {"cpus": 0}}})
-    assert bundles_of(ClusterConfig(), 1, config.apart) == [
+    assert bundles_of(ClusterConfig(), 1, config.remote_rewards) == [
         [{"CPU": 1}],
         [{"CPU": 0.5}],
         [{"CPU": 0.5, "GPU": 0.25}] * 2,
@@ -204,7 +204,7 @@ def held() -> tuple[set[str], float]:
     """Actors of ours and placement groups that there are; free CPUs."""
     groups = ray.util.placement_group_table().items()
     names = {name for name, group in groups if group["state"] != "REMOVED"}
-    actors = living("RewardActor", "RolloutActor", "Mailbox")
+    actors = living("RewardActor", "RolloutActor", "RunCoordinator")
     return names | actors.keys(), ray.available_resources().get("CPU", 0.0)
 
 
@@ -227,8 +227,8 @@ def apart(folder: Path, **reward: Any) -> Iterator[dict[str, RemoteReward]]:
     assert config.cluster != "none"
     with (
         nothing_left(),
-        room(config.cluster, 0, local=True, apart=config.apart) as place,
-        rewards_apart(config, place) as built,
+        hold_resources(config.cluster, 0, local=True, remote=config.remote_rewards) as place,
+        remote_rewards(config, place) as built,
     ):
         yield built
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from rlr_ray.cluster.coordinator import Mailbox
+from rlr_ray.cluster.coordinator import RunCoordinator
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.rollouts import RolloutPool, check_generator
 from rlr_ray.core.plan import PlanShape
@@ -58,18 +58,18 @@ def leave_nothing() -> Iterator[None]:
         one.close() if isinstance(one, RolloutPool) else ray.kill(one)
 
 
-def crew_of(count: int, first: int = 0, **options: Any) -> dict[str, Any]:
+def actors_of(count: int, first: int = 0, **options: Any) -> dict[str, Any]:
     actor = ray.remote(Actor).options(num_cpus=0.1, max_restarts=-1)
-    crew = {f"actor-{first + number}": actor.remote(**options) for number in range(count)}
-    STARTED.extend(crew.values())
-    return crew
+    actors = {f"actor-{first + number}": actor.remote(**options) for number in range(count)}
+    STARTED.extend(actors.values())
+    return actors
 
 
-def pool_of(crew: dict[str, Any], max_retries: int = 4) -> RolloutPool:
-    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
-    ray.get(mailbox.set_crew.remote([ray.put(crew)]))
-    pool = RolloutPool(mailbox, Patience(max_retries=max_retries), seed=7)
-    STARTED.extend([mailbox, pool])
+def pool_of(actors: dict[str, Any], max_retries: int = 4) -> RolloutPool:
+    coordinator = ray.remote(RunCoordinator).options(num_cpus=0).remote()
+    ray.get(coordinator.set_actors.remote([ray.put(actors)]))
+    pool = RolloutPool(coordinator, Patience(max_retries=max_retries), seed=7)
+    STARTED.extend([coordinator, pool])
     return pool
 
 
@@ -78,41 +78,41 @@ def collect(pool: RolloutPool) -> list[RolloutResult]:
 
 
 def test_every_chunk_comes_back_once() -> None:
-    results = collect(pool_of(crew_of(3)))
+    results = collect(pool_of(actors_of(3)))
     assert [result.indices for result in results] == CHUNKS
     assert [reward for result in results for reward in result.rewards_plus] == [3.0 + index for index in range(12)]
 
 
 def test_the_chunks_of_an_actor_that_dies_come_back_all_the_same(tmp_path: Path) -> None:
-    results = collect(pool_of(crew_of(2, dies_at=5, note=str(tmp_path / "died"))))
+    results = collect(pool_of(actors_of(2, dies_at=5, note=str(tmp_path / "died"))))
     assert (tmp_path / "died").exists()
     assert [result.indices for result in results] == CHUNKS
 
 
 def test_a_chunk_that_always_kills_its_actor_ends_with_an_error_that_names_it() -> None:
     with pytest.raises(UserError, match=r"pairs 4 to 5 of update 3 \(seed 7\) went wrong 3 times.*\n.*chunk_size"):
-        collect(pool_of(crew_of(2, dies_at=5), max_retries=2))
+        collect(pool_of(actors_of(2, dies_at=5), max_retries=2))
 
 
 def test_a_users_error_in_a_rollout_ends_with_its_words() -> None:
     with pytest.raises(UserError, match=r"^the reward is not finite$"):
-        collect(pool_of(crew_of(2, fails_at=3, error=UserError("the reward is not finite"))))
+        collect(pool_of(actors_of(2, fails_at=3, error=UserError("the reward is not finite"))))
 
 
 def test_a_rollout_that_always_fails_ends_with_its_traceback_and_seed() -> None:
-    pool = pool_of(crew_of(2, fails_at=3, error=RuntimeError("an odd pixel")), max_retries=1)
+    pool = pool_of(actors_of(2, fails_at=3, error=RuntimeError("an odd pixel")), max_retries=1)
     with pytest.raises(UserError, match=r"(?s)pairs 2 to 3 of update 3 \(seed 7\).*an odd pixel") as caught:
         collect(pool)
     assert "in run" in str(caught.value) and "raise self.error" in str(caught.value), traceback.format_exc()
 
 
 def test_an_actor_that_will_not_come_back_is_replaced_by_a_new_one() -> None:
-    crew = crew_of(1)
-    pool = pool_of(crew)
+    actors = actors_of(1)
+    pool = pool_of(actors)
     assert [result.indices for result in collect(pool)] == CHUNKS
-    ray.kill(crew["actor-0"])  # no restart
+    ray.kill(actors["actor-0"])  # no restart
     batch = pool(REQUEST, CHUNKS)
-    ray.get(pool.mailbox.set_crew.remote([ray.put(crew_of(1, first=1))]))
+    ray.get(pool.coordinator.set_actors.remote([ray.put(actors_of(1, first=1))]))
     assert sorted(result.indices.start for result in batch.results) == [chunk.start for chunk in CHUNKS]
 
 
