@@ -91,16 +91,17 @@ class Batches:
     async def _answer(self, calls: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         try:
             scores, gradients = await self.run(lambda: self.compute(_joined([asked for asked, _ in calls])))
+            start = 0
+            for asked, answer in calls:
+                rows = slice(start, start := start + len(asked.images))
+                # Copies: a view would take all other callers' rows along when it is sent.
+                own = scores[rows].clone(), None if gradients is None else gradients[rows].clone()
+                if not answer.done():  # else its caller gave up
+                    answer.set_result(own)
         except Exception as error:
             for _, answer in calls:
-                answer.set_exception(error)
-            return
-        start = 0
-        for asked, answer in calls:
-            rows = slice(start, start := start + len(asked.images))
-            # Copies: a view would take all other callers' rows along when it is sent.
-            own = scores[rows].clone(), None if gradients is None else gradients[rows].clone()
-            answer.set_result(own)
+                if not answer.done():
+                    answer.set_exception(error)
 
 
 def _joined(asked: Sequence[Asked]) -> Asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from rlr_ray.utils.console import messages_by
 
@@ -140,6 +141,7 @@ def forwarding(coordinator: ActorHandle, report: Report, missing: Callable[[], s
 class _Forwarder:
     def __init__(self, coordinator: ActorHandle, report: Report, missing: Callable[[], str]):
         self.coordinator, self.report, self.missing = coordinator, report, missing
+        self.news: deque[dict[str, Any] | Message] = deque()  # that are not handed on yet
         self.due = _AWAITED_S
 
     def forward(self) -> None:
@@ -147,7 +149,9 @@ class _Forwarder:
             news, awaited = ray.get([self.coordinator.take.remote(), self.coordinator.awaited_s.remote()])
         except RayActorError:  # it is lost: who asks it for the run's failure says so
             return
-        for one in news:
+        self.news += news
+        while self.news:  # one at a time: an error of one leaves the others for the next time
+            one = self.news.popleft()
             if isinstance(one, dict):
                 self.report(one)
             else:
@@ -162,12 +166,26 @@ class _Forwarder:
 
 @contextmanager
 def repeating(act: Callable[[], None], every_s: float, name: str, *, at_end: bool = False) -> Iterator[None]:
-    """Call `act` every so many seconds, in a thread, until the block ends, and once more if so `at_end`."""
-    ended = threading.Event()
+    """Call `act` every so many seconds, in a thread, until the block ends, and once more if so `at_end`.
+
+    An error is logged, once as long as it is the same, and `act` is called again all the same.
+    """
+    ended, last = threading.Event(), ""
+
+    def attempt() -> None:
+        nonlocal last
+        try:
+            act()
+            last = ""
+        except Exception as error:
+            if repr(error) != last:
+                last = repr(error)
+                defect = not isinstance(error, RayError)  # else a process or node was lost: no traceback tells more
+                logger.warning(f"{name} failed, and is tried again every {every_s:g} s: {last}", exc_info=defect)
 
     def repeat() -> None:
         while not ended.wait(every_s):
-            act()
+            attempt()
 
     thread = threading.Thread(target=repeat, daemon=True, name=name)
     thread.start()
@@ -177,7 +195,7 @@ def repeating(act: Callable[[], None], every_s: float, name: str, *, at_end: boo
         ended.set()
         thread.join()
         if at_end:
-            act()
+            attempt()
 
 
 Result = TypeVar("Result")

@@ -79,7 +79,7 @@ class Dispatcher:
         return job
 
     def _serve(self) -> None:
-        ticked = -math.inf
+        ticked, told = -math.inf, ""
         while not self.closed:
             try:
                 self._handle_events()
@@ -89,6 +89,9 @@ class Dispatcher:
                     self._tick(now)
                 self._assign()
             except Exception as error:  # a defect here must not leave the trainer waiting for ever
+                if not self.job and repr(error) != told:  # nobody to raise it
+                    told = repr(error)
+                    logger.exception("the dispatcher of rollouts failed between two jobs, and goes on")
                 self._fail(error)
 
     def _handle_events(self) -> None:
@@ -118,8 +121,9 @@ class Dispatcher:
 
     def _tick(self, now: float) -> None:
         if now - self.looked_at >= _LOOK_S and not self.looking:
-            self.looked_at, self.looking = now, True
+            self.looked_at = now
             self._when(self.look(), self._looked)
+            self.looking = True
         due = [worker for when, worker in self.to_ask if when <= now]
         self.to_ask = [(when, worker) for when, worker in self.to_ask if when > now]
         for worker in due:

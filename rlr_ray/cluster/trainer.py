@@ -213,8 +213,8 @@ def _watched(stall_s: float, coordinator: Any) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         while not ended.wait(min(stall_s / 10, 1.0)):
             if time.monotonic() - seen > stall_s:
-                where = "".join(traceback.format_stack(sys._current_frames()[watched]))
                 try:
+                    where = "".join(traceback.format_stack(sys._current_frames()[watched]))
                     ray.get(coordinator.fail.remote(UserError(_stalled(stall_s, where))))
                 finally:
                     os._exit(1)

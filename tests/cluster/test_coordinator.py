@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import ray
 
-from rlr_ray.cluster.coordinator import RunCoordinator, forwarding, messages_to
+from rlr_ray.cluster.coordinator import RunCoordinator, forwarding, messages_to, repeating
 from tests.runs import logged
 
 
@@ -35,3 +38,45 @@ def test_rows_and_messages_of_the_leading_worker_reach_the_driver_in_order(monke
         pass
     assert said == ["training on 2 workers", "could not save"] and news == [{"step": 0}]
     assert len(alive) == 2  # a worker that says what it waits for does not hang
+
+
+def test_a_report_that_fails_is_logged_and_nothing_else_is_lost(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr("rlr_ray.cluster.coordinator._LOOK_S", 0.01)
+    coordinator, reported = Handle(RunCoordinator()), []
+    last = threading.Event()
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == 0:
+            raise BrokenPipeError("the reader is gone")
+        reported.append(row["step"])
+        last.set()
+
+    for step in range(3):
+        coordinator.put.remote({"step": step})
+    with logged() as said, forwarding(coordinator, report, str):  # type: ignore[arg-type]
+        assert last.wait(10)
+    assert reported == [1, 2]
+    assert ["BrokenPipeError('the reader is gone')" in text for text in said] == [True]
+
+
+def test_a_repeating_thread_outlives_its_errors_and_says_each_once() -> None:
+    calls, done = [0], threading.Event()
+
+    def act() -> None:
+        calls[0] += 1
+        if calls[0] > 6:
+            done.set()
+        if calls[0] <= 4:
+            raise ZeroDivisionError("first" if calls[0] < 4 else "second")
+
+    with logged() as said, repeating(act, 0.001, "renewing"):
+        assert done.wait(10)
+    assert [text.split(": ")[1] for text in said] == ["ZeroDivisionError('first')", "ZeroDivisionError('second')"]
+    assert said[0].startswith("renewing failed, and is tried again every 0.001 s")
+
+
+def test_the_coordinators_process_and_ray_trains_controller_import_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import rlr_ray.cluster.coordinator, rlr_ray.cluster.callbacks"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar
@@ -248,3 +249,21 @@ def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:
     with logged() as said:
         assert run(Workers(Broken("a")))[0] == CHUNKS
     assert "actor a cannot start, it is tried again: no memory left" in said[0]
+
+
+def test_an_error_between_jobs_is_logged_and_the_next_job_runs() -> None:
+    """Also of a look at who is there, which is looked at again."""
+    looks = [0]
+
+    def look() -> Future[Sequence[RolloutWorker] | None]:
+        looks[0] += 1
+        if looks[0] < 4:
+            raise OSError("no route")
+        return _done((Fake("a"),))
+
+    with logged() as said, contextlib.closing(Dispatcher(look, FAST)) as dispatcher:
+        while looks[0] < 4:
+            time.sleep(0.01)
+        job = dispatcher.submit("theta", CHUNKS, str)
+        assert len(list(job)) == len(CHUNKS)
+    assert len(said) == 1 and "between two jobs" in said[0]
