@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
+from rlr_ray.utils.environment import expanded
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Logger:
         raise UserError(f"loggers has {name}, whose package is not installed: pip install 'rlr-ray[{name}]'")
     module, _, attribute = LOGGERS.get(name, name).partition(":")
     try:
-        logger: Logger = getattr(importlib.import_module(module), attribute)(**options)
+        logger: Logger = getattr(importlib.import_module(module), attribute)(**expanded(options, f"loggers.{name}"))
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
             f"loggers.{name} cannot be made of {dict(options)}: {first_line(error)}; its keys are the arguments of "
