@@ -41,8 +41,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
-    again = "with --resume (in place of --overwrite) the same command goes on from the last checkpoint, if there is one"
-    parser.set_defaults(command=train_command, again=again)
+    parser.set_defaults(command=train_command)
 
 
 def train_command(options: argparse.Namespace) -> None:

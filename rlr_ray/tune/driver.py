@@ -36,7 +36,7 @@ def run_here(config: RunConfig, report: Report) -> None:
         run(config, report, lambda: folder.begin(resume=resume))
 
 
-def run_apart(config: RunConfig, report: Report) -> None:
+def run_as_driver(config: RunConfig, report: Report) -> None:
     """Train on the Ray of this process, as a driver of its own. Raises what the run raised."""
     here, there = Pipe()
     command = [sys.executable, "-m", "rlr_ray.tune.driver", str(there.fileno())]

@@ -24,6 +24,7 @@ from rlr_ray.utils.memory import GIB, memory_errors
 
 Point = dict[str, Any]  # value by key of the recipe
 _COMBINATIONS = 20_000  # at which to look for what must be measured
+_DRAWS = 16  # of plans, for the mean cost of those that are drawn at random
 
 
 class Points:
@@ -38,14 +39,14 @@ class Points:
 
     def _corners(self) -> Iterator[RunConfig]:
         space = self.config.space
-        ends = [given["choice"] if "choice" in given else next(iter(given.values()))[:2] for given in space.values()]
+        ends = [ends.get("choice") or next(iter(ends.values()))[:2] for ends in space.values()]
         for values in itertools.islice(itertools.product(*ends), _COMBINATIONS):
             with suppress(UserError):  # such a point is left out when it is drawn
                 yield self._run(self._values(dict(zip(space, values, strict=True))))
 
     def run(self, point: Point, budget_gib: float, name: str) -> RunConfig:
         """The run of a point. Raises UserError as `recipe` does."""
-        return parse_config(self.recipe(point, budget_gib, name))
+        return self._run(self.recipe(point, budget_gib, name))
 
     def recipe(self, point: Point, budget_gib: float, name: str) -> dict[str, Any]:
         """The keys of a point's run, in which the point's may be set again, as they may not once presets are filled in.
@@ -88,9 +89,6 @@ class Points:
                 f"{parts * each:.4g}; cost has {allowed:g}: raise it, or lower evaluations or train.chains"
             )
         return int(allowed / each)
-
-
-_DRAWS = 16  # of plans, for the mean cost of those that are drawn at random
 
 
 class Estimates:

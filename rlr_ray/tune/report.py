@@ -16,6 +16,10 @@ from rlr_ray.loggers.page import drawn, page, table
 from rlr_ray.tune.results import Row, best_rows, plain
 from rlr_ray.utils.files import replace_file
 
+_LENGTH = "estimator.sub_chain.length"  # the key of h
+_COLORS = qualitative.D3
+_SYMBOLS = {"finished": "circle", "stopped early": "circle-open"}
+
 
 def write_report(config: TuneConfig, rows: Sequence[Row]) -> None:
     """One file that needs no network."""
@@ -32,7 +36,7 @@ def _summary(config: TuneConfig, rows: Sequence[Row]) -> str:
     best, lines = best_rows(config, rows), []
     for budget in config.budgets_gib:
         row = best.get(budget)
-        lines.append([f"{budget:g}", *(_found(row) + _values(config, row) if row else ["none fits"])])
+        lines.append([f"{budget:g}", *(_cells(row) + _values(config, row) if row else ["none fits"])])
     told = ", ".join(f"{count} {status}" for status, count in Counter(row["status"] for row in rows).items())
     heads = ["budget, GiB", "best reward", "peak, GiB", *map(short, config.space)]
     return f"<h1>{html.escape(config.name)}</h1><p>{len(rows)} points: {told}.</p>{table(heads, lines)}"
@@ -46,11 +50,11 @@ def _trials(config: TuneConfig, rows: Sequence[Row]) -> str:
     lines = []
     for row in launched:
         end = row["status"] if not row["why"] else f"{row['status']}: {row['why']}"
-        lines.append([row["trial"], *_found(row), *_values(config, row), cell(row["updates"] or ""), end])
+        lines.append([row["trial"], *_cells(row), *_values(config, row), cell(row["updates"] or ""), end])
     return table(heads, lines)
 
 
-def _found(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str]:
     reward = "" if row["reward"] is None else f"{row['reward']:.4g} ± {row['reward_se']:.2g}"
     return [reward, "" if row["peak_gib"] is None else f"{row['peak_gib']:.4g}"]
 
@@ -59,17 +63,12 @@ def _values(config: TuneConfig, row: Row) -> list[str]:
     return [cell(row["point"][key]) for key in config.space]
 
 
-LENGTH = "estimator.sub_chain.length"  # the key of h
-_COLORS = qualitative.D3
-_SYMBOLS = {"finished": "circle", "stopped early": "circle-open"}
-
-
 def figures(config: TuneConfig, rows: Sequence[Row]) -> dict[str, go.Figure]:
     """By title."""
     drawn = {"Reward against memory": _pareto(config, rows)}
     drawn |= {f"Reward over {key}": _over(config, rows, key) for key in config.space}
     drawn["All keys at once"] = _parallel(config, rows)
-    if LENGTH in config.space:
+    if _LENGTH in config.space:
         drawn["Length of the sub-chain for each budget"] = _lengths(config, rows)
     return drawn
 
@@ -83,28 +82,28 @@ def cell(value: object) -> str:
 
 
 def _measured(rows: Sequence[Row], budget: float | None = None) -> list[Row]:
-    found = [row for row in rows if row["status"] in _SYMBOLS and row["peak_gib"] is not None]
-    return [row for row in found if budget in (None, row["budget_gib"])]
+    measured = [row for row in rows if row["status"] in _SYMBOLS and row["peak_gib"] is not None]
+    return [row for row in measured if budget in (None, row["budget_gib"])]
 
 
 def _points(config: TuneConfig, rows: Sequence[Row], key: str | None) -> list[go.Scatter]:
     """Each budget's trials over a key, or over their peak memory; open circles were stopped early."""
     traces = []
     for number, budget in enumerate(config.budgets_gib):
-        own = _measured(rows, budget)
+        trials = _measured(rows, budget)
         traces.append(
             go.Scatter(
-                x=[row["peak_gib"] if key is None else plain(row["point"][key]) for row in own],
-                y=[row["reward"] for row in own],
-                error_y={"array": [row["reward_se"] for row in own], "thickness": 1},
+                x=[row["peak_gib"] if key is None else plain(row["point"][key]) for row in trials],
+                y=[row["reward"] for row in trials],
+                error_y={"array": [row["reward_se"] for row in trials], "thickness": 1},
                 mode="markers",
                 name=f"{budget:g} GiB",
                 marker={
                     "size": 9,
                     "color": _COLORS[number % len(_COLORS)],
-                    "symbol": [_SYMBOLS[row["status"]] for row in own],
+                    "symbol": [_SYMBOLS[row["status"]] for row in trials],
                 },
-                text=[_hover(row) for row in own],
+                text=[_hover(row) for row in trials],
             )
         )
     return traces
@@ -159,11 +158,13 @@ def _over(config: TuneConfig, rows: Sequence[Row], key: str) -> go.Figure:
 
 def _parallel(config: TuneConfig, rows: Sequence[Row]) -> go.Figure:
     """A line a trial across all keys, its reward and its peak."""
-    found: list[Row] = _measured(rows)
-    dimensions = [_axis([plain(row["point"][key]) for row in found], _logarithmic(config, key)) for key in config.space]
+    trials = _measured(rows)
+    dimensions = [
+        _axis([plain(row["point"][key]) for row in trials], _logarithmic(config, key)) for key in config.space
+    ]
     dimensions = [{"label": short(key)} | axis for key, axis in zip(config.space, dimensions, strict=True)]
-    dimensions += [{"label": name, "values": [row[name] for row in found]} for name in ("peak_gib", "reward")]
-    line = {"color": [row["reward"] for row in found], "colorscale": "Viridis", "showscale": True}
+    dimensions += [{"label": name, "values": [row[name] for row in trials]} for name in ("peak_gib", "reward")]
+    line = {"color": [row["reward"] for row in trials], "colorscale": "Viridis", "showscale": True}
     return go.Figure(go.Parcoords(dimensions=dimensions, line=line)).update_layout(margin_t=80)
 
 
@@ -186,6 +187,6 @@ def _axis(values: Sequence[Any], logarithmic: bool) -> dict[str, Any]:
 def _lengths(config: TuneConfig, rows: Sequence[Row]) -> go.Figure:
     """The best h of each budget's finished trials."""
     best = best_rows(config, rows)
-    lengths = [row["point"][LENGTH] for row in best.values()]
+    lengths = [row["point"][_LENGTH] for row in best.values()]
     figure = go.Figure(go.Scatter(x=list(best), y=lengths, mode="lines+markers"))
     return figure.update_layout(xaxis_title="memory budget, GiB", yaxis_title="sub-chain length h")

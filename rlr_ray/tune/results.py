@@ -12,7 +12,6 @@ import pyarrow.parquet
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.tune import TuneConfig, base_values
 from rlr_ray.tune.trial import over_budget, run_of
 from rlr_ray.utils.files import replace_file
@@ -21,29 +20,29 @@ Row = dict[str, Any]
 _FACTS = ("reward", "reward_se", "gain", "gain_se", "judge_after", "updates", "cost", "evaluation", "theta_sha256")
 
 
-def row_of(config: TuneConfig, budget_gib: float, given: dict[str, Any], result: Any) -> Row:
-    """A trial that was launched with what is given. `result` is Ray Tune's."""
-    metrics = result.metrics or {}
-    over = over_budget(parse_config(given["run"]))
+def row_of(config: TuneConfig, budget_gib: float, launch: dict[str, Any], result: Any) -> Row:
+    """A trial with what it was given at its launch. `result` is Ray Tune's."""
+    metrics, run = result.metrics or {}, run_of(launch)
+    over = over_budget(run)
     status, why = "finished", ""
     if over is not None:
         status, why = "over budget", over["words"]
     elif result.error is not None or "reward" not in metrics:
-        status, why = "failed", str(result.error).strip().splitlines()[-1]
+        status, why = "failed", (str(result.error).strip() or type(result.error).__name__).splitlines()[-1]
     elif metrics["evaluation"] < config.evaluations:
         status = "stopped early"
     return {
-        "trial": given["run"]["name"],
+        "trial": run.name,
         "budget_gib": budget_gib,
         "status": status,
         "feasible": over is None,
-        "point": given["point"],
+        "point": launch["point"],
         **{name: metrics.get(name) for name in _FACTS},
         "peak_gib": over["peak_gib"] if over else metrics.get("peak_gib"),
-        "predicted_gib": given["predicted_gib"],
+        "predicted_gib": launch["predicted_gib"],
         "seconds": metrics.get("time_total_s"),
         "why": why,
-        "run": run_of(given).model_dump(mode="json"),
+        "run": run.model_dump(mode="json"),
     }
 
 
@@ -111,5 +110,5 @@ def _write_hparams(folder: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             if row["reward"] is not None:
                 values = {key: plain(value) for key, value in row["point"].items()}
-                found = {name: row[name] for name in ("reward", "reward_se", "peak_gib") if row[name] is not None}
-                writer.add_hparams(values | {"budget_gib": row["budget_gib"]}, found, run_name=row["trial"])
+                metrics = {name: row[name] for name in ("reward", "reward_se", "peak_gib") if row[name] is not None}
+                writer.add_hparams(values | {"budget_gib": row["budget_gib"]}, metrics, run_name=row["trial"])

@@ -9,7 +9,8 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -20,10 +21,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 
 from rlr_ray.cluster.launch import call_in_task, connected, on_worker
 from rlr_ray.cluster.resources import bundles_of, missing_of
-from rlr_ray.config.cluster import ClusterConfig, Resources
+from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig, base_values
+from rlr_ray.errors import UserError
+from rlr_ray.lab.cost import Probe
 from rlr_ray.tune.points import Estimates, Points, measured_parts
 from rlr_ray.tune.results import Row, filtered_row, row_of
 from rlr_ray.tune.searcher import FittingSearch, domain
@@ -42,50 +45,60 @@ def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> list[Row]
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     random.seed(config.seed)  # population based training draws from these two
     numpy.random.seed(config.seed)
+    make_private(config.folder / "tune")
     base = parse_config(base_values(config))
     with connected(ClusterConfig() if base.cluster == "none" else base.cluster) as local:
-        there = functools.partial(_there, _resources(config, base), local)
-        points = Points(config, Estimates(functools.partial(there, measured_parts)))
+        points = Points(config, Estimates(functools.partial(_measure, config, local)))
         logger.info("measuring what an update of each kind of point needs")
         points.prepare()
         rows: list[Row] = []
-        trainable = tune.with_resources(trial, _place(config, base))
         for budget in sorted(config.budgets_gib):
             logger.info(f"searching for {budget:g} GiB: {config.trials} trials")
-            found = _search(config, base, points, budget, trainable, rows)
-            launched = sum(row["trial"] is not None for row in found)
+            earlier, rows = rows, [*rows, *_search(config, base, points, budget, trial, rows)]
+            launched = sum(row["trial"] is not None for row in rows[len(earlier) :])
             if launched < config.trials:
                 logger.info(f"{budget:g} GiB: only {launched} trials, since no further new point that fits was found")
-            rows += found
     return rows
 
 
-def _resources(config: TuneConfig, base: RunConfig) -> Resources:
-    """Of the process that backpropagates."""
-    if base.cluster == "none":
-        return {"CPU": config.cpus, "GPU": config.gpus}
-    return {"CPU": base.cluster.worker.cpus, "GPU": base.cluster.worker.gpus}
+def make_private(folder: Path) -> None:
+    """Make the folder of Ray Tune's files and of the searcher's state, which nobody else may write.
+
+    A search that goes on unpickles them, and a pickle runs whatever its writer put into it. Raises UserError for a
+    folder of another user's, or one that others may write.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.stat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise UserError(
+            f"{folder} is another user's or may be written by others, and a search that goes on runs what its files "
+            f"say; if you trust them, make it yours alone: chown -R $USER {folder} && chmod -R go-w {folder}"
+        )
 
 
-def _there(
-    resources: Resources,
-    local: bool,
-    function: Callable[..., Any],
-    run: RunConfig,
-    *arguments: Any,
-) -> Any:
-    """What the function finds of a run in a process with such resources. Raises what it raised."""
-    if run.cluster != "none" and run.remote_rewards:
-        return on_worker(run, run.cluster, function, *arguments, local=local)
-    return call_in_task(resources["CPU"], resources["GPU"], "DEFAULT", function, run, {}, *arguments)
+def _measure(config: TuneConfig, local: bool, run: RunConfig) -> Probe:
+    """The parts of a run's updates, in a process like the one that will backpropagate. Raises what it raised."""
+    if run.cluster == "none":
+        probe: Probe = call_in_task(config.cpus, config.gpus, "DEFAULT", measured_parts, run, {})
+    elif run.remote_rewards:
+        probe = on_worker(run, run.cluster, measured_parts, local=local)
+    else:
+        worker = run.cluster.worker
+        probe = call_in_task(worker.cpus, worker.gpus, "DEFAULT", measured_parts, run, {})
+    return probe
 
 
 def _search(
-    config: TuneConfig, base: RunConfig, points: Points, budget: float, trainable: Any, before: Sequence[Row]
+    config: TuneConfig,
+    base: RunConfig,
+    points: Points,
+    budget: float,
+    trial: type[tune.Trainable],
+    before: Sequence[Row],
 ) -> list[Row]:
     name, storage = f"{budget:g}", config.folder / "tune"
     filtered = storage / f"{name}.filtered.jsonl"
-    storage.mkdir(parents=True, exist_ok=True)
+    trainable = tune.with_resources(trial, _bundle(config, base))
     if any((storage / name).glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(storage / name), trainable=trainable, resume_errored=True)
     else:
@@ -111,8 +124,8 @@ def _search(
             ),
         )
     results = tuner.fit()
-    configs = {trial.path: trial.config for trial in tune.ExperimentAnalysis(str(storage / name)).trials}
-    rows = [row_of(config, budget, (result.config or configs[result.path])["launch"], result) for result in results]
+    launched = {trial.path: trial.config for trial in tune.ExperimentAnalysis(str(storage / name)).trials}
+    rows = [row_of(config, budget, (result.config or launched[result.path])["launch"], result) for result in results]
     left_out = filtered.read_text("utf-8").splitlines() if filtered.is_file() else []
     return rows + [filtered_row(budget, json.loads(line)) for line in left_out]
 
@@ -123,8 +136,8 @@ def _all_points(searcher: FittingSearch) -> list[Any]:
     return [suggestion["launch"] for suggestion in drawn]
 
 
-def _place(config: TuneConfig, base: RunConfig) -> tune.PlacementGroupFactory:
-    """Where a trial's process goes. A run on the cluster reserves what it needs itself, and is led from the head."""
+def _bundle(config: TuneConfig, base: RunConfig) -> tune.PlacementGroupFactory:
+    """Of a trial's process. A run on the cluster reserves what it needs itself, and is led from the head."""
     if base.cluster == "none":
         return tune.PlacementGroupFactory([{"CPU": config.cpus, "GPU": config.gpus}])
     return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])  # no CPU, for want of which two could wait
@@ -160,9 +173,9 @@ def scheduler_of(config: TuneConfig) -> TrialScheduler:
 
 def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:
     point = mutated["launch"]["point"]
-    for key, given in config.space.items():
-        if "choice" not in given:
-            low, high = next(iter(given.values()))[:2]
+    for key, distribution in config.space.items():
+        if "choice" not in distribution:
+            low, high = next(iter(distribution.values()))[:2]
             point[key] = min(max(point[key], low), high)
     return mutated
 

@@ -18,7 +18,7 @@ from rlr_ray.config.recipe import parse_config, put, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import OutOfMemory
 from rlr_ray.train.run_folder import RunFolder
-from rlr_ray.tune.driver import run_apart, run_here
+from rlr_ray.tune.driver import run_as_driver, run_here
 from rlr_ray.tune.points import cost_of_update
 from rlr_ray.utils.files import replace_file
 
@@ -32,11 +32,11 @@ class Trial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        given = config["launch"]
-        enter(given["folder"])
-        self.run = run_of(given)
-        self.checkpoints = RunFolder(self.run).checkpoints
-        self.steps = Stepwise(lambda report: run_trial(self.run, given["evaluations"], report))
+        launch = config["launch"]
+        enter(launch["folder"])
+        run = run_of(launch)
+        self.checkpoints = RunFolder(run).checkpoints
+        self.steps = Stepwise(lambda report: run_trial(run, launch["evaluations"], report))
 
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = self.steps.next()
@@ -67,30 +67,30 @@ def run_trial(config: RunConfig, evaluations: int, report: Callable[[dict[str, A
     reporter = _Reporter(config, evaluations, report)
     try:
         if not folder.holds_results:  # as it does if an interruption came before Ray Tune knew
-            run = run_here if config.cluster == "none" else run_apart
+            run = run_here if config.cluster == "none" else run_as_driver
             run(config, reporter)
     except OutOfMemory as error:
         # on CUDA the peak is of what it got, and it asked for more
-        found = {"peak_gib": max(error.peak_gib, config.memory_budget_gib or 0.0), "words": str(error)}
+        over = {"peak_gib": max(error.peak_gib, config.memory_budget_gib or 0.0), "words": str(error)}
         folder.path.mkdir(parents=True, exist_ok=True)
-        replace_file(folder.path / _OVER, lambda file: file.write_text(json.dumps(found), "utf-8"))
+        replace_file(folder.path / _OVER, lambda file: file.write_text(json.dumps(over), "utf-8"))
         raise
     reporter.finish(folder.load_summary())
 
 
-def run_of(given: dict[str, Any]) -> RunConfig:
-    """The run of a point, whose keys population based training may have changed."""
-    values = copy.deepcopy(given["run"])
-    for key, value in given["point"].items():
+def run_of(launch: dict[str, Any]) -> RunConfig:
+    """The run of a launched point, whose keys population based training may have changed."""
+    values = copy.deepcopy(launch["run"])
+    for key, value in launch["point"].items():
         put(values, key, value)
     return resolve(parse_config(values))
 
 
 def over_budget(config: RunConfig) -> dict[str, Any] | None:
     """The peak of a run that was over its budget, and what it said."""
-    file = Path(config.folder) / _OVER
-    found: dict[str, Any] | None = json.loads(file.read_text("utf-8")) if file.is_file() else None
-    return found
+    file = config.folder / _OVER
+    over: dict[str, Any] | None = json.loads(file.read_text("utf-8")) if file.is_file() else None
+    return over
 
 
 class _Reporter:

@@ -19,7 +19,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.train.run_folder import RunFolder, locked
 from rlr_ray.tune.report import write_report
 from rlr_ray.tune.results import best_rows, filtered_row, write_results
-from rlr_ray.tune.search import Progress
+from rlr_ray.tune.search import Progress, make_private
 from tests.config.test_tune import written
 from tests.runs import small_run
 
@@ -123,3 +123,14 @@ def test_a_search_is_one_process_at_a_time(tmp_path: Path, capfd: pytest.Capture
         assert main(["tune", "--config", str(tmp_path / "search.yaml")]) == 2
     assert "the search" in (said := capfd.readouterr().err) and "is held by process" in said
     assert not config.folder.exists()
+
+
+def test_what_a_search_unpickles_lies_where_nobody_else_writes(tmp_path: Path) -> None:
+    folder = tmp_path / "search" / "tune"
+    make_private(folder)
+    make_private(folder)  # as --resume does
+    assert folder.stat().st_mode & 0o077 == 0
+    for mode in (0o770, 0o702):
+        folder.chmod(mode)
+        with pytest.raises(UserError, match=r"may be written by others.*chmod -R go-w"):
+            make_private(folder)

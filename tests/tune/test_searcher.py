@@ -12,10 +12,11 @@ import pytest
 
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.tune import load_tune_config
-from rlr_ray.tune.points import Points
+from rlr_ray.lab.cost import Probe
+from rlr_ray.tune.points import Estimates, Points
 from rlr_ray.tune.searcher import FittingSearch
 from tests.config.test_tune import written
-from tests.tune.test_points import KNOWN, H
+from tests.tune.test_points import KNOWN, MODEL, SECONDS, H
 
 SCALE = "estimator.zeroth_order.scale"
 TOP = math.log10(0.03)
@@ -85,6 +86,19 @@ def test_a_trial_that_was_refused_at_its_budget_keeps_its_like_from_being_launch
     assert search.suggest("b") == FittingSearch.FINISHED
     rows = [json.loads(line) for line in (tmp_path / "filtered.jsonl").read_text().splitlines()]
     assert {row["why"] for row in rows} == {"needs 3.03 GiB"}
+
+
+def test_a_users_own_reward_is_searched_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of itself is known alike where updates are measured and where points are drawn."""
+    module = "from rlr_ray.rewards.digits import Digits\n\n\nclass Own(Digits):\n    differentiable = True\n"
+    (tmp_path / "own_reward.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    space = {"reward.name": {"choice": ["own_reward:Own"]}}
+    config = load_tune_config(written(tmp_path, space=space, searcher="grid"), [])
+    points = Points(config, Estimates(lambda run: Probe(MODEL, SECONDS)))
+    points.prepare()
+    search = FittingSearch(config, points, 4.0, tmp_path / "filtered.jsonl")
+    assert drawn(search) == [{"reward.name": "own_reward:Own"}]
 
 
 def test_what_smaller_budgets_earned_guides_the_next_draws(tmp_path: Path) -> None:
