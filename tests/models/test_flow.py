@@ -20,7 +20,7 @@ from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
 from tests.models.tiny_flow import TOKENS, save_flux, save_stable_diffusion_3
-from tests.models.updates import recipe, twenty_updates
+from tests.models.updates import recipe, updates_raise_the_reward
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 NEGATIVES = ["a handwritten one", "", "eight"]
@@ -200,10 +200,10 @@ def test_small_weights_keep_a_float32_adapter_and_chain(
 
 
 @FAMILIES
-def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
+def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = twenty_updates(lambda output: recipe(name, folders[name], output, adapter=LORA), tmp_path)
+    folder = updates_raise_the_reward(lambda output: recipe(name, folders[name], output, adapter=LORA), tmp_path)
     model, pipeline = load(name, folders[name]), plain(name, folders[name])
     pipeline.load_lora_weights(folder / "lora")
     assert_same(our_images(model, model.load_adapter(folder)), plain_images(name, pipeline))

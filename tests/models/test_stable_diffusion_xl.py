@@ -18,7 +18,7 @@ from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
-from tests.models.updates import recipe, twenty_updates
+from tests.models.updates import recipe, updates_raise_the_reward
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 SEEDS = [11, 12, 13]
@@ -144,9 +144,9 @@ def test_the_adapter_does_in_diffusers_what_it_does_here(folder: Path, tmp_path:
     assert (found - plain_images(folder)).abs().max() > 1e-3
 
 
-def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(folder: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"adapter": LORA, "train": {"learning_rate": 0.1}}
-    run = twenty_updates(lambda output: recipe("stable_diffusion_xl", folder, output, **changes), tmp_path)
+def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(folder: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"adapter": LORA, "train": {"learning_rate": 0.4}}
+    run = updates_raise_the_reward(lambda output: recipe("stable_diffusion_xl", folder, output, **changes), tmp_path)
     model = load(folder)
     expected = plain_images(folder, run / "lora")
     torch.testing.assert_close(our_images(model, model.load_adapter(run)), expected, atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
 from tests.models.tiny_flow import TOKENS
 from tests.models.tiny_video import save_animatediff, save_motion_adapter, save_stable_diffusion, save_wan
-from tests.models.updates import recipe, twenty_updates
+from tests.models.updates import recipe, updates_raise_the_reward
 
 PROMPTS = ["a handwritten two", "seven"]
 NEGATIVES = ["a handwritten one", ""]
@@ -300,7 +300,7 @@ def test_a_video_is_as_long_and_as_large_as_the_pipelines_own_if_nothing_is_said
 
 
 @pytest.mark.parametrize(("name", "frames", "chains"), [("animatediff", 2, 12), ("wan", 5, 64)])
-def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
+def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(
     name: str, frames: int, chains: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     changes = {
@@ -308,10 +308,10 @@ def test_twenty_updates_of_all_orders_raise_a_reward_also_if_interrupted(
         "adapter": LORA,
         "reward": {"frames": 1},
         "estimator": {"zeroth_order": {"count": 2, "chunk_size": 2}},
-        "train": {"chains": 4, "chains_per_prompt": 2, "chunk_size": 2, "learning_rate": 0.1},
+        "train": {"chains": 4, "chains_per_prompt": 2, "chunk_size": 2, "learning_rate": 0.4},
         "evaluation": {"chains": chains},
     }
-    folder = twenty_updates(lambda output: recipe(name, folders[name], output, **changes), tmp_path)
+    folder = updates_raise_the_reward(lambda output: recipe(name, folders[name], output, **changes), tmp_path)
     assert Image.open(folder / "samples" / "before_after.gif").n_frames == frames
 
 
