@@ -18,7 +18,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.evaluation.bootstrap import Comparison, Interval, compare, unit
 from rlr_ray.evaluation.runs import BASE, Run
 from rlr_ray.loggers.pictures import save_columns, save_comparison
-from rlr_ray.prompts.load import Prompt
+from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.mixture import WeightedSum, reward_here
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows, pick_device

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,12 +125,24 @@ def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] =
     """
     index = pipeline_index(config, family, words)
     refuse_other_class(config, index["_class_name"], family, also)
-    diffusers.utils.logging.disable_progress_bar()  # of reading files; those of downloads stay
-    transformers.utils.logging.disable_progress_bar()
     taken = inspect.signature(family).parameters
     left_out = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
     try:
         source, dtype = source_of(config, words), getattr(torch, config.dtype)
-        return family.from_pretrained(source, dtype=dtype, **left_out | options)
+        with _without_progress_bars():
+            return family.from_pretrained(source, dtype=dtype, **left_out | options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Silence while files are read; each library's own setting is as before afterwards."""
+    shown = [part for part in (diffusers.utils.logging, transformers.utils.logging) if part.is_progress_bar_enabled()]
+    for part in shown:
+        part.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for part in shown:
+            part.enable_progress_bar()

@@ -14,8 +14,8 @@ import requests
 
 from rlr_ray.config.estimator import STAGES
 from rlr_ray.errors import UserError
-from rlr_ray.prompts.load import Prompt, load_prompts
-from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT
+from rlr_ray.prompts.load import load_prompts
+from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT, Prompt
 from rlr_ray.rewards.http import Server
 
 Triple = dict[str, str]  # stage -> text
@@ -94,12 +94,12 @@ class Endpoint:
 def _read(said: str) -> Triple | None:
     """The triple in a language model's answer, whatever it wrote around it; None if there is none."""
     try:
-        found = json.loads(said[said.find("{") : said.rfind("}") + 1])
+        answer = json.loads(said[said.find("{") : said.rfind("}") + 1])
     except json.JSONDecodeError:
         return None
-    if not isinstance(found, dict) or not all(isinstance(found.get(stage), str) for stage in STAGES):
+    if not isinstance(answer, dict) or not all(isinstance(answer.get(stage), str) for stage in STAGES):
         return None
-    triple = {stage: found[stage].strip() for stage in STAGES}
+    triple = {stage: answer[stage].strip() for stage in STAGES}
     return triple if all(triple.values()) else None
 
 
@@ -107,10 +107,10 @@ def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> Ite
     """Rows of a prompts file, each as soon as those before it are there; a prompt that has its stages keeps them."""
 
     def row(prompt: Prompt) -> dict[str, Any]:
-        own = prompt.stages and dict(zip(STAGES, prompt.stages, strict=True))
+        stages = dict(zip(STAGES, prompt.stages, strict=True)) if prompt.stages else triple_of(prompt.text)
         columns: dict[str, Any] = {NEGATIVE: prompt.negative} if prompt.negative else {}
         columns |= {WEIGHT: prompt.weight} if prompt.weight != 1 else {}
-        return {"prompt": prompt.text, **(own or triple_of(prompt.text)), **columns, **prompt.metadata}
+        return {"prompt": prompt.text, **stages, **columns, **prompt.metadata}
 
     pool, asked = ThreadPoolExecutor(_AT_ONCE), deque[Future[dict[str, Any]]]()
     with pool:

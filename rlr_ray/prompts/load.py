@@ -1,4 +1,4 @@
-"""Prompts: where they are read from, which are trained on and which held out, and in which order they come."""
+"""Prompts: where they are read from, and which are trained on and which held out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from rlr_ray.config.run import PromptsConfig, RunConfig
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
 from rlr_ray.prompts.files import ENDINGS, rows_of
-from rlr_ray.prompts.order import PromptOrder, prompt_order
 from rlr_ray.prompts.prompt import Prompt, prompt_of
-
-__all__ = ["Prompt", "PromptOrder", "PromptSets", "load_prompts", "prompt_order", "prompt_sets", "shipped_lists"]
 
 Say = Callable[[str], None]  # is given what a person should know of the prompts
 
@@ -26,23 +23,21 @@ class PromptSets:
     held_out: list[Prompt]
 
 
-def _quiet(text: str) -> None:
-    """For who has nobody to tell."""
-
-
 def shipped_lists() -> list[str]:
     """Names of the lists in the package."""
     return sorted(path.stem for path in PROMPTS.glob("*.txt"))
 
 
-def prompt_sets(config: RunConfig, say: Say = _quiet) -> PromptSets:
+def prompt_sets(config: RunConfig, say: Say = lambda text: None) -> PromptSets:
     """A run's prompts. Raises UserError if they cannot be had, or do not work with its sampler."""
-    given = config.prompts if isinstance(config.prompts, PromptsConfig) else PromptsConfig(source=config.prompts)
-    prompts = load_prompts(given.source, say)
-    if isinstance(given.held_out, float):
-        sets = _split(prompts, given.held_out, config.seed)
+    keys = config.prompts if isinstance(config.prompts, PromptsConfig) else PromptsConfig(source=config.prompts)
+    prompts = load_prompts(keys.source, say)
+    if isinstance(keys.held_out, float):
+        sets = _split(prompts, keys.held_out, config.seed)
+    elif keys.held_out is None:
+        sets = PromptSets(prompts, prompts)
     else:
-        sets = PromptSets(prompts, prompts if given.held_out is None else _others(prompts, given.held_out, say))
+        sets = PromptSets(prompts, _others(prompts, keys.held_out, say))
     _check_guidance(sets, config.sampler.guidance_scale)
     _check_stages((*sets.train, *sets.held_out), staged=config.dcot is not None)
     return sets
@@ -59,13 +54,13 @@ def _check_guidance(sets: PromptSets, guidance_scale: float) -> None:
 
 def _check_stages(prompts: Sequence[Prompt], *, staged: bool) -> None:
     """Refuse stages that the run would not heed, and none where it asks for them."""
-    found = next((prompt for prompt in prompts if prompt.stages is not None), None)
-    if found is not None and not staged:
+    with_stages = next((prompt for prompt in prompts if prompt.stages is not None), None)
+    if with_stages is not None and not staged:
         raise UserError(
-            f"prompt {found.text!r} has texts for coarse, mid and fine steps, but no dcot says which steps those "
+            f"prompt {with_stages.text!r} has texts for coarse, mid and fine steps, but no dcot says which steps those "
             "are; set dcot: {mid: FIRST_STEP, fine: FIRST_STEP}, or take the three out of the prompts"
         )
-    if found is None and staged:
+    if with_stages is None and staged:
         raise UserError(
             "dcot is set, but no prompt has texts for coarse, mid and fine steps; write them into the prompts file "
             "with `rlr-ray dcot expand`, or leave out dcot"
@@ -98,19 +93,19 @@ def _others(train: list[Prompt], source: str | Sequence[str], say: Say) -> list[
     return held_out
 
 
-def load_prompts(source: str | Sequence[str], say: Say = _quiet) -> list[Prompt]:
+def load_prompts(source: str | Sequence[str], say: Say = lambda text: None) -> list[Prompt]:
     """Prompts of a list, of a shipped list by its name, or of a file of the kind that its ending says.
 
     Empty and repeated ones are left out; `say` is told how many. Raises UserError if none is left.
     """
     rows, name = _rows(source)
-    found = [prompt_of(row, place) for place, row in rows]
-    prompts = [prompt for prompt in found if prompt is not None]
+    read = [prompt_of(row, place) for place, row in rows]
+    prompts = [prompt for prompt in read if prompt is not None]
     distinct = list(_distinct(prompts))
     if not distinct:
         raise UserError(f"{name} holds no prompt; write one a line, or one a row in a column 'prompt'")
-    if len(prompts) < len(found):
-        say(f"{name}: {_many(len(found) - len(prompts), 'empty line')} left out")
+    if len(prompts) < len(read):
+        say(f"{name}: {_many(len(read) - len(prompts), 'empty line')} left out")
     if len(distinct) < len(prompts):
         say(f"{name}: {_many(len(prompts) - len(distinct), 'duplicate')} left out")
     return distinct

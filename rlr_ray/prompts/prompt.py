@@ -25,7 +25,7 @@ class Prompt:
 
     @property
     def drawn(self) -> tuple[object, ...]:
-        """What its pictures are drawn from; prompts that differ in the rest alone are the same to a model."""
+        """The texts that its pictures are drawn from; prompts that differ in the rest alone are one to a model."""
         return self.text, self.negative, self.stages
 
     @property

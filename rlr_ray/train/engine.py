@@ -28,7 +28,9 @@ from rlr_ray.errors import UserError
 from rlr_ray.models import Model, module_bytes
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.staged import Staged
-from rlr_ray.prompts.load import Prompt, PromptOrder, prompt_sets
+from rlr_ray.prompts.load import prompt_sets
+from rlr_ray.prompts.order import PromptOrder
+from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.surrogate import OnlineSurrogate

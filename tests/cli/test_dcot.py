@@ -16,7 +16,8 @@ from rlr_ray.cli import main
 from rlr_ray.config.estimator import DcotConfig
 from rlr_ray.errors import UserError
 from rlr_ray.prompts.expand import TEMPLATE
-from rlr_ray.prompts.load import Prompt, load_prompts
+from rlr_ray.prompts.load import load_prompts
+from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.train.engine import Engine
 from tests.rewards.servers import listening
 from tests.runs import outcome, short_run

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -277,6 +278,19 @@ def test_every_line_of_the_table_names_a_family_and_a_pipeline(name: str) -> Non
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.name is 'sd3'; allowed: stable_diffusion, .*, moving_digits"):
         load_model(ModelConfig(name="sd3"), AdapterConfig(**LORA), SamplerConfig(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_leaves_the_libraries_progress_bars_as_they_were(shown: bool) -> None:
+    settings = diffusers.utils.logging, transformers.utils.logging
+    for one in settings:
+        (one.enable_progress_bar if shown else one.disable_progress_bar)()
+    try:
+        load()
+        assert [one.is_progress_bar_enabled() for one in settings] == [shown, shown]
+    finally:
+        for one in settings:
+            one.enable_progress_bar()
 
 
 def test_embeddings_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

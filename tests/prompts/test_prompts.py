@@ -11,15 +11,9 @@ import pytest
 
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
-from rlr_ray.prompts.load import (
-    Prompt,
-    PromptOrder,
-    describe_prompts,
-    load_prompts,
-    prompt_order,
-    prompt_sets,
-    shipped_lists,
-)
+from rlr_ray.prompts.load import describe_prompts, load_prompts, prompt_sets, shipped_lists
+from rlr_ray.prompts.order import PromptOrder, prompt_order
+from rlr_ray.prompts.prompt import Prompt
 from tests.runs import short_run
 
 
