@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.coordinator import repeating
+from rlr_ray.cluster.jobs import MAX_RETRIES
 from rlr_ray.cluster.resources import HeldResources, Reservation
 from rlr_ray.cluster.rollouts import RolloutActor, await_ready
 from rlr_ray.config.cluster import ClusterConfig
@@ -75,7 +76,7 @@ class ActorPool:
     def await_ready(self) -> None:
         """Wait until each of the first actors has built its engine. Raises UserError if one cannot."""
         ready = {f"rollout actor {name}": actor.ready.remote for name, actor in self.first.items()}
-        await_ready(ready, self.rollouts.max_retries + 1, "if memory ran out, lower cluster.rollouts.min_actors")
+        await_ready(ready, MAX_RETRIES + 1, "if memory ran out, lower cluster.rollouts.min_actors")
         self._publish()
 
     def look(self) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from rlr_ray.core.zeroth_order import RolloutResult
 
+MAX_RETRIES = 4  # of a chunk, or of an actor that does not start
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -20,7 +22,7 @@ class Patience:
     quorum: float = 1.0  # share of a job's rollouts that it waits for
     hedge_after: float | None = 3.0  # medians until an idle worker is given a chunk too; None: never
     timeout_s: float = 600.0  # of one chunk
-    max_retries: int = 4  # of one chunk
+    max_retries: int = MAX_RETRIES  # of one chunk that lost its actor or failed
 
 
 @dataclass(eq=False)

@@ -115,7 +115,7 @@ def _coordinator() -> Iterator[ActorHandle]:
 
 def _patience(cluster: ClusterConfig) -> Patience:
     asked = cluster.rollouts
-    return Patience(asked.quorum, asked.hedge_after, asked.timeout_s, asked.max_retries)
+    return Patience(asked.quorum, asked.hedge_after, asked.timeout_s)
 
 
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None) -> Choice:

@@ -30,6 +30,7 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.rewards import load_reward, score
 
 logger = logging.getLogger(__name__)
+_BATCH_WAIT_S = 0.01  # for calls that share a batch with the first
 _RETURN_S = 0.5  # until a lost actor is asked again
 
 
@@ -39,7 +40,7 @@ class RewardActor:
     def __init__(self, label: str, config: JudgeConfig, folder: str | None, threads: int):
         assert config.actors is not None
         self.label, self.config, self.folder, self.gpus = label, config, folder, config.actors.gpus
-        self.batches = Batches(self._score, config.actors.batch_size, config.actors.batch_wait_s, threads)
+        self.batches = Batches(self._score, config.actors.batch_size, _BATCH_WAIT_S, threads)
 
     async def ready(self) -> None:
         """Build the reward. Raises UserError if it cannot be built."""

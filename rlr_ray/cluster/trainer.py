@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rlr_ray.train.update import Process
 
 logger = logging.getLogger(__name__)
+_RESIZE_EVERY_S = 15.0  # that elastic workers look for more room
 _PATIENCE_S = 24 * 3600  # of workers for the leading one while it evaluates; a dead worker is noticed by Ray Train
 
 
@@ -96,7 +97,7 @@ def _trainer(
             num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.min,
             use_gpu=cluster.worker.gpus > 0,
             resources_per_worker=cluster.worker.demand,
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
+            elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,
         ),
         run_config=ray.train.RunConfig(
             name=config.name,

@@ -57,7 +57,6 @@ class RolloutsConfig(Role):
     quorum: float = Field(1.0, gt=0, le=1)
     hedge_after: float | None = Field(3.0, gt=1, allow_inf_nan=False)  # medians until an idle actor runs a chunk too
     timeout_s: float = Field(600, gt=0, allow_inf_nan=False)  # of one chunk, then its actor is ended
-    max_retries: int = Field(4, ge=0)  # of one chunk that lost its actor or failed
 
     @model_validator(mode="after")
     def _ordered(self) -> RolloutsConfig:
@@ -74,7 +73,6 @@ class ClusterConfig(Strict):
     workers: Annotated[int, Field(ge=1)] | WorkerRange = 1  # of the TorchTrainer
     worker: Role = Role()
     rollouts: RolloutsConfig = RolloutsConfig()
-    resize_every_s: float = Field(60, gt=0, allow_inf_nan=False)  # that elastic workers look for more room
     max_failures: int = Field(3, ge=0)  # restarts of the training workers without a new update between them
     stall_s: float = Field(3600, gt=0, allow_inf_nan=False)  # without an update until a run is taken to hang
     wait_s: float = Field(15, gt=0, allow_inf_nan=False)  # for the cluster to have room; minutes if it has to grow

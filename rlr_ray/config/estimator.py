@@ -111,7 +111,6 @@ class SubChainConfig(Strict):
     # importance: by measured gradient norms; cover: as many as cover the steps; a stage of dcot; or [first, last], both
     # included
     place: Literal["uniform", "importance", "cover"] | Stage | tuple[int, int] = "uniform"
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)  # of importance; higher is nearer to uniform
 
     @field_validator("place")
     @classmethod
@@ -133,18 +132,17 @@ class ZerothOrderConfig(Strict):
     directions: Literal["guided", "isotropic"] = "guided"
     count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
     chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
-    # Of guided directions: how many principal components of earlier half-order gradients (auto: by count), or the
-    # smoothed gradients themselves, as always without half order
-    span: Literal["auto", "guides"] | Annotated[int, Field(ge=1)] = "auto"
+    # How many principal components of earlier half-order gradients span guided directions; auto: by count
+    span: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
     weight: Weight = "auto"
 
     @property
     def components(self) -> int:
-        """How many principal components span guided directions; 0: the smoothed gradients do."""
+        """How many principal components of earlier half-order gradients span guided directions."""
         if isinstance(self.span, int):
             return self.span
-        return 0 if self.span == "guides" else min(max(isqrt(self.count), 4), 32)
+        return min(max(isqrt(self.count), 4), 32)
 
     @model_validator(mode="after")
     def _chunks(self) -> ZerothOrderConfig:

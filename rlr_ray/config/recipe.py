@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -27,6 +28,18 @@ _SHORT = (  # a key that may have a value in place of a section, and the key in 
     (r"rewards\..*", "weight"),
     ("prompts", "source"),
 )
+# Keys, or values of one, that recipes had before: what to write now. A * is any label.
+GONE = {
+    "estimator.sub_chain.temperature": "the law of place: importance has no temperature any more; leave it out",
+    "estimator.zeroth_order.span=guides": "write a number of principal components, or leave it out",
+    "rewards.*.actors.batch_wait_s": "calls wait 0.01 s for others to share a batch; leave it out",
+    "evaluation.judges.*.actors.batch_wait_s": "calls wait 0.01 s for others to share a batch; leave it out",
+    "cluster.resize_every_s": "elastic workers look for room every 15 s; leave it out",
+    "cluster.rollouts.max_retries": "a chunk is run again 4 times; leave it out",
+    "closed_form": "the paper's closed form is measured wherever it can be; leave it out",
+    "scheduler.name=hyperband": "write asha, which halves as hyperband does, without its brackets",
+    "scheduler.name=median": "write asha, or none",
+}
 _KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
@@ -186,6 +199,9 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[
 
 def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) -> str:
     item, key = items[0], ".".join(map(str, place))
+    for gone, instead in GONE.items():
+        if fnmatchcase(key, gone) or f"{key}={item['input']}" == gone:
+            return f"{gone.replace('=', ': ')} is no more: {instead}"
     if item["type"] == "extra_forbidden":
         within = _walk(model, item["loc"][:-1])[1]
         return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(within, 'model_fields', ())))}"

@@ -19,7 +19,6 @@ class RewardActorsConfig(Role):
 
     replicas: int = Field(1, ge=1)
     batch_size: int | None = Field(None, ge=1)  # images of several calls at once, at most; None: every call by itself
-    batch_wait_s: float = Field(0.01, ge=0, allow_inf_nan=False)  # for more calls
     timeout_s: float = Field(300, gt=0, allow_inf_nan=False)  # of one call; below the rollouts'
     runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
 

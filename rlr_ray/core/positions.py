@@ -36,8 +36,8 @@ def covering_blocks(low: int, stop: int, length: int) -> list[range]:
     return [range(max(end - length, low), end) for end in range(stop, low, -length)][::-1]
 
 
-def softmax_of_norms(norms: Sequence[float | None], temperature: float) -> list[float]:
-    """Weights of the places from measured gradient norms: `softmax(norm / (temperature * mean norm))`.
+def softmax_of_norms(norms: Sequence[float | None]) -> list[float]:
+    """Weights of the places from measured gradient norms: `softmax(norm / mean norm)`.
 
     The paper draws j from the softmax of the norms themselves; in units of their mean, so that the law does not
     depend on the reward's scale. A place that was not measured yet (None) counts as the mean.
@@ -47,5 +47,5 @@ def softmax_of_norms(norms: Sequence[float | None], temperature: float) -> list[
     if not mean:
         return [1.0] * len(norms)
     relative = torch.tensor([1.0 if norm is None else norm / mean for norm in norms], dtype=torch.float64)
-    weights: list[float] = (relative / temperature).softmax(0).tolist()
+    weights: list[float] = relative.softmax(0).tolist()
     return weights

@@ -244,7 +244,7 @@ def candidate_of(
         zeroth.count,
         config.weights,
         estimator.weight_averaging,
-        softmax_of_norms(place_norms, estimator.sub_chain.temperature) if place_norms else None,
+        softmax_of_norms(place_norms) if place_norms else None,
         config.biased,
         config.model.gradient_checkpointing,
     )
@@ -259,7 +259,7 @@ def guides_of(subject: Subject, config: RunConfig) -> Tensor:  # [k, P]
     components = config.estimator.zeroth_order.components
     earlier = dataclasses.replace(subject, batch=lambda number: subject.batch(-1 - number))
     terms = sample(earlier, Candidate("guides", shape), max(_GUIDE_BATCHES, 2 * components)).terms
-    if components and "half_order" in terms:
+    if "half_order" in terms:
         basis = principal_span(terms["half_order"], components)
     else:
         basis = orthonormal_span([rows.mean(0) for rows in terms.values()])

@@ -76,14 +76,14 @@ class TrainState:
     def rows_wanted(self) -> int:
         """How many half-order gradients of an update, means over parts of its chunks, later directions may span."""
         zeroth = self.estimator.zeroth_order
-        return _ROWS_PER_UPDATE if zeroth.directions == "guided" and zeroth.components else 0
+        return _ROWS_PER_UPDATE if zeroth.directions == "guided" else 0
 
     def place_weights(self, steps: int) -> list[float] | None:  # [T]
         """The law of the next sub-chain's first step; None: uniform."""
         sub_chain = self.estimator.sub_chain
         if sub_chain.place != "importance":
             return None
-        return softmax_of_norms([self.place_norms.get(k) for k in range(steps)], sub_chain.temperature)
+        return softmax_of_norms([self.place_norms.get(k) for k in range(steps)])
 
     def note_place(self, plan: Plan, estimate: GradientEstimate) -> None:
         """Remember the norm of the half-order gradient at the place that the plan drew."""

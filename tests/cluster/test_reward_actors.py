@@ -242,7 +242,6 @@ def own(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rem
     actors = {
         "cpus": 0.5,
         "batch_size": 8,
-        "batch_wait_s": 0.2,
         "runtime_env": {"env_vars": {"OWN_FACTOR": "4"}},
         "timeout_s": 120,
     }

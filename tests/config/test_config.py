@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from rlr_ray.cli import main
-from rlr_ray.config.estimator import PRESETS
-from rlr_ray.config.recipe import load_config, parse_config, put
+from rlr_ray.config.estimator import PRESETS, merge
+from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put
 from rlr_ray.config.run import RunConfig
+from rlr_ray.config.tune import TuneConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
 from tests.runs import RECIPE, short_run
@@ -199,6 +200,22 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
     with pytest.raises(UserError) as error:
         short_run(tmp_path, **changes)
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_a_key_that_is_no_more_is_refused_with_what_to_write(tmp_path: Path, gone: str) -> None:
+    key, _, value = gone.partition("=")
+    values: dict[str, Any] = {"rewards": {"digits": {}}, "evaluation": {"judges": {"digits_judge": {}}}}
+    label = "digits" if key.startswith("rewards") else "digits_judge"
+    put(values, key.replace("*", label), value or 1)
+    with pytest.raises(UserError) as error:
+        if key.split(".")[0] in TuneConfig.model_fields or key == "closed_form":
+            search = {"name": "a", "base": "a", "budgets_gib": [1], "cost": {"seconds": 1}}
+            del values["rewards"], values["evaluation"]
+            checked(TuneConfig, search | {"space": {"train.chains": {"choice": [1]}}} | values)
+        else:
+            short_run(tmp_path, reward=None, **merge(values, {"evaluation": {"judge": None}}))
+    assert str(error.value) == f"{gone.replace('=', ': ')} is no more: {GONE[gone]}"
 
 
 def test_every_bad_key_is_named_at_once(tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ def test_an_important_place_is_drawn_by_its_weight() -> None:
 
 
 def test_the_law_of_the_place_is_the_softmax_of_the_norms() -> None:
-    weights = softmax_of_norms([3.0, None, 1.0], temperature=0.5)  # in units of their mean, 2: 1.5, 1, .5
-    powers = [math.exp(value / 0.5) for value in (1.5, 1.0, 0.5)]
+    weights = softmax_of_norms([3.0, None, 1.0])  # in units of their mean, 2: 1.5, 1, .5
+    powers = [math.exp(value) for value in (1.5, 1.0, 0.5)]
     assert weights == pytest.approx([power / sum(powers) for power in powers])
-    assert softmax_of_norms([None, None], 1.0) == [1.0, 1.0]
+    assert softmax_of_norms([None, None]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("least", [1, 3, 6])

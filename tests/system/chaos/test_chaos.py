@@ -106,7 +106,6 @@ def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None
             "workers": {"min": 1, "max": 2},  # of which there is room for one at first
             "worker": {"cpus": 1.0},
             "rollouts": {"min_actors": 1, "max_actors": 4},
-            "resize_every_s": 5,
             "wait_s": 60,
         }
         run = Run(tmp_path, chaos_recipe(tmp_path, cluster=keys, train={"iterations": 40}))
