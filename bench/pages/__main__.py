@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, its figures, and the tables of docs/estimators.md and docs/scaling.md from bench/results.
+"""Write docs/benchmarks.md, its figures, the tables of other pages, and the tree of docs/architecture.md.
 
 python -m bench.pages
 """
@@ -13,6 +13,7 @@ from bench.pages.plans import break_even, lab, planner, workers
 from bench.pages.scale import kills, scale
 from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
+from bench.pages.tree import tree
 
 HEAD = """# Benchmarks
 
@@ -37,6 +38,7 @@ def main() -> None:
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())
     fill(DOCS / "scaling.md", "kills", kills())
+    fill(DOCS / "architecture.md", "tree", tree())
     print(DOCS / "benchmarks.md")
 
 

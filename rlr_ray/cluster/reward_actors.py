@@ -28,6 +28,7 @@ from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.rewards import load_reward, score
+from rlr_ray.utils.environment import expanded
 
 logger = logging.getLogger(__name__)
 _BATCH_WAIT_S = 0.01  # for calls that share a batch with the first
@@ -205,7 +206,7 @@ def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, thread
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
             resources=actors.resources,
-            runtime_env=actors.runtime_env or None,
+            runtime_env=expanded(actors.runtime_env, f"the runtime_env of reward {label!r}") or None,
             max_restarts=-1,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group else "DEFAULT",
         )

@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from rlr_ray.config.estimator import STAGES
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.utils.environment import VARIABLE
 
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
     of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
-    for check in (_dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
+    for check in (_secrets, _dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
         check(config)
+
+
+_SECRET = re.compile(
+    r"(.*[_-])?(token|authorization|cookie|secret|password|credentials?|(api|access|private)[_-]?key)([_-].*)?"
+)
+_LOGIN = re.compile(r"://[^/@]*:([^/@]+)@")
+_QUERY = re.compile(r"[?&]([^=&]+)=([^&]+)")
+
+
+def _secrets(config: RunConfig) -> None:
+    """Recipes are written to a run's folder, its checkpoints and results, so nothing secret may stand in one."""
+    sections: dict[str, Any] = {f"loggers.{name}": options for name, options in config.loggers.items()}
+    for key, rewards in (("rewards", config.rewards), ("evaluation.judges", config.evaluation.judges)):
+        for label, reward in rewards.items():
+            sections[f"{key}.{label}.options"] = reward.options
+            sections[f"{key}.{label}.actors.runtime_env"] = reward.actors.runtime_env if reward.actors else {}
+    if config.estimator.surrogate is not None:
+        sections["estimator.surrogate.options"] = config.estimator.surrogate.options
+    clear = next((where for name, values in sections.items() for where in _in_clear(values, name, False)), None)
+    if clear:
+        raise UserError(
+            f"{clear} holds a secret in the clear, which would be written to files; name a variable of the environment "
+            f"instead, which is read where it is needed and stored nowhere: --set '{clear}=${{NAME}}'"
+        )
+
+
+def _in_clear(value: Any, where: str, secret: bool) -> Iterator[str]:
+    """Where texts stand that may be secret: any header, keys by their names, and what a URL says of who asks."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            named = str(key).lower()
+            yield from _in_clear(one, f"{where}.{key}", secret or named == "headers" or bool(_SECRET.fullmatch(named)))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _in_clear(one, where, secret)
+    elif isinstance(value, str):
+        parts: list[str] = _LOGIN.findall(value)
+        parts += [told for name, told in _QUERY.findall(value) if name == "key" or _SECRET.fullmatch(name.lower())]
+        if any(not VARIABLE.search(part) for part in [*parts, *([value] if secret else [])]):
+            yield where
 
 
 def check_first_order(config: RunConfig) -> None:

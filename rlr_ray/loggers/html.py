@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +16,9 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import Rows, cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.loggers.page import drawn, facts, page, table
 from rlr_ray.loggers.pictures import pairs
+from rlr_ray.loggers.registry import shown
 from rlr_ray.rewards.scores import Evaluation, Scores
 from rlr_ray.utils.files import replace_file
-
-_SECRET = ("headers", "env_vars")
 
 
 def write_report(
@@ -113,14 +111,5 @@ def _section(title: str, body: str) -> list[str]:
 
 
 def _config(config: RunConfig) -> str:
-    text = yaml.safe_dump(_hidden(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(shown(config), sort_keys=False, allow_unicode=True)
     return f"<details><summary>Resolved config</summary><pre>{html.escape(text)}</pre></details>"
-
-
-def _hidden(value: Any) -> Any:
-    """A config without what may be secret: a report is passed on more freely than its run."""
-    if isinstance(value, dict):
-        return {key: "hidden" if key in _SECRET and own else _hidden(own) for key, own in value.items()}
-    if isinstance(value, str) and "://" in value:
-        return re.sub(r"//[^/@]*@|\?.*", lambda found: "//hidden@" if found[0][0] == "/" else "?hidden", value)
-    return [_hidden(own) for own in value] if isinstance(value, list) else value

@@ -66,8 +66,8 @@ def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]
     _save_shown(figure, shown, stem)
 
 
-def save_grid(stem: Path, images: Tensor) -> None:
-    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], in rows; small ones are enlarged as they are."""
+def save_grid(stem: Path, images: Tensor) -> Path:
+    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], in rows, as .png or .gif; small ones are enlarged."""
     height, width = images.shape[-2:]
     factor = max(1, _SMALLEST // min(height, width))
     columns = min(_COLUMNS, len(images))
@@ -78,7 +78,7 @@ def save_grid(stem: Path, images: Tensor) -> None:
         canvas[..., top : top + height, left : left + width] = image
     if factor > 1:
         canvas = canvas.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    save_picture(stem, canvas)
+    return save_picture(stem, canvas)
 
 
 def to_show(images: Tensor) -> Tensor:

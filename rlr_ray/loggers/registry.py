@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
+from rlr_ray.utils.environment import expanded
 
 log = logging.getLogger(__name__)
 
 LOGGERS = {
     "parquet": "rlr_ray.loggers.parquet:Parquet",
     "tensorboard": "rlr_ray.loggers.tensorboard:TensorBoard",
+    "wandb": "rlr_ray.loggers.wandb:WandB",
+    "mlflow": "rlr_ray.loggers.mlflow:MLflow",
+    "swanlab": "rlr_ray.loggers.swanlab:SwanLab",
+    "trackio": "rlr_ray.loggers.trackio:Trackio",
 }
-_EXTRAS: set[str] = set()  # a logger, the package that it needs and the extra of rlr-ray that brings it
+_EXTRAS = {"wandb", "mlflow", "swanlab", "trackio"}  # loggers by the package that they need and rlr-ray's extra for it
+_SECRET = ("headers", "env_vars")
 
 
 class Logger:
@@ -59,7 +66,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Logger:
         raise UserError(f"loggers has {name}, whose package is not installed: pip install 'rlr-ray[{name}]'")
     module, _, attribute = LOGGERS.get(name, name).partition(":")
     try:
-        logger: Logger = getattr(importlib.import_module(module), attribute)(**options)
+        logger: Logger = getattr(importlib.import_module(module), attribute)(**expanded(options, f"loggers.{name}"))
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
             f"loggers.{name} cannot be made of {dict(options)}: {first_line(error)}; its keys are the arguments of "
@@ -104,3 +111,17 @@ class Loggers:
                     log.debug(f"logger {name}: ", exc_info=error)
         self.failed.update(failed)
         return failed
+
+
+def shown(config: RunConfig) -> dict[str, Any]:
+    """A config without what may be secret: reports and trackers are passed on more freely than a run."""
+    values: dict[str, Any] = _hidden(config.model_dump(mode="json"))
+    return values
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: "hidden" if key in _SECRET and own else _hidden(own) for key, own in value.items()}
+    if isinstance(value, str) and "://" in value:
+        return re.sub(r"//[^/@]*@|\?.*", lambda found: "//hidden@" if found[0][0] == "/" else "?hidden", value)
+    return [_hidden(own) for own in value] if isinstance(value, list) else value

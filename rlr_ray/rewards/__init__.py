@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of
+from rlr_ray.utils.environment import expanded
 
 
 class Entry(NamedTuple):
@@ -106,7 +107,10 @@ def _fact(name: str, key: Literal["differentiable", "video"]) -> bool:
 
 
 def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
-    """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take."""
+    """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take.
+
+    `${NAME}` in an option stands for a variable of this process's environment.
+    """
     builder = find_reward(name)
     is_class = inspect.isclass(builder)
     try:
@@ -114,7 +118,8 @@ def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Cal
     except TypeError as error:
         raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
     try:
-        reward: Any = builder(**options) if is_class else functools.partial(builder, **options)
+        values = expanded(options, f"reward {name!r}")
+        reward: Any = builder(**values) if is_class else functools.partial(builder, **values)
     except Exception as error:
         if isinstance(error, UserError) or name in REWARDS:  # a defect in this package is not the user's
             raise

@@ -187,14 +187,14 @@ def test_a_report_of_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
 
 
 def test_what_a_config_says_to_a_server_is_not_passed_on(tmp_path: Path) -> None:
-    reward = {"name": "http", "options": {"url": "http://judge", "headers": {"Authorization": "Bearer secret-1234"}}}
+    reward = {"name": "http", "options": {"url": "http://judge", "headers": {"Authorization": "Bearer ${JUDGE_TOKEN}"}}}
     keys = {"first_order_steps": 0}
     config = short_run(tmp_path, reward=reward, estimator=keys)
     write_report(
         tmp_path / "report.html", config, rows(), summary(), scores_of(BEFORE, BEFORE), BEFORE, BEFORE, ["a", "b", "c"]
     )
     text = (tmp_path / "report.html").read_text("utf-8")
-    assert "http://judge" in text and "secret-1234" not in text
+    assert "http://judge" in text and "JUDGE_TOKEN" not in text
 
 
 @pytest.fixture
@@ -309,9 +309,13 @@ def test_a_title_that_looks_like_mathematics_is_drawn(tmp_path: Path) -> None:
 
 
 def test_secrets_stay_out(tmp_path: Path) -> None:
-    actors = {"runtime_env": {"env_vars": {"HF_TOKEN": "secret-1"}}, "cpus": 1}
-    reward = {"name": "http", "options": {"url": "https://me:secret-2@judge/score?key=secret-3"}, "actors": actors}
+    actors = {"runtime_env": {"env_vars": {"HF_TOKEN": "${SECRET_1}"}}, "cpus": 1}
+    reward = {
+        "name": "http",
+        "options": {"url": "https://me:${SECRET_2}@judge/score?key=${SECRET}"},
+        "actors": actors,
+    }
     config = short_run(tmp_path, reward=reward, estimator={"first_order_steps": 0}, cluster={})
     write(tmp_path / "report.html", config, summary(), BEFORE, BEFORE, ["a", "b", "c"])
     text = (tmp_path / "report.html").read_text("utf-8")
-    assert "judge/score" in text and "secret-" not in text
+    assert "judge/score" in text and "SECRET_" not in text

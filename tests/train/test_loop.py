@@ -28,7 +28,7 @@ from rlr_ray.train.results import _noise_shares
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
-from tests.runs import TIMED, short_run
+from tests.runs import TIMED, short_run, small_run
 
 
 def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
@@ -77,9 +77,15 @@ def test_full_backprop_update_is_adamw_on_autograd_through_plain_diffusers(tmp_p
     torch.testing.assert_close(state.theta.detach(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, broken = short_run(tmp_path, name="whole"), short_run(tmp_path, name="broken", train={"checkpoint_every": 2})
-    summary = run(whole)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = small_run(tmp_path_factory.mktemp("whole"))
+    run(config)
+    return config
+
+
+def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, whole: RunConfig) -> None:
+    broken, summary = small_run(tmp_path, train={"checkpoint_every": 2}), RunFolder(whole).load_summary()
     with pytest.raises(KeyboardInterrupt):
         run(broken, stop_after=3)  # update 3 is lost: the newest checkpoint is of update 2
     resumed = run(broken, resume=True)
@@ -88,11 +94,10 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     assert resumed["gain"] == summary["gain"] and resumed["denoiser_forwards"] == summary["denoiser_forwards"]
 
 
-def test_a_finished_run_resumes_to_more_updates(tmp_path: Path) -> None:
-    whole = short_run(tmp_path, name="whole")
-    summary = run(whole)
-    run(short_run(tmp_path, name="part", train={"iterations": 2}))
-    assert run(short_run(tmp_path, name="part"), resume=True)["theta_sha256"] == summary["theta_sha256"]
+def test_a_finished_run_resumes_to_more_updates(tmp_path: Path, whole: RunConfig) -> None:
+    run(small_run(tmp_path, train={"iterations": 2}))
+    resumed = run(small_run(tmp_path), resume=True)
+    assert resumed["theta_sha256"] == RunFolder(whole).load_summary()["theta_sha256"]
 
 
 def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path: Path) -> None:
@@ -108,7 +113,7 @@ def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path
 
 
 def test_every_process_goes_on_from_the_leading_ones_checkpoint(tmp_path: Path) -> None:
-    config = short_run(tmp_path)
+    config = small_run(tmp_path)
     run(config)  # leaves checkpoints of updates 3 and 4, of which the leading process is taken to see the first
     other, rows = Process(rank=1, size=2, reduce=lambda value: value + 3), list[dict[str, Any]]()
     train(Engine(config), None, rows.append, other)
@@ -133,7 +138,7 @@ def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: 
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     keys = {"estimator": {"preset": preset, "zeroth_order": {"count": 4, "chunk_size": 2}}}
     config = RunConfig.model_validate(
-        short_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
+        small_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
     )
     summary = run(config)
     rows = rows_of(config)
@@ -232,7 +237,7 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
 
 
 def test_a_run_that_goes_on_has_a_report_of_its_last_evaluation(tmp_path: Path) -> None:
-    config = short_run(tmp_path, evaluation={"every": 2})
+    config = small_run(tmp_path, evaluation={"every": 2})
     with pytest.raises(KeyboardInterrupt):
         run(config, stop_after=3)
     assert "Still running: update 2 of 4" in (config.folder / "report.html").read_text("utf-8")

@@ -23,7 +23,7 @@ from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate, Regressor
 from rlr_ray.train.update import Process, update
-from tests.runs import short_run
+from tests.runs import small_run
 from tests.train.test_loop import rows_of, run
 
 CHAINS, FEATURES = 80, 10
@@ -37,9 +37,9 @@ def one_thread() -> None:
 
 
 def surrogate_run(folder: Path, changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
-    """A short run whose reward is black-box, under a plan that a surrogate can have."""
+    """A small run whose reward is black-box, under a plan that a surrogate can have."""
     estimator = FULL | {"rest": "half_order", "surrogate": {"name": "online", "steps_per_update": 5}} | keys
-    return short_run(folder, estimator=estimator, reward={"differentiable": False}, **changes or {})
+    return small_run(folder, estimator=estimator, reward={"differentiable": False}, **changes or {})
 
 
 def new_online(seed: int = 0, **options: Any) -> OnlineSurrogate:
@@ -165,7 +165,7 @@ def test_a_surrogate_alone_leaves_theta_as_it_is_until_it_is_trusted(tmp_path: P
 def test_a_surrogate_that_is_the_reward_makes_the_update_full_backpropagation(tmp_path: Path) -> None:
     """R - Q is 0 then, so half order carries nothing; to float32's rounding."""
     keys = {"name": "digits", "coefficient": 1.0}
-    full = short_run(tmp_path, estimator=FULL | {"rest": "none"})
+    full = small_run(tmp_path, estimator=FULL | {"rest": "none"})
     thetas, rows = [], []
     for config in (full, surrogate_run(tmp_path, surrogate=keys, half_order={"weight": 1.0})):
         engine = Engine(config)
