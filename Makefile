@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-all mutations system check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/rlr-ray train --config configs/digits.yaml --overwrite
+	$(BIN)/rlr-ray train --config configs/digits.yaml --set name=demo --overwrite
 
 test: $(INSTALLED)
 	$(BIN)/python -m tests.budget test

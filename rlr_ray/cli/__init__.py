@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command with --resume goes on from the last checkpoint", soft_wrap=True)
+        again = getattr(options, "again", "the same command begins again")
+        errors.print(f"interrupted; {again}", markup=False, soft_wrap=True)
         return 130
 
 

@@ -46,7 +46,7 @@ def _add_expand(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="ask a language model at URL/chat/completions (OpenAI's API)")
     parser.add_argument("--model", metavar="NAME", help="of the endpoint")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the endpoint's key")
-    parser.set_defaults(command=expand_command)
+    parser.set_defaults(command=expand_command, again="the same command goes on with what is left")
 
 
 def expand_command(options: argparse.Namespace) -> None:

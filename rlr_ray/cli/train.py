@@ -41,7 +41,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
-    parser.set_defaults(command=train_command)
+    again = "with --resume (in place of --overwrite) the same command goes on from the last checkpoint, if there is one"
+    parser.set_defaults(command=train_command, again=again)
 
 
 def train_command(options: argparse.Namespace) -> None:

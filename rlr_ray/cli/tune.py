@@ -22,7 +22,8 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with the search of this name")
     earlier.add_argument("--overwrite", action="store_true", help="delete the search of this name and start again")
-    parser.set_defaults(command=tune_command)
+    again = "with --resume (in place of --overwrite) the same command goes on with the search"
+    parser.set_defaults(command=tune_command, again=again)
 
 
 def tune_command(options: argparse.Namespace) -> None:

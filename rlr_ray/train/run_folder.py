@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ from rlr_ray.config.recipe import read_recipe
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.jsonl import Journal
-from rlr_ray.loggers.registry import Loggers
+from rlr_ray.loggers.registry import LOGGERS, Loggers
 from rlr_ray.train.checkpoints import Checkpoints, changed_keys
 from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
+_OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its folder
+    *("config.yaml", "plan.*", "metrics.*", "summary.json", "report.html", "reward_curve.png", "over_budget.json"),
+    *("checkpoints/update_[0-9]*.pt", "samples/*", "lora/*", "adapter/*", "evaluate/*", "sample/*", "*.part"),
+    *(f"{logger}/*" for logger in LOGGERS),
+)
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
 
 logger = logging.getLogger(__name__)
@@ -62,6 +68,19 @@ class RunFolder:
                 f"{self.path} already holds a run (checkpoint at update {steps[-1]}); allowed: "
                 "--resume to go on with it, --overwrite to start again, or another --set name=..."
             )
+        else:
+            self._check_only_own()
+
+    def _check_only_own(self) -> None:
+        """Raise UserError if files would be deleted that no run wrote."""
+        files = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()]
+        others = sorted(name for name in files if not any(fnmatchcase(name, own) for own in _OWN))
+        if others:
+            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            raise UserError(
+                f"{self.path} holds a run, and files that no run wrote: {shown}; they would be deleted with it: move "
+                "them away, or start another run with --set name=..."
+            )
 
     @disk_errors()
     def begin(self, *, resume: bool, leave: Callable[[Path], Any] = lambda folder: None) -> None:
@@ -69,7 +88,10 @@ class RunFolder:
 
         `leave` writes what the config was made from, before config.yaml makes the folder a run.
         """
-        make_folder(self.path, anew=not resume and (self.holds_run or bool(self.checkpoints.steps())))
+        anew = not resume and (self.holds_run or bool(self.checkpoints.steps()))
+        if anew:
+            self._check_only_own()
+        make_folder(self.path, anew=anew)
         for folder in (self.checkpoints.folder, self.samples):
             folder.mkdir(exist_ok=True)
         remove_parts(self.path)

@@ -131,6 +131,6 @@ def disk_errors() -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of an OSError
         raise UserError(
-            f"could not save: {error}; free space or mend the disk, then run the same command again, with --resume if "
-            "the run has a checkpoint"
+            f"could not save: {error}; free space or mend the disk, then run the same command again: train "
+            "and tune with --resume, where there is something to go on with"
         ) from error

@@ -13,7 +13,9 @@ import torch
 import yaml
 
 from rlr_ray.cli import main
+from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.train.run_folder import RunFolder
 from tests.runs import RECIPE
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +171,57 @@ def test_a_bad_config_costs_no_earlier_run(recipe: Path, capfd: pytest.CaptureFi
     assert main(command) == 2
     assert "already holds a run (checkpoint at update 1); allowed: --resume" in capfd.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "samples.txt", "checkpoints/update_best.pt", "mine/a/b.txt", ".hidden"])
+def test_no_command_deletes_what_no_run_wrote(recipe: Path, capfd: pytest.CaptureFixture[str], mine: str) -> None:
+    config = load_config(str(recipe), [])
+    RunFolder(config).begin(resume=False)
+    for steps in (0, 1):  # without a checkpoint a run is begun anew unasked
+        if steps:
+            (config.folder / "checkpoints" / "update_000001.pt").touch()
+        for name in ("metrics.jsonl", "tensorboard/events", "lora/weights", "evaluate/a.json", "samples/chains.json"):
+            (config.folder / name).parent.mkdir(exist_ok=True)
+            (config.folder / name).touch()
+        file = config.folder / mine
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        assert main(["train", "--config", str(recipe), "--overwrite"]) == 2
+        assert f"files that no run wrote: {mine}; they would be deleted with it" in capfd.readouterr().err
+        assert file.read_text() == "mine"
+    file.unlink()
+    RunFolder(config).begin(resume=False)
+    assert not RunFolder(config).checkpoints.steps() and not (config.folder / "lora").exists()
+
+
+def test_the_demo_is_no_users_run() -> None:
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "configs/digits.yaml" in line)
+    name = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())["name"]
+    assert "--overwrite" in line and "--set name=demo" in line and name != "demo"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["train", "--config", "recipe.yaml"], "with --resume (in place of --overwrite) the same command goes on from"),
+        (["tune", "--config", "search.yaml"], "with --resume (in place of --overwrite) the same command goes on with"),
+        (["lab", "--config", "recipe.yaml"], "the same command begins again"),
+        (["plan", "--config", "recipe.yaml"], "the same command begins again"),
+        (["evaluate", "runs/short"], "the same command begins again"),
+        (["dcot", "expand", "--prompts", "a.txt", "--out", "b.jsonl"], "the same command goes on with what is left"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_who_is_interrupted_is_told_what_that_command_can_do(
+    command: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlr_ray.cli.messages_on", interrupted)
+    assert main(command) == 130
+    told = capfd.readouterr().err
+    assert said in told and ("--resume" in told) == (command[0] in ("train", "tune"))
 
 
 def test_a_run_that_never_started_stands_in_no_ones_way(recipe: Path) -> None:
