@@ -14,9 +14,10 @@ Resources = dict[str, float]
 class Role(Strict):
     """What one process of a role takes. CPUs and GPUs may be fractions; `resources` are others of Ray's, by name."""
 
-    cpus: float = Field(1, ge=0, allow_inf_nan=False)
-    gpus: float = Field(0, ge=0, allow_inf_nan=False)
-    resources: Resources = Field(default_factory=dict)  # {trainer: 1}: on nodes that have it
+    cpus: float = Field(1, ge=0, allow_inf_nan=False)  # of one process, a fraction too
+    gpus: float = Field(0, ge=0, allow_inf_nan=False)  # of one process, a fraction too; 0: none
+    # Others of Ray's, by name: {trainer: 1} is a process on nodes that have it
+    resources: Resources = Field(default_factory=dict)
 
     @field_validator("resources")
     @classmethod
@@ -36,8 +37,8 @@ class Role(Strict):
 class WorkerRange(Strict):
     """Elastic training: as many workers as the cluster has room for."""
 
-    min: int = Field(1, ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(1, ge=1)  # workers without which the run does not start
+    max: int = Field(ge=1)  # workers at most
 
     @model_validator(mode="after")
     def _ordered(self) -> WorkerRange:
@@ -49,9 +50,9 @@ class WorkerRange(Strict):
 class RolloutsConfig(Role):
     """The pool of actors that runs the perturbation rollouts; it grows and shrinks while the run goes on."""
 
-    cpus: float = Field(0.5, ge=0, allow_inf_nan=False)
+    cpus: float = Field(0.5, ge=0, allow_inf_nan=False)  # of one actor
     min_actors: int = Field(1, ge=1)  # the run starts once these are there
-    max_actors: int = Field(2, ge=1)
+    max_actors: int = Field(2, ge=1)  # actors at most
     # Share of an update's perturbation pairs that it waits for. 1: all, so the update repeats bit for bit; lower: it
     # goes on without late ones, which costs variance
     quorum: float = Field(1.0, gt=0, le=1)

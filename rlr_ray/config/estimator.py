@@ -80,8 +80,8 @@ STAGES: tuple[str, ...] = get_args(Stage)  # in the order of the steps
 class DcotConfig(Strict):
     """`coarse` has steps 0 .. mid-1, `mid` has mid .. fine-1, `fine` has fine .. T-1."""
 
-    mid: int = Field(ge=1)  # its first step
-    fine: int = Field(ge=2)
+    mid: int = Field(ge=1)  # first step of the stage mid
+    fine: int = Field(ge=2)  # first step of the stage fine
 
     @model_validator(mode="after")
     def _ordered(self) -> DcotConfig:
@@ -106,8 +106,8 @@ Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SubChainConfig(Strict):
-    length: int = Field(3, ge=0)  # h; 0: none
-    count: int = Field(1, ge=1)
+    length: int = Field(3, ge=0)  # h, steps of a sub-chain; 0: none
+    count: int = Field(1, ge=1)  # sub-chains of an update
     # importance: by measured gradient norms; cover: as many as cover the steps; a stage of dcot; or [first, last], both
     # included
     place: Literal["uniform", "importance", "cover"] | Stage | tuple[int, int] = "uniform"
@@ -125,17 +125,18 @@ class SubChainConfig(Strict):
 
 class HalfOrderConfig(Strict):
     baseline: Literal["prompt", "batch"] = "prompt"  # chains that share a leave-one-out baseline
-    weight: Weight = "auto"  # auto: least mean squared error
+    weight: Weight = "auto"  # of the term; auto: least mean squared error
 
 
 class ZerothOrderConfig(Strict):
+    # guided: in the span of earlier gradients; isotropic: in all directions
     directions: Literal["guided", "isotropic"] = "guided"
     count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
     chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
     # How many principal components of earlier half-order gradients span guided directions; auto: by count
     span: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
-    weight: Weight = "auto"
+    weight: Weight = "auto"  # of the term; auto: least mean squared error
 
     @property
     def components(self) -> int:
@@ -155,17 +156,17 @@ class SurrogateConfig(Strict):
     """A differentiable Q of which first order carries c Q, while the other orders carry R - c Q on every step."""
 
     name: str = "online"  # learned during the run, or a differentiable reward
-    options: dict[str, Any] = Field(default_factory=dict)  # of that reward, as the next two
-    video: bool | None = None
-    frames: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)  # of the reward that stands in
+    video: bool | None = None  # whether that reward sees videos; None: what it says of itself
+    frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
     # c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
     coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
-    threshold: float = Field(0.3, ge=0, lt=1)
+    threshold: float = Field(0.3, ge=0, lt=1)  # correlation with the reward from which the surrogate is used
     window: int = Field(4, ge=1)  # updates that give correlation and slope
     replay: int = Field(2000, ge=1)  # samples that online keeps, and writes to every checkpoint
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    steps_per_update: int = Field(50, ge=1)
-    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # of what online learns
+    steps_per_update: int = Field(50, ge=1)  # in which online learns
+    batch_size: int = Field(64, ge=1)  # samples of such a step
 
     @property
     def reward(self) -> JudgeConfig:
@@ -199,15 +200,18 @@ def _check_auto(given: dict[str, Any]) -> None:
 
 
 class EstimatorConfig(Strict):
-    preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]  # defaults for the keys below
-    first_order_steps: int | Literal["all"] = 3  # K
-    # Beyond K a random number of steps, uniform up to all: with inverse-probability weights, or without (biased)
+    # A plan by its name: defaults for the keys below (docs/estimators.md); auto: chosen by measurement
+    preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]
+    first_order_steps: int | Literal["all"] = 3  # K, the last steps, through which the gradient is backpropagated
+    # fixed: K steps; else beyond K a random number of them, uniform up to all: with inverse-probability weights, or
+    # without (biased)
     truncation: Truncation = "fixed"
     checkpoint_steps: Annotated[bool, FREE] = False  # trade one more forward a first-order step for one step's memory
-    sub_chain: SubChainConfig = SubChainConfig()
+    sub_chain: SubChainConfig = SubChainConfig()  # steps in a row that half order carries together
+    # Who estimates the steps that first order and sub-chains leave
     rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
-    half_order: HalfOrderConfig = HalfOrderConfig()
-    zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
+    half_order: HalfOrderConfig = HalfOrderConfig()  # REINFORCE on a step's noise
+    zeroth_order: ZerothOrderConfig = ZerothOrderConfig()  # perturbations of the trained numbers
     surrogate: SurrogateConfig | None = None  # for rewards that are black-box
     weight_averaging: float = Field(8, ge=1)  # m of the auto weights: updates that the optimizer averages
     smoothing: float = Field(0.9, ge=0, lt=1)  # of the auto weights' statistics and the guides

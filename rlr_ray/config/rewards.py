@@ -17,7 +17,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class RewardActorsConfig(Role):
     """Ray actors of a reward's own, which workers and rollout actors share."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1)  # actors that share the calls
     batch_size: int | None = Field(None, ge=1)  # images of several calls at once, at most; None: every call by itself
     timeout_s: float = Field(300, gt=0, allow_inf_nan=False)  # of one call; below the rollouts'
     runtime_env: dict[str, Any] = Field(default_factory=dict)  # Ray's
@@ -26,13 +26,13 @@ class RewardActorsConfig(Role):
 class JudgeConfig(Strict):
     """A reward that is never trained on; higher is better."""
 
-    name: str  # a file of rlr_ray/rewards, or module:name
+    name: str  # one of the rewards of docs/rewards.md, or your own as module:name
     # What an image gets whose score is not finite; each is counted
     invalid: Annotated[Literal["stop"] | Finite, FREE] = "stop"
-    # Whether scores have gradients; None: what the reward says of itself (config.recipe.resolve)
-    differentiable: bool | None = None
+    differentiable: bool | None = None  # whether scores have gradients; None: what the reward says of itself
     video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
     frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
+    # Arguments of the reward's class or function; `${NAME}` is a variable of the environment
     options: Annotated[dict[str, Any], HOW_ASKED] = Field(default_factory=dict)
     actors: Annotated[RewardActorsConfig | None, FREE] = None  # None: in every process that needs it
 

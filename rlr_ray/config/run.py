@@ -20,7 +20,7 @@ Source = Text | Annotated[list[Text], Field(min_length=1)]
 
 
 class PromptsConfig(Strict):
-    source: Source
+    source: Source  # A file of prompts, the name of a shipped list, or the prompts themselves
     # Which prompts held-out chains have: a share of the source's, which training then lacks; others; None: the same
     held_out: Annotated[float, Field(gt=0, lt=1)] | Source | None = None
 
@@ -30,10 +30,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class ModelConfig(Strict):
     name: str = "stable_diffusion"  # a file of rlr_ray/models
-    path: str | None = None  # folder or hub name
+    path: str | None = None  # folder or hub name of the pipeline
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
-    width: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
     # The denoiser's activations are computed again for the gradient, by blocks
@@ -48,7 +48,7 @@ class AdapterConfig(BaseModel):
     """`type` is PEFT's name; every other key goes to PEFT's config of that type."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    type: str = "LORA"
+    type: str = "LORA"  # PEFT's name of the adapter; keys beside it go to PEFT's config of that type
     seed: int = 0  # of the initial values
 
     @property
@@ -57,27 +57,28 @@ class AdapterConfig(BaseModel):
 
 
 class SamplerConfig(Strict):
-    steps: int = Field(50, ge=1, le=1000)  # T
+    steps: int = Field(50, ge=1, le=1000)  # T, of a chain
     # 0: no noise. Of DDIM (Stable Diffusion to XL), 1: ancestral sampling. Of flow models: Flow-GRPO's noise level a
     eta: float = Field(1.0, ge=0, le=1)
     guidance_scale: float = Field(5.0, ge=1)  # classifier-free; 1: none
     embedded_guidance_scale: float | None = Field(None, ge=0)  # FLUX.1 dev: told to the model as an input; None: 3.5
+    # How the T steps lie among the model's own, in diffusers' words
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
 
 
 class TrainConfig(Strict):
-    iterations: Annotated[int, FREE] = Field(100, ge=1)  # updates
-    chains: int = Field(80, ge=1)  # B, an update
-    chains_per_prompt: int = Field(8, ge=1)
-    chunk_size: int = Field(16, ge=1)  # chains computed at once
+    iterations: Annotated[int, FREE] = Field(100, ge=1)  # updates of the run
+    chains: int = Field(80, ge=1)  # B, of an update
+    chains_per_prompt: int = Field(8, ge=1)  # chains of an update that share a prompt; chains is a multiple of it
+    chunk_size: int = Field(16, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
-    checkpoint_every: Annotated[int, FREE] = Field(10, ge=1)  # updates
-    keep_checkpoints: Annotated[int, FREE] = Field(2, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # the optimizer's
+    betas: tuple[Beta, Beta] = (0.9, 0.99)  # AdamW's: decay of its first and second moment
+    weight_decay: float = Field(0.0, ge=0)  # AdamW's
+    max_grad_norm: float | None = Field(None, gt=0)  # to which a longer gradient is cut; None: none is
+    checkpoint_every: Annotated[int, FREE] = Field(10, ge=1)  # updates between two checkpoints
+    keep_checkpoints: Annotated[int, FREE] = Field(2, ge=1)  # newest checkpoints that stay
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -97,10 +98,11 @@ class EvaluationConfig(Strict):
     seed: int | None = None  # that these follow from; None: the run's
     # Chains sampled at once, without gradients; None: as in training
     chunk_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    every: Annotated[int | None, FREE] = Field(None, ge=1)  # updates; None: only before and after
+    # Updates between two evaluations; None: only before and after
+    every: Annotated[int | None, FREE] = Field(None, ge=1)
     # Second opinions that are never trained on; or one, as `judge`
     judges: Annotated[Judges, FREE] = Field(default_factory=dict)
-    pictures: Annotated[int, FREE] = Field(20, ge=1)  # in the grids
+    pictures: Annotated[int, FREE] = Field(20, ge=1)  # held-out chains that the grids show
     # Folder or hub name of the CLIP whose features measure diversity; None: pixels do
     clip: Annotated[str | None, FREE] = None
 
@@ -114,7 +116,7 @@ class GuardsConfig(Strict):
     """Against rewards that are gamed."""
 
     kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
-    # Drawn each update, of which the penalty's gradient is taken; None: 2
+    # Steps drawn each update, of which the penalty's gradient is taken; None: 2
     kl_steps: int | Literal["all"] | None = None
     # Nats a chain, on held-out chains; beyond it the run ends
     kl_stop: Annotated[float | None, FREE] = Field(None, gt=0)
@@ -130,21 +132,23 @@ class GuardsConfig(Strict):
 
 
 class RunConfig(Strict):
-    name: Annotated[str, FREE] = Field(pattern=r"^\w[\w.-]*$")
-    output_dir: Annotated[str, FREE] = "runs"
-    seed: int = 0
+    name: Annotated[str, FREE] = Field(pattern=r"^\w[\w.-]*$")  # of the run, and of its folder in output_dir
+    output_dir: Annotated[str, FREE] = "runs"  # folder of all runs
+    seed: int = 0  # of every random number: chains, plans, perturbations, prompts
+    # auto: a GPU where there is one, on a cluster where a role has a share of one
     device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     threads: int = Field(1, ge=1)  # CPU threads a process; fixed, since they change the last bits
-    model: ModelConfig
+    model: ModelConfig  # the diffusion model
     adapter: AdapterConfig = AdapterConfig()
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: SamplerConfig = SamplerConfig()  # how its chains are drawn
     rewards: Rewards = Field(min_length=1)  # by label; or one, as `reward`
-    prompts: Source | PromptsConfig
+    prompts: Source | PromptsConfig  # what chains are drawn for
     dcot: DcotConfig | None = None  # for prompts with a part for each range of steps: where the ranges begin
-    estimator: EstimatorConfig = EstimatorConfig()
-    train: TrainConfig = TrainConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    estimator: EstimatorConfig = EstimatorConfig()  # how the gradient of the reward is estimated
+    train: TrainConfig = TrainConfig()  # the updates
+    evaluation: EvaluationConfig = EvaluationConfig()  # held-out chains, which no update uses
     guards: GuardsConfig = GuardsConfig()
+    # What the run asks of Ray; none: it is one process
     cluster: Annotated[Literal["none"] | ClusterConfig, FREE] = ClusterConfig()
     # Where numbers and pictures go: names, or their options by name; see docs/loggers.md
     loggers: Annotated[dict[str, dict[str, Any]], FREE] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
