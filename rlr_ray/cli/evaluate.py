@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from rlr_ray.config.recipe import load_config, run_config
@@ -30,7 +29,7 @@ from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
 from rlr_ray.train.engine import PictureEngine, chain_rows
-from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.console import progress_bar, wide_console
 from rlr_ray.utils.files import disk_errors
 from rlr_ray.utils.memory import memory_errors
 
@@ -115,10 +114,8 @@ def _words(comparison: RunComparison) -> str:
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], None]]:
     """Yields what is to be called with every chunk's model and size."""
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("chains"), BarColumn(24))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(BASE, total=total)
+    with progress_bar(console) as bar:
+        task = bar.add_task(BASE, total=total, text="chains")
         yield lambda name, count: bar.update(task, advance=count, description=name)
 
 

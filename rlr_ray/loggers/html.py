@@ -16,7 +16,6 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import Rows, cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.loggers.page import drawn, facts, page, table
 from rlr_ray.loggers.pictures import pairs
-from rlr_ray.loggers.registry import shown
 from rlr_ray.rewards.scores import Evaluation, Scores
 from rlr_ray.utils.files import replace_file
 
@@ -111,5 +110,5 @@ def _section(title: str, body: str) -> list[str]:
 
 
 def _config(config: RunConfig) -> str:
-    text = yaml.safe_dump(shown(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return f"<details><summary>Resolved config</summary><pre>{html.escape(text)}</pre></details>"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.registry import shown
 from rlr_ray.loggers.tracker import Tracker
 
 
@@ -27,7 +26,7 @@ class MLflow(Tracker):
         place = known.experiment_id if known else self.client.create_experiment(self.experiment)
         if id is None:
             self.id = self.client.create_run(place, run_name=config.name).info.run_id
-            self.client.log_dict(self.id, shown(config), "config.yaml")
+            self.client.log_dict(self.id, config.model_dump(mode="json"), "config.yaml")
         else:
             self.id = id
             self.client.update_run(self.id, status="RUNNING")

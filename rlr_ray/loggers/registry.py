@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ LOGGERS = {
     "trackio": "rlr_ray.loggers.trackio:Trackio",
 }
 _EXTRAS = {"wandb", "mlflow", "swanlab", "trackio"}  # loggers by the package that they need and rlr-ray's extra for it
-_SECRET = ("headers", "env_vars")
 
 
 class Logger:
@@ -111,17 +109,3 @@ class Loggers:
                     log.debug(f"logger {name}: ", exc_info=error)
         self.failed.update(failed)
         return failed
-
-
-def shown(config: RunConfig) -> dict[str, Any]:
-    """A config without what may be secret: reports and trackers are passed on more freely than a run."""
-    values: dict[str, Any] = _hidden(config.model_dump(mode="json"))
-    return values
-
-
-def _hidden(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: "hidden" if key in _SECRET and own else _hidden(own) for key, own in value.items()}
-    if isinstance(value, str) and "://" in value:
-        return re.sub(r"//[^/@]*@|\?.*", lambda found: "//hidden@" if found[0][0] == "/" else "?hidden", value)
-    return [_hidden(own) for own in value] if isinstance(value, list) else value

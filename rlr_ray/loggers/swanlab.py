@@ -6,7 +6,6 @@ import uuid
 from typing import Any
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.registry import shown
 from rlr_ray.loggers.tracker import Tracker
 
 
@@ -20,7 +19,7 @@ class SwanLab(Tracker):
         import swanlab
 
         self.package = swanlab
-        own = {"name": config.name, "log_dir": str(config.folder / "swanlab"), "config": shown(config)}
+        own = {"name": config.name, "log_dir": str(config.folder / "swanlab"), "config": config.model_dump(mode="json")}
         self.run = swanlab.init(**own | self.options, id=id or uuid.uuid4().hex[:21], resume="allow")
         self.link = self.run.url if self.run.mode == "online" else str(self.run.dir)
         return str(self.run.id)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlr_ray.utils.console import progress_bar
 
 if TYPE_CHECKING:
     from rlr_ray.loggers import Report
@@ -20,17 +21,6 @@ _SHORT = {"first_order": "FO", "half_order": "HO", "zeroth_order": "ZO"}
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Report]:
     """Yields what is to be called with every update's row."""
-    bar = Progress(
-        TextColumn("update"),
-        MofNCompleteColumn(),
-        BarColumn(24),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
     first: tuple[int, float] | None = None  # updates done and time at the first report: what came before was start-up
     printed = 0.0
 
@@ -45,8 +35,8 @@ def progress(console: Console, total: int) -> Iterator[Report]:
             text = f"update {done}/{total}  {describe(row)}  about {pace * (total - done):.0f} s left"
             console.print(text, soft_wrap=True)
 
-    with bar:
-        task = bar.add_task("train", total=total, text="")
+    with progress_bar(console) as bar:
+        task = bar.add_task("update", total=total, text="")
         yield report
 
 

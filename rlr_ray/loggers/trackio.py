@@ -6,7 +6,6 @@ import uuid
 from typing import Any
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.registry import shown
 from rlr_ray.loggers.tracker import Tracker
 
 
@@ -21,7 +20,7 @@ class Trackio(Tracker):
 
         self.package = trackio
         name = id or f"{config.name}-{uuid.uuid4().hex[:8]}"  # it knows runs by their names
-        self.run = trackio.init(**self.options, name=name, config=shown(config), resume="allow")
+        self.run = trackio.init(**self.options, name=name, config=config.model_dump(mode="json"), resume="allow")
         space = self.options.get("space_id")
         self.link = f"https://huggingface.co/spaces/{space}" if space else f"trackio show --project {self.run.project}"
         return name

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.registry import shown
 from rlr_ray.loggers.tracker import Tracker
 
 
@@ -23,7 +22,7 @@ class WandB(Tracker):
 
         self.package = wandb
         quiet = wandb.Settings(silent=True, console="off")
-        own = {"name": config.name, "dir": config.folder, "config": shown(config), "settings": quiet}
+        own = {"name": config.name, "dir": config.folder, "config": config.model_dump(mode="json"), "settings": quiet}
         self.run = wandb.init(**own | self.options, id=id or uuid.uuid4().hex, resume="allow")
         self.link = self.run.url or str(Path(self.run.dir).parent)
         return str(self.run.id)

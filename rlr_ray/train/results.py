@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.loggers.warnings import warnings
@@ -109,8 +109,9 @@ class Results:
 
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
-        with _for_people():
-            self._report(rows, self._so_far(rows[-1]["step"] + 1, self.latest, rows), self.latest)
+        summary = self._so_far(rows[-1]["step"] + 1, self.latest, rows)
+        with _for_people("report", summary):
+            self._report(rows, summary, self.latest)
 
     def finish(self, updates: int, theta: Tensor, recorder: Recorder, ran_on: str) -> None:
         """Write the adapter, the pictures, the report, what loggers keep and, last of all, the summary.
@@ -135,8 +136,9 @@ class Results:
                 "kept_update": kept,
                 "links": recorder.loggers.links,
             }
-            with _for_people():
+            with _for_people("pictures", summary):
                 self._save_pictures(after, rows, kept)
+            with _for_people("report", summary):
                 self._report(rows, summary, after)
             recorder.loggers.end(summary)
             self.folder.save_summary(summary)
@@ -200,14 +202,15 @@ class Results:
 
 
 @contextmanager
-def _for_people() -> Iterator[None]:
-    """What is only to be looked at must not cost a run that went well: what goes wrong is told, but for a full disk."""
+def _for_people(name: str, summary: dict[str, Any]) -> Iterator[None]:
+    """A defect in what is only to be looked at costs no run that went well: it is logged, and a warning of the run."""
     try:
         yield
-    except OSError:
+    except OSError:  # a full disk, which resuming mends
         raise
-    except Exception:
-        logger.exception("pictures and report are not complete")
+    except Exception as error:
+        logger.exception(f"the {name} could not be made")
+        summary["warnings"].append(f"the {name} could not be made: {type(error).__name__}: {first_line(error)}")
 
 
 def _known(value: float) -> float | None:

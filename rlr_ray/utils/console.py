@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _WIDTH = 140
@@ -26,6 +27,13 @@ def table(title: str | None, heads: Sequence[str], *, left: int = 1) -> Table:
     for number, head in enumerate(heads):
         lines.add_column(head, justify="left" if number < left else "right", no_wrap=True)
     return lines
+
+
+def progress_bar(console: Console) -> Progress:
+    """On a terminal alone; a task has a description and a field `text`."""
+    parts = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[text]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*parts, *times, console=console, disable=not console.is_terminal)
 
 
 def messages_on(console: Console) -> AbstractContextManager[None]:

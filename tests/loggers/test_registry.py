@@ -15,6 +15,9 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.loggers.jsonl import Journal
 from rlr_ray.loggers.parquet import Parquet
 from rlr_ray.loggers.registry import Logger, Loggers, build_loggers
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
 from tests.runs import logged, small_run
 
 ROWS: list[dict[str, Any]] = [{"step": step, "reward_mean": step / 7, "plan": "p"} for step in range(5)]
@@ -151,3 +154,18 @@ def test_loggers_are_named_or_have_options(tmp_path: Path) -> None:
 def test_an_error_without_a_message_is_called_by_its_type() -> None:
     assert first_line(ValueError(" \n")) == first_line(ValueError()) == "ValueError"
     assert first_line(ValueError("one\ntwo")) == "one"
+
+
+def test_a_report_that_cannot_be_drawn_costs_no_run_but_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("no axis")
+
+    monkeypatch.setattr("rlr_ray.train.results.save_comparison", broken)
+    config = small_run(tmp_path, train={"iterations": 1})
+    RunFolder(config).begin(resume=False)
+    with logged() as said:
+        train(Engine(config), None, lambda row: None)
+    assert "the pictures could not be made: ZeroDivisionError: no axis" in RunFolder(config).load_summary()["warnings"]
+    assert "the pictures could not be made" in said and RunFolder(config).report.exists()

@@ -64,6 +64,9 @@ def test_a_judge_is_compared_with_its_highest_and_the_best_is_kept() -> None:
         loaded.load_state_dict(watching.state_dict())
         assert loaded.best.update == 2
     assert copy.stopped == watching.stopped and copy.gamed == 2
+    for one in (watching, copy):  # the judge's peak is remembered, not that of the start: it fell since, if not below 0
+        one.note(5, at(6.0, 0.5, noise=torch.zeros(16)), torch.zeros(3))
+    assert copy.gamed == watching.gamed == 3 and "since update 2" in str(copy.warning)
     assert other.stopped is None
 
 
@@ -82,7 +85,7 @@ def test_what_is_beyond_the_limit_is_not_the_best_and_the_last_evaluation_stops_
 
 
 def run(folder: Path, *, resume: bool = False, **changes: Any) -> tuple[dict[str, Any], Engine]:
-    config = small_run(folder, **{"model": {"name": "digits"}} | changes)
+    config = small_run(folder, **changes)
     engine, run_folder = Engine(config), RunFolder(config)
     run_folder.begin(resume=resume)
     train(engine, engine.local_rollouts, lambda row: None)
@@ -103,16 +106,16 @@ def test_a_run_stops_and_stays_stopped(tmp_path: Path) -> None:
 
 def test_the_best_is_what_a_run_leaves(tmp_path: Path) -> None:
     """A learning rate that destroys the model: the base model is the best, and is left."""
-    keys = {"train": {"learning_rate": 30.0}, "guards": {"keep": "best"}, "evaluation": {"every": 1, "chains": 40}}
-    summary, _ = run(tmp_path, **keys)
+    keys = {"train": {"learning_rate": 30.0, "iterations": 2}, "guards": {"keep": "best"}, "model": {"name": "digits"}}
+    summary, _ = run(tmp_path, evaluation={"every": 1, "chains": 8}, **keys)
     assert summary["kept_update"] == summary["best_update"] < summary["steps"]
     assert summary["reward_after"] >= summary["reward_before"]
 
 
 def test_a_penalty_holds_the_model_back(tmp_path: Path) -> None:
-    free, _ = run(tmp_path, name="free", train={"iterations": 8})
-    held, _ = run(tmp_path, name="held", train={"iterations": 8}, guards={"kl_penalty": 1000.0, "kl_steps": "all"})
-    assert held["kl"] < free["kl"] / 3
+    free, _ = run(tmp_path, name="free")
+    bound, _ = run(tmp_path, name="bound", guards={"kl_penalty": 1000.0, "kl_steps": "all"})
+    assert bound["kl"] < free["kl"] / 3
 
 
 def test_the_average_is_diffusers_own(tmp_path: Path) -> None:
@@ -183,3 +186,10 @@ def test_an_update_maximises_the_standardised_score_in_every_term(tmp_path: Path
     assert standardised_row["reward_mean"] == pytest.approx((raw["reward_mean"] + 3) / 2)
     for term in ("first_order", "half_order", "zeroth_order"):
         assert standardised_row[f"{term}_norm"] == pytest.approx(raw[f"{term}_norm"] / 2, rel=1e-3)
+
+
+def test_held_out_chains_are_no_training_chains(tmp_path: Path) -> None:
+    engine = Engine(small_run(tmp_path, train={"chains": 8}))
+    apart = engine.start(*engine.held_out(range(8)))[0].flatten(1)
+    trained = torch.cat([engine.train_chains(step, range(8)).x_start.flatten(1) for step in range(3)])
+    assert torch.cdist(apart, trained).min() > 0.1 * apart.shape[1] ** 0.5  # as of two draws, about 1.4 times that root
