@@ -11,27 +11,21 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.common import RESULTS, ROOT, options, write_json
-from bench.peers.runs import LEARNING_RATES, PEERS, Trl, engine_of, spec_of
+from bench.common import RESULTS, options, write_json
+from bench.peers.runs import LEARNING_RATES, PEERS, Trl, engine_of, spec_of, train_here
 from bench.peers.runs import OURS as PLANS
 from bench.runs.sweep import load_sweep
-from rlr_ray.config.recipe import load_config
-from rlr_ray.train.engine import Engine
-from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
-from rlr_ray.utils.memory import peak_bytes
 
 FILE = RESULTS / "peers_costs.json"
 VARIANTS = load_sweep("ablation").variants
 CHUNK = 20  # chains at once
 MEASURED = 12_000  # denoiser forwards, a backward as two, the first update among them
-MIB = 2**20
+EVERY_UPDATE = list(range(1, MEASURED, 100))
 OURS = {
     "full backprop": VARIANTS["full backprop"],
     "planner's choice, FO(4) + REINFORCE": VARIANTS["planner's choice, FO(4) + REINFORCE"],
@@ -42,31 +36,18 @@ OURS = {
 }
 
 
-def ours(overrides: Sequence[str]) -> dict[str, float]:
-    keys = ["cluster=none", f"train.chunk_size={CHUNK}", "train.sampling_size=null", *overrides]
-    engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
-    config = engine.config
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
-    online = engine.online_surrogate()
-
-    def step() -> int:
-        row = update(engine, state, engine.local_rollouts, Process(), online)
-        return row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
-
-    points, cost, seconds = [], 0, 0.0
-    while cost < MEASURED:
-        begun = time.process_time()
-        cost += step()
-        seconds += time.process_time() - begun
-        points.append({"cost": cost, "seconds": seconds})
-    return {"seconds_per_1000": quickest(points), "peak_mib": peak_bytes(step, engine.device) / MIB}
+def ours(overrides: Sequence[str]) -> dict[str, Any]:
+    keys = [f"train.chunk_size={CHUNK}", "train.sampling_size=null", *overrides]
+    return train_here(engine_of(0, *keys), EVERY_UPDATE, traced=True)
 
 
-def theirs(trl: Trl, name: str) -> dict[str, float]:
+def theirs(trl: Trl, name: str) -> dict[str, Any]:
     peer = replace(PEERS[name], chunk_size=CHUNK)
-    every_update = list(range(1, MEASURED, 100))
-    found = trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], every_update, traced=True))
-    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / MIB}
+    return trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], EVERY_UPDATE, traced=True))
+
+
+def costs(found: dict[str, Any]) -> dict[str, float]:
+    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / 2**20}
 
 
 def quickest(points: Sequence[dict[str, Any]]) -> float:
@@ -100,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trl = Trl(given.python, Path(folder))
         for own, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
-            found |= {own: ours(OURS[own]), peer: theirs(trl, peer)}
+            found |= {own: costs(ours(OURS[own])), peer: costs(theirs(trl, peer))}
         same = alike(trl, "AlignProp, all steps")
     write_json(FILE, {"costs": found, "alike": same})
 

@@ -34,6 +34,7 @@ from rlr_ray.config.recipe import load_config
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
+from rlr_ray.utils.memory import peak_bytes
 
 FILE, LONG, REFUSED = (RESULTS / name for name in ("peers.jsonl", "peers_long.jsonl", "peers_refused.json"))
 COST = 72_000  # of a run, in denoiser forwards: half of the ablation's
@@ -120,19 +121,22 @@ def engine_of(seed: int, *overrides: str) -> Engine:
     return Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
 
 
-def train_here(engine: Engine, points: list[int]) -> dict[str, Any]:
-    """A run of our own plan, told as trl_trainers.py tells of TRL's."""
+def train_here(engine: Engine, points: list[int], *, traced: bool = False) -> dict[str, Any]:
+    """A run of our own plan, told as trl_trainers.py tells of TRL's; traced: with one more update's peak memory."""
     state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
-    found, cost, seconds = [], 0, 0.0
+    online, found, cost, seconds = engine.online_surrogate(), [], 0, 0.0
     while points:
         begun = time.process_time()
-        row = update(engine, state, engine.local_rollouts, Process())
+        row = update(engine, state, engine.local_rollouts, Process(), online)
         seconds += time.process_time() - begun
         cost += row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
         if cost >= points[0]:
             found.append({"cost": cost, "updates": state.step, "seconds": seconds, "theta": state.kept.clone()})
             points = [point for point in points if point > cost]
-    return {"points": found}
+    if not traced:
+        return {"points": found}
+    peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process(), online), engine.device)
+    return {"points": found, "peak_bytes": peak}
 
 
 @torch.no_grad()

@@ -4,15 +4,13 @@
 
 The embedded model trains as in `configs/digits.yaml`, in this process. At some updates, on chains that the run does not
 use: the exact gradient of every step, how much of g_C (its part at zeroth order's steps) each span holds, and 1,280
-perturbation pairs in three spans, really run. Squared norms of means are unbiased (pairs of different chunks). At every
-update: what the weights took the signals for, and the true ones. Results: bench/results/directions.json.
+perturbation pairs in three spans, really run. Squared norms of means are unbiased (pairs of different chunks). Results:
+bench/results/directions.json, where `gate` (what the weights took the signals for) is an earlier version's.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,33 +29,23 @@ from rlr_ray.train.update import Process, update
 
 FILE = RESULTS / "directions.json"
 MEASURED = (5, 10, 20, 30)  # updates
-CHAINS, CHUNK, GATE_CHAINS, PAIRS = 1280, 40, 160, 1280
-GUIDES = ("first order", "moment", "way", "half order")
-KINDS = ("norm", "variance", "weight")
+CHAINS, CHUNK, PAIRS = 1280, 40, 1280
 ROLLED_OUT = ("the four guides", "8 components of half order", "32 components of half order")
 
 
-@dataclass
-class History:
-    """First-order and half-order gradients of earlier updates' chunks of 20 chains, newest last."""
-
-    first: list[Tensor] = field(default_factory=list)
-    half: list[Tensor] = field(default_factory=list)
-
-    def add(self, engine: Engine, theta: Tensor, step: int) -> None:
-        plan, size = engine.plans(step)[0], engine.config.train.chunk_size
-        rewards, wholes = [], []
-        for first in range(0, engine.config.train.chains, size):
-            chains = engine.train_chains(step, range(first, first + size))
-            start = (chains.x_start, chains.noise, chains.conditioning)
-            begun = engine.sampler.sample(theta, *start, stop=plan.first_order.start)
-            gradient, reward, whole = first_order(engine.sampler, theta, begun, chains.objective)
-            self.first.append(gradient)
-            rewards.append(reward)
-            wholes.append(whole)
-        advantages = leave_one_out(torch.cat(rewards), engine.groups()).split(size)
-        for whole, advantage in zip(wholes, advantages, strict=True):
-            self.half.append(half_order(engine.sampler, theta, whole, plan.sub_chains[0], advantage))
+def half_order_rows(engine: Engine, theta: Tensor, step: int) -> list[Tensor]:  # each [P]
+    """The half-order gradients of an update's chunks."""
+    plan, size = engine.plans(step)[0], engine.config.train.chunk_size
+    rewards, wholes = [], []
+    for first in range(0, engine.config.train.chains, size):
+        chains = engine.train_chains(step, range(first, first + size))
+        begun = engine.sampler.sample(theta, *chains.start, stop=plan.first_order.start)
+        _, reward, whole = first_order(engine.sampler, theta, begun, chains.objective)
+        rewards.append(reward)
+        wholes.append(whole)
+    advantages = leave_one_out(torch.cat(rewards), engine.groups()).split(size)
+    pairs = zip(wholes, advantages, strict=True)
+    return [half_order(engine.sampler, theta, whole, plan.sub_chains[0], advantage) for whole, advantage in pairs]
 
 
 def squared_norm(rows: Tensor, others: Tensor | None = None) -> float:
@@ -77,28 +65,12 @@ def exact_rows(engine: Engine, theta: Tensor, step: int, count: int) -> Tensor: 
     return torch.stack(rows, 1).double()
 
 
-def components(rows: list[Tensor], count: int, besides: Tensor | None = None) -> Tensor | None:  # [k, P]
-    """Principal components of the newest rows, as the product takes them, besides a span not to repeat, put first."""
-    newest = torch.stack(rows[-4 * count :])
-    if besides is None:
-        return principal_span(newest, count)
-    rest = principal_span(newest - newest @ besides.T @ besides, count)
-    return besides if rest is None else torch.cat([besides, rest])
-
-
-def spans(state: TrainState, history: History) -> dict[str, Tensor | None]:
-    """Candidates by name, all from earlier updates; None: all of R^P."""
-    moment = state.optimizer.state[state.theta]["exp_avg"]
-    way = state.theta.detach() - state.initial_theta
-    vectors = dict(zip(GUIDES, (state.guides["first_order"], moment, way, state.guides["half_order"]), strict=True))
-    subsets = [names for many in (1, 2, 3) for names in itertools.combinations(GUIDES, many)]
-    found = {" + ".join(names): orthonormal_span([vectors[name] for name in names]) for names in subsets}
-    found["the four guides"] = four = orthonormal_span(list(vectors.values()))
-    for count in (4, 8, 16, 32):
-        for order, rows in (("first", history.first), ("half", history.half)):
-            found[f"{count} components of {order} order"] = components(rows, count)
-            found[f"guides + {count} components of {order} order"] = components(rows, count, four)
-    return found | {"isotropic": None}
+def spans(state: TrainState, half: list[Tensor]) -> dict[str, Tensor | None]:
+    """Candidates by name, all from earlier updates; None: all of R^P. `half`: half-order gradients, newest last."""
+    moment, way = state.optimizer.state[state.theta]["exp_avg"], state.theta.detach() - state.initial_theta
+    guides = orthonormal_span([state.guides["first_order"], moment, way, state.guides["half_order"]])
+    components = {f"{n} components of half order": principal_span(half[-4 * n :], n) for n in (4, 8, 16, 32)}
+    return {"the four guides": guides, "isotropic": None} | components
 
 
 def facts(rows: Tensor, plan: Plan, span: Tensor | None) -> dict[str, float]:
@@ -118,7 +90,7 @@ def facts(rows: Tensor, plan: Plan, span: Tensor | None) -> dict[str, float]:
 
 
 def rolled_out(engine: Engine, state: TrainState, step: int, span: Tensor | None, exact: Tensor) -> dict[str, float]:
-    """Pairs really run: variance of one direction, and the squared distance of means of N from the projected g_C."""
+    """Pairs really run: the squared distance of means of N from the projected g_C."""
     directions = Directions(len(state.theta), engine.config.estimator.zeroth_order.scale, span)
     request = RolloutRequest(20_000 + step, engine.plans(step)[0], state.theta.detach(), directions)
     results = [engine.rollout(request, range(i, i + 40)) for i in range(0, PAIRS, 40)]
@@ -132,66 +104,44 @@ def rolled_out(engine: Engine, state: TrainState, step: int, span: Tensor | None
     target = exact if span is None else exact @ span.double().T
     noise = float(target.var(0).sum()) / len(target)  # of the reference
     gaps = {n: estimates.view(-1, n, u.shape[1]).mean(1) - target.mean(0) for n in (80, 320, 1280)}
-    errors = {f"error_{n}": float(gap.square().sum(1).mean()) - noise for n, gap in gaps.items()}
-    return {"variance": float(estimates.var(0).sum())} | errors
+    return {f"error_{n}": float(gap.square().sum(1).mean()) - noise for n, gap in gaps.items()}
 
 
-def measure(engine: Engine, state: TrainState, history: History) -> dict[str, Any]:
+def measure(engine: Engine, state: TrainState, earlier: list[Tensor]) -> dict[str, Any]:
     """One update's figures."""
     step, theta = state.step, state.theta.detach()
     plan, rows = engine.plans(step)[0], exact_rows(engine, theta, step, CHAINS)
-    found = spans(state, history)
+    found = spans(state, earlier)
     part, half = rows[list(plan.zeroth_order)].sum(0), rows[list(plan.sub_chains[0])].sum(0)
-    first, one, two = rows[-3:].sum(0), part[::2], part[1::2]
+    first = rows[-3:].sum(0)
     return {
         "all": squared_norm(rows.sum(0)),
         "part": squared_norm(part),
-        "part_se": abs(squared_norm(one) - squared_norm(two)) / 2,  # of two halves
-        "part_variance": CHUNK * float(part.var(0).sum()),  # of one chain
         "first": squared_norm(first),
         "first_with_all": squared_norm(first, rows.sum(0)),
         "first_variance": CHUNK * float(first.var(0).sum()),
         "half": squared_norm(half),
         "half_with_all": squared_norm(half, rows.sum(0)),
         "half_with_first": squared_norm(half, first),
-        "half_variance": CHUNK / 2 * float(torch.stack(history.half[-40:]).var(0).sum()),
+        "half_variance": CHUNK / 2 * float(torch.stack(earlier[-40:]).var(0).sum()),
         "spans": {name: facts(rows, plan, span) for name, span in found.items()},
         "rollouts": {name: rolled_out(engine, state, step, found[name], part) for name in ROLLED_OUT},
-    }
-
-
-def gate(engine: Engine, state: TrainState) -> dict[str, float]:
-    """The true signals at this update and zeroth order's variance by its law, as the weights should know them."""
-    plan, basis = engine.plans(state.step)[0], state.directions().basis
-    rows = exact_rows(engine, state.theta.detach(), state.step, GATE_CHAINS)
-    found = facts(rows, plan, basis)
-    pairs = engine.config.estimator.zeroth_order.count
-    return {
-        "true_signal": found["signal"],
-        "true_variance": (found["dimensions"] * found["second_moment"] - found["signal"]) / pairs,
-        "part": squared_norm(rows[list(plan.zeroth_order)].sum(0)),
-        "half": squared_norm(rows[list(plan.sub_chains[0])].sum(0)),
     }
 
 
 def run(rate: float, seen: dict[str, Any]) -> None:
     """Train, measuring what was not yet, and keep `seen` on disk."""
     overrides = ["cluster=none", f"train.learning_rate={rate}"]
-    engine, history = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), overrides)), History()
-    config = engine.config
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
-    mine = seen.setdefault(f"{rate:g}", {"measured": {}, "gate": {}})
-    while state.step < config.train.iterations:
+    engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), overrides))
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    measured, half = seen.setdefault(f"{rate:g}", {"measured": {}})["measured"], list[Tensor]()
+    while state.step <= max(MEASURED):
         step, started = str(state.step), time.monotonic()
-        if state.step in MEASURED and step not in mine["measured"]:
-            mine["measured"][step] = measure(engine, state, history)
-        history.add(engine, state.theta.detach(), state.step)
-        new = None if step in mine["gate"] else gate(engine, state)
+        if state.step in MEASURED and step not in measured:
+            measured[step] = measure(engine, state, half)
+            write_json(FILE, seen)
+        half += half_order_rows(engine, state.theta.detach(), state.step)
         row = update(engine, state, engine.local_rollouts, Process())
-        if new is not None:
-            names = [f"{term}_{kind}" for term in ("half_order", "zeroth_order") for kind in KINDS]
-            mine["gate"][step] = new | {name: row[name] for name in (*names, "reward_mean", "first_order_norm")}
-        write_json(FILE, seen)
         print(f"update {step}: reward {row['reward_mean']:.2f}, {time.monotonic() - started:.0f} s", flush=True)
 
 

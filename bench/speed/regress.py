@@ -21,7 +21,6 @@ from typing import Any
 from bench.common import RESULTS, ROOT, append_row, options, read_rows, revision
 from bench.speed import overlap, scale, throughput
 from bench.speed.measuring import interleaved, machine, median_ratio, rounded, seconds
-from bench.speed.simulated_actors import InProcess
 
 KEPT = RESULTS / "regress.jsonl"
 PAIRS = 8
@@ -48,7 +47,7 @@ def step() -> dict[str, float]:
 
 def dispatcher() -> dict[str, float]:
     """64 simulated actors with four chunks of a second each, over the best schedule."""
-    row = scale.simulate([InProcess()], 64, 4, spread=False, hedge=False, rollout_s=1.0)
+    row = scale.simulate([scale.InProcess()], 64, 4, spread=False, hedge=False, rollout_s=1.0)
     return {"dispatcher / best schedule": row["seconds"] / row["ideal"]}
 
 

@@ -11,7 +11,6 @@ concatenated for the all-reduce; with several workers once more.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.common import RESULTS, write_json
+from bench.common import RESULTS, options, write_json
 from rlr_ray.core.gradient import estimate_gradient
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.sampler import Chains, Sampler
@@ -68,7 +67,7 @@ def measure(name: str, parameters: int, chunks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--parameters", type=int, default=20_000_000, metavar="P")
     parameters, rows = parser.parse_args().parameters, []
     for name in PLANS:
