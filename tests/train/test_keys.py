@@ -1,0 +1,124 @@
+"""Every key that may not change when a run is resumed changes its updates, or another test is named that sees it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlr_ray.config.base import is_free, keys_of
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import ALONE, update
+from tests.runs import small_run
+
+IMPORTANCE = {"estimator": {"sub_chain": {"length": 1, "place": "importance"}}, "sampler": {"steps": 8}}
+RANDOM = {"estimator": {"sub_chain": {"length": 0}, "rest": "none", "truncation": "random", "checkpoint_steps": True}}
+FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": {"length": 0}, "rest": "half_order"}
+SURROGATE = {
+    "estimator": FULL | {"surrogate": {"threshold": 0.0, "steps_per_update": 4, "batch_size": 4}},
+    "reward": {"differentiable": False},
+    "train": {"chains": 8, "chains_per_prompt": 4},
+}
+PENALTY = {"guards": {"kl_penalty": 1.0, "kl_steps": "all"}}
+# A key, another value for it, and what else must be set for it to matter.
+CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("seed", 1, {}),
+    ("adapter.seed", 1, {}),
+    ("sampler.steps", 5, {}),
+    ("sampler.eta", 0.5, {}),
+    ("sampler.guidance_scale", 2.0, {}),
+    ("sampler.timestep_spacing", "linspace", {}),
+    ("estimator.first_order_steps", 2, {}),
+    ("estimator.truncation", "fixed", RANDOM),
+    ("estimator.sub_chain.length", 1, {}),
+    ("estimator.sub_chain.count", 2, {"estimator": {"sub_chain": {"length": 1}}}),
+    ("estimator.sub_chain.place", [0, 1], {}),
+    ("estimator.sub_chain.place", "uniform", IMPORTANCE),
+    ("estimator.rest", "none", {}),
+    ("estimator.half_order.baseline", "batch", {}),
+    ("estimator.half_order.weight", 0.5, {}),
+    ("estimator.zeroth_order.directions", "isotropic", {}),
+    ("estimator.zeroth_order.count", 4, {}),
+    ("estimator.zeroth_order.span", 1, {}),
+    ("estimator.zeroth_order.scale", 0.02, {}),
+    ("estimator.zeroth_order.weight", 0.5, {}),
+    ("estimator.weight_averaging", 2, {}),
+    ("estimator.smoothing", 0.5, {}),
+    ("estimator.surrogate.coefficient", 0.5, SURROGATE),
+    ("estimator.surrogate.threshold", 0.99, SURROGATE),
+    ("estimator.surrogate.window", 1, SURROGATE),
+    ("estimator.surrogate.replay", 2, SURROGATE),
+    ("estimator.surrogate.learning_rate", 1e-2, SURROGATE),
+    ("estimator.surrogate.steps_per_update", 2, SURROGATE),
+    ("estimator.surrogate.batch_size", 2, SURROGATE),
+    ("train.chains", 8, {}),
+    ("train.chains_per_prompt", 4, {}),
+    ("train.chunk_size", 1, {}),
+    ("train.learning_rate", 0.01, {}),
+    ("train.betas", [0.5, 0.99], {}),
+    ("train.betas", [0.9, 0.5], {}),
+    ("train.weight_decay", 0.5, {}),
+    ("train.max_grad_norm", 1e-3, {}),
+    ("guards.kl_penalty", 2.0, PENALTY),
+    ("guards.kl_steps", 1, PENALTY),
+    ("guards.ema", 0.5, {}),
+]
+ELSEWHERE = {
+    "threads": "tests/train/test_loop.py",
+    "model.": "tests/models",
+    "adapter.type": "tests/models/test_stable_diffusion.py",
+    "sampler.embedded_guidance_scale": "tests/models/test_flow.py",
+    "rewards": "tests/rewards/test_mixture.py",
+    "prompts": "tests/prompts/test_prompts.py",
+    "dcot.": "tests/cli/test_dcot.py",
+    "estimator.preset": "tests/train/test_loop.py",
+    "estimator.zeroth_order.chunk_size": "tests/train/test_loop.py",
+    "estimator.surrogate.name": "tests/train/test_surrogate.py",
+    "estimator.surrogate.options": "tests/train/test_surrogate.py",
+    "estimator.surrogate.video": "tests/models/test_video.py",
+    "estimator.surrogate.frames": "tests/models/test_video.py",
+    "evaluation.": "tests/train/test_loop.py",
+}
+
+
+def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
+    """What some updates leave."""
+    config = small_run(Path("nowhere"), **changes)
+    engine = Engine(config)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
+    online = engine.online_surrogate()
+    for _ in range(updates):
+        update(engine, state, engine.local_rollouts, ALONE, online)
+    return state.kept
+
+
+@functools.cache
+def unchanged(context: str) -> Tensor:
+    return theta_after(json.loads(context))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("key", "value", "context"), CHANGES, ids=[f"{key}={value}" for key, value, _ in CHANGES])
+def test_a_key_changes_what_updates_leave(key: str, value: Any, context: dict[str, Any]) -> None:
+    change = value
+    for name in reversed(key.split(".")):
+        change = {name: change}
+    changed, base = theta_after(merge(context, change)), unchanged(json.dumps(context, sort_keys=True))
+    assert changed.isfinite().all() and not torch.equal(changed, base)
+
+
+def test_every_key_is_tested() -> None:
+    sections = {path[:-1] for path, _ in keys_of(RunConfig)}
+    keys = {".".join(path) for path, _ in keys_of(RunConfig) if path not in sections and not is_free(RunConfig, path)}
+    tested = {key for key, _, _ in CHANGES}
+    assert tested <= keys, tested - keys
+    left = sorted(key for key in keys - tested if not any(key.startswith(start) for start in ELSEWHERE))
+    assert not left, f"add to CHANGES, or name the test that sees it in ELSEWHERE: {left}"
