@@ -22,9 +22,12 @@ PLANS = {candidate.name: candidate for candidate in toy_candidates()}
 COVER, PAPER = "FO(1) + HO, sub-chains of 3 that cover", "rlr-paper, h = 2"
 
 
-def test_every_plan_that_claims_to_be_unbiased_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """33,000 chains a plan, fixed seeds; the standard error of the bias is 1.5 to 3 % of |g| for most plans."""
-    assert main(["lab", "--model", "toy", "--json", "--batches", "128", "--out", str(tmp_path)]) == 0
+@pytest.mark.parametrize("batches", [24, pytest.param(128, marks=pytest.mark.slow)])
+def test_every_plan_that_claims_to_be_unbiased_is(
+    batches: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 128 batches, 33,000 chains a plan, the standard error of the bias is 1.5 to 3 % of |g| for most plans."""
+    assert main(["lab", "--model", "toy", "--json", "--batches", str(batches), "--out", str(tmp_path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "lab.json").read_text())
     assert told["failed"] == [] and told["limit"] == LIMIT
@@ -36,7 +39,6 @@ def test_every_plan_that_claims_to_be_unbiased_is(tmp_path: Path, capsys: pytest
     assert by_name["alignprop, K = 1"]["relative_bias"] < -0.5  # what a biased plan looks like
 
 
-Patch = Callable[[pytest.MonkeyPatch], None]
 leave_one_out, half_order, rollout, draw = gradient.leave_one_out, gradient.half_order, measure.rollout, PlanShape.draw
 
 
@@ -88,6 +90,7 @@ ERRORS: dict[str, tuple[str, Any, str, Any]] = {  # name -> plan, module, functi
     "not a number": (COVER, gradient, "half_order", not_a_number),
     "last step dropped": (COVER, gradient, "half_order", half_order_with(lambda t, s: (t.noise, s[:-1]))),
 }
+SLIGHT = ("divided by the standard deviation", "inner noises resampled")  # the others are seen at 24 batches
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -95,12 +98,14 @@ def test_an_error_put_into_the_code_is_caught(error: str, monkeypatch: pytest.Mo
     plan, module, name, wrong = ERRORS[error]
     torch.manual_seed(0)
     monkeypatch.setattr(module, name, wrong)
-    certified = certify(PLANS[plan], 200)
+    certified = certify(
+        PLANS[plan], 150 if error in ("divided by the standard deviation", "inner noises resampled") else 50
+    )
     assert not certified.ok, f"passes with z {certified.z}"
 
 
 def test_the_same_plans_pass_without_an_error() -> None:
-    assert all(certify(PLANS[name], 200).ok for name in (COVER, PAPER))
+    assert all(certify(PLANS[name], 150).ok for name in (COVER, PAPER))
 
 
 def test_worst_z_is_a_z_score() -> None:

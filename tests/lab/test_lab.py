@@ -10,21 +10,23 @@ import pytest
 import yaml
 
 from rlr_ray.cli import main
+from rlr_ray.config.estimator import merge
 from rlr_ray.core.plan import PlanShape
-from tests.runs import RECIPE
+from tests.runs import RECIPE, tiny
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(RECIPE | {"output_dir": "runs"}))
+    small = {"model": tiny(), "sampler": {"steps": 3}, "output_dir": "runs"}
+    file.write_text(yaml.safe_dump(merge(RECIPE, small)))
     return file
 
 
 def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = "mine={first_order_steps: 2, sub_chain: {length: 2}, zeroth_order: {directions: isotropic, weight: 1.0}}"
-    few = ["--batches", "8", "--cost", "1", "--set", "train.chunk_size=4"]
+    own = "mine={first_order_steps: 1, sub_chain: {length: 1}, zeroth_order: {directions: isotropic, weight: 1.0}}"
+    few = ["--batches", "8", "--cost", "1"]
     assert main(["lab", "--config", str(recipe), *few, "--plan", own]) == 0
     said = capsys.readouterr().out
     assert "variance x cost" in said and "kappa" in said and "left out" not in said
@@ -34,11 +36,11 @@ def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixtur
     assert told["reference"] == {"kind": "full backpropagation", "batches": 8}
     assert not rows["full_bp"]["relative_bias"] or abs(rows["full_bp"]["relative_bias"]) < 1e-5  # None: few batches
     assert rows["full_bp"]["cosine"] == pytest.approx(1, abs=1e-5)
-    assert rows["full_bp"]["cost"] == 5 + 5 + 2 * 5  # checkpointed: every step twice forwards, once back
-    drawn = [PlanShape(5, 2, 2).draw("lab", number).zeroth_order[0] for number in range(rows["mine"]["batches"])]
-    assert rows["mine"]["cost"] == pytest.approx(5 + 2 + 2 * (2 + 2) + 2 * 5 - sum(drawn) / len(drawn))
+    assert rows["full_bp"]["cost"] == 3 + 3 + 2 * 3  # checkpointed: every step twice forwards, once back
+    drawn = [PlanShape(3, 1, 1).draw("lab", number).zeroth_order[0] for number in range(rows["mine"]["batches"])]
+    assert rows["mine"]["cost"] == pytest.approx(3 + 1 + 2 * (1 + 1) + 2 * 3 - sum(drawn) / len(drawn))
     assert not rows["the recipe's"]["unbiased"] and rows["rlr-paper, h = 2"]["unbiased"]
-    assert [row["step"] for row in told["profile"]] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in told["profile"]] == [0, 1, 2]
     assert sum(row["gradient_share"] for row in told["profile"]) == pytest.approx(1)
     table = pyarrow.parquet.read_table("lab/lab.parquet").to_pylist()
     assert [row["name"] for row in table] == list(rows)
