@@ -77,6 +77,14 @@ def test_chain_draws_the_pictures_of_a_plain_pipeline(guidance: float, eta: floa
     torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_other_spacings_of_the_steps_are_the_schedulers(spacing: str) -> None:
+    model, pipeline = load(timestep_spacing=spacing), plain_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
+    expected = plain_images(pipeline)
+    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+
+
 def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline() -> None:
     model = load(guidance_scale=3.0)
     found = our_images(model, model.initial_theta, NEGATIVES)

@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("rlr_ray", "tests", "bench", "configs", "tune_configs", "examples", "pyproject.toml", "README.md")
+COPIED = ("rlr_ray", "tests", "bench", "configs", "tune_configs", "examples", "scripts", "pyproject.toml", "README.md")
 # A fault that ends in one of these is no fault of what the code does, but a mistake in the list.
 MISTAKES = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
 AT_ONCE, LIMIT_S = 2, 300
