@@ -131,7 +131,9 @@ def train_here(engine: Engine, points: list[int], *, traced: bool = False) -> di
         seconds += time.process_time() - begun
         cost += row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
         if cost >= points[0]:
-            found.append({"cost": cost, "updates": state.step, "seconds": seconds, "theta": state.kept.clone()})
+            found.append(
+                {"cost": cost, "updates": state.step, "seconds": seconds, "theta": state.theta_to_save.clone()}
+            )
             points = [point for point in points if point > cost]
     if not traced:
         return {"points": found}

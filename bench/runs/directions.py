@@ -68,7 +68,7 @@ def exact_rows(engine: Engine, theta: Tensor, step: int, count: int) -> Tensor: 
 def spans(state: TrainState, half: list[Tensor]) -> dict[str, Tensor | None]:
     """Candidates by name, all from earlier updates; None: all of R^P. `half`: half-order gradients, newest last."""
     moment, way = state.optimizer.state[state.theta]["exp_avg"], state.theta.detach() - state.initial_theta
-    guides = orthonormal_span([state.guides["first_order"], moment, way, state.guides["half_order"]])
+    guides = orthonormal_span([state.adaptive.guides["first_order"], moment, way, state.adaptive.guides["half_order"]])
     components = {f"{n} components of half order": principal_span(half[-4 * n :], n) for n in (4, 8, 16, 32)}
     return {"the four guides": guides, "isotropic": None} | components
 

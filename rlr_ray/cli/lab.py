@@ -122,4 +122,4 @@ def standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | 
         state.load_state_dict(saved)
     except Exception as error:  # unpickling raises whatever it stumbles over
         raise UserError(f"--at {checkpoint!r} is no checkpoint of a run: {error!r}") from error
-    return saved["theta"], state.directions().basis
+    return saved["theta"], state.propose(config.sampler.steps).directions.basis

@@ -12,7 +12,7 @@ from rlr_ray.config.base import FREE, Strict
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight
 from rlr_ray.config.rewards import Judges, Rewards, gathered
-from rlr_ray.core.plan import Place, Plan, PlanShape
+from rlr_ray.core.plan import Plan, PlanShape, Position
 
 # A file, the name of a shipped list, or the prompts themselves.
 Text = Annotated[str, Field(min_length=1)]
@@ -74,8 +74,13 @@ class TrainConfig(Strict):
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # the optimizer's
-    betas: tuple[Beta, Beta] = (0.9, 0.99)  # AdamW's: decay of its first and second moment
-    weight_decay: float = Field(0.0, ge=0)  # AdamW's
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate, over `iterations`
+    schedule_final: float = Field(0.0, ge=0, le=1)  # what a schedule falls to, as a part of learning_rate
+    # A class of torch.optim by its name, e.g. AdamW or SGD, or Adam8bit, which needs bitsandbytes
+    optimizer: str = "AdamW"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)  # of AdamW and its like: decay of the first and second moment
+    weight_decay: float = Field(0.0, ge=0)  # of most optimizers
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)  # further arguments of the optimizer's class
     max_grad_norm: float | None = Field(None, gt=0)  # to which a longer gradient is cut; None: none is
     checkpoint_every: Annotated[int, FREE] = Field(10, ge=1)  # updates between two checkpoints
     keep_checkpoints: Annotated[int, FREE] = Field(2, ge=1)  # newest checkpoints that stay
@@ -185,10 +190,10 @@ class RunConfig(Strict):
         )
 
     @property
-    def _place(self) -> Place:
+    def _place(self) -> Position:
         """Where the sub-chain may lie, a stage of dcot as its range."""
         ranges: dict[Any, Any] = self.dcot.ranges(self.sampler.steps) if self.dcot else {}
-        place: Place = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
+        place: Position = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
         return place
 
     @property

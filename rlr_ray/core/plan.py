@@ -12,7 +12,7 @@ from rlr_ray.core.seeds import uniform
 from rlr_ray.errors import UserError
 
 Rest = Literal["zeroth_order", "half_order", "none"]
-Place = Literal["uniform", "importance", "cover"] | tuple[int, int]  # the latter: first and last step, both included
+Position = Literal["uniform", "importance", "cover"] | tuple[int, int]  # the latter: first and last step, both included
 Truncation = Literal["fixed", "russian_roulette", "random"]
 
 _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread evenly whatever their number
@@ -72,7 +72,7 @@ class PlanShape:
     steps: int  # T
     first_order_steps: int  # K, 0 .. T; the least one if truncation is not fixed
     sub_chain_length: int  # h, 0 for none
-    place: Place = "uniform"
+    position: Position = "uniform"
     rest: Rest = "zeroth_order"
     sub_chain_count: int = 1
     truncation: Truncation = "fixed"
@@ -92,23 +92,23 @@ class PlanShape:
                 f"with truncation {self.truncation!r}; set estimator.first_order_steps: all, or truncation: "
                 "russian_roulette (either with checkpoint_steps: true)"
             )
-        if self.place == "importance" and self.sub_chain_count > 1:
+        if self.position == "importance" and self.sub_chain_count > 1:
             raise UserError(
                 f"sub_chain.place 'importance' draws one sub-chain, found count {self.sub_chain_count}; "
                 "set estimator.sub_chain.count: 1 or place: uniform"
             )
-        if self.place == "importance" and self.mixed and self.first_order_steps:
+        if self.position == "importance" and self.mixed and self.first_order_steps:
             raise UserError(
                 "sub_chain.place 'importance' goes by half order's norm at the sub-chain alone, but half order also "
                 "carries what first order leaves of the reward; set estimator.sub_chain.place: uniform"
             )
-        if self.place == "cover" and self.sub_chain_count > 1:
+        if self.position == "cover" and self.sub_chain_count > 1:
             raise UserError(
                 f"sub_chain.place 'cover' makes as many sub-chains as it needs, found count {self.sub_chain_count}; "
                 "leave out estimator.sub_chain.count"
             )
         low, stop = self.room
-        needed = self.sub_chain_length * (1 if self.place == "cover" else self.sub_chain_count)
+        needed = self.sub_chain_length * (1 if self.position == "cover" else self.sub_chain_count)
         if self.sub_chain_length and needed > stop - low:
             many = f"{self.sub_chain_count} sub-chains" if self.sub_chain_count > 1 else "a sub-chain"
             raise UserError(
@@ -160,13 +160,13 @@ class PlanShape:
     @property
     def room(self) -> tuple[int, int]:
         """First step that a sub-chain may own, and the one after the last."""
-        first, last = self.place if isinstance(self.place, tuple) else (0, self.steps - 1)
+        first, last = self.position if isinstance(self.position, tuple) else (0, self.steps - 1)
         return first, min(last + 1, self.free_stop)
 
     @property
     def free_steps(self) -> int:
         """Steps that neither first order nor a sub-chain owns."""
-        if self.place == "cover" and self.sub_chain_length:
+        if self.position == "cover" and self.sub_chain_length:
             return 0
         return self.free_stop - self.sub_chain_length * self.sub_chain_count
 
@@ -183,15 +183,15 @@ class PlanShape:
         """True if some step's gradient is dropped."""
         return self.truncation == "random" or (self.rest == "none" and self.free_steps > 0)
 
-    def draw(self, *seed: int | str, chunk: int = 0, place_weights: Sequence[float] | None = None) -> Plan:
+    def draw(self, *seed: int | str, chunk: int = 0, position_weights: Sequence[float] | None = None) -> Plan:
         """The plan of the update that `seed` names, for one of its chunks.
 
         Sub-chains lie at the same place in all chunks, so that the other orders' steps are the same ones; any law of
-        the place leaves the sum unbiased, since the rest covers what the sub-chains do not. `place_weights` [T] is the
-        law of an `importance` sub-chain's start (None: uniform). A random depth is each chunk's own.
+        the place leaves the sum unbiased, since the rest covers what the sub-chains do not. `position_weights` [T] is
+        the law of an `importance` sub-chain's start (None: uniform). A random depth is each chunk's own.
         """
         depth, weights = self._depth(*seed, chunk=chunk)
-        sub_chains = self._sub_chains(*seed, place_weights=place_weights)
+        sub_chains = self._sub_chains(*seed, position_weights=position_weights)
         owned = {k for sub_chain in sub_chains for k in sub_chain}
         free = [k for k in range(self.free_stop) if k not in owned]
         if self.rest == "half_order":
@@ -219,14 +219,14 @@ class PlanShape:
             return depth, None
         return depth, inverse_probabilities(steps, least)[steps - depth :]
 
-    def _sub_chains(self, *seed: int | str, place_weights: Sequence[float] | None) -> list[range]:
+    def _sub_chains(self, *seed: int | str, position_weights: Sequence[float] | None) -> list[range]:
         length, (low, stop) = self.sub_chain_length, self.room
         if not length:
             return []
-        if self.place == "cover":
+        if self.position == "cover":
             return covering_blocks(low, stop, length)
-        if self.place == "importance" and place_weights is not None:
-            return [weighted_block(low, stop, length, place_weights, *seed, "place")]
+        if self.position == "importance" and position_weights is not None:
+            return [weighted_block(low, stop, length, position_weights, *seed, "place")]
         return uniform_blocks(low, stop, length, self.sub_chain_count, *seed, "place")
 
     def check_noise(self, schedule: Schedule) -> None:
@@ -244,7 +244,7 @@ class PlanShape:
             return [*range(self.free_stop), *mixed]
         if not self.sub_chain_length:
             return mixed
-        if self.place == "cover":
+        if self.position == "cover":
             return [block[-1] for block in covering_blocks(low, stop, self.sub_chain_length)] + mixed
         return [*range(low + self.sub_chain_length - 1, stop), *mixed]
 
@@ -275,11 +275,15 @@ class PlanShape:
 
     def _sub_chain_words(self) -> str:
         length = f"{self.sub_chain_length} step{'s' * (self.sub_chain_length > 1)}"
-        if self.place == "cover":
+        if self.position == "cover":
             return f"sub-chains of {length} that cover {'every step' if self.residual else 'the others'}"
         many = f"{self.sub_chain_count} sub-chains" if self.sub_chain_count > 1 else "a sub-chain"
         places = {"uniform": "", "importance": " drawn by gradient norm"}
-        where = places[self.place] if isinstance(self.place, str) else f" within steps {self.place[0]}-{self.place[1]}"
+        where = (
+            places[self.position]
+            if isinstance(self.position, str)
+            else f" within steps {self.position[0]}-{self.position[1]}"
+        )
         return f"{many} of {length}{where}"
 
 

@@ -51,7 +51,7 @@ class Chains:
         reward = self.objective(latent)
         return reward if self.surrogate is None else reward - self.surrogate(latent)
 
-    def with_share(self, coefficient: float) -> Chains:
+    def with_control_variate(self, coefficient: float) -> Chains:
         """These chains with the surrogate times a coefficient; without it if that is 0."""
         surrogate = self.surrogate
         if surrogate is None or not coefficient:

@@ -69,7 +69,7 @@ def toy_candidates() -> list[Candidate]:
     def plan(name: str, *shape: Any, directions: Directions = isotropic, **options: Any) -> Candidate:
         drawn = PlanShape(STEPS, *shape, **options)
         biased = drawn.biased or directions.basis is not None
-        return Candidate(name, drawn, directions, place_weights=weights, biased=biased)
+        return Candidate(name, drawn, directions, position_weights=weights, biased=biased)
 
     return [
         plan("full_bp", STEPS, 0, rest="none"),

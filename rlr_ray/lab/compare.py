@@ -86,7 +86,7 @@ class Laboratory:
         config.plan_shape.check_noise(self.subject.sampler.schedule)
         if self.guides is None and config.guided:
             self.guides = guides_of(self.subject, config)
-        norms = reference.place_norms(config.plan_shape.sub_chain_length)
+        norms = reference.position_norms(config.plan_shape.sub_chain_length)
         return candidate_of(name, config, self.subject, self.guides, norms)
 
     def measure(self, candidate: Candidate, keys: Estimator, reference: Reference, cost: float) -> Result:

@@ -51,7 +51,7 @@ class Candidate:
     pairs: int = 1  # perturbation pairs an update
     weights: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)  # of the terms; 1 if not given
     averaging: float = 1.0  # m of the auto weights
-    place_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
+    position_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
     biased: bool = False  # the expectation is not the whole gradient, whatever the reason
     recomputes: bool = False  # model.gradient_checkpointing: one more forward a backward
 
@@ -61,7 +61,7 @@ class Candidate:
         A random depth is therefore each batch's own, where the chunks of an update spread theirs evenly: its variance
         is somewhat less in a run than measured here.
         """
-        return self.shape.draw("lab", batch, place_weights=self.place_weights)
+        return self.shape.draw("lab", batch, position_weights=self.position_weights)
 
     def cost(self, plans: Sequence[Plan]) -> float:
         """Denoiser forwards a chain, a backward counted as two, averaged over plans; pairs are shared by the chains."""
@@ -227,7 +227,7 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
 
 
 def candidate_of(
-    name: str, config: RunConfig, subject: Subject, guides: Tensor | None, place_norms: Sequence[float | None]
+    name: str, config: RunConfig, subject: Subject, guides: Tensor | None, position_norms: Sequence[float | None]
 ) -> Candidate:
     """A recipe's plan as its updates would have it, but for the law of an importance sub-chain.
 
@@ -244,7 +244,7 @@ def candidate_of(
         zeroth.count,
         config.weights,
         estimator.weight_averaging,
-        softmax_of_norms(place_norms) if place_norms else None,
+        softmax_of_norms(position_norms) if position_norms else None,
         config.biased,
         config.model.gradient_checkpointing,
     )

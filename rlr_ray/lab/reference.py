@@ -25,7 +25,7 @@ class Reference:
     signals: list[float]  # [T] squared norm of each step's expected gradient, unbiased; may be negative
     step_variances: list[float]  # [T] per chain, of first order where it is exact, else of half order
 
-    def place_norms(self, length: int) -> list[float | None]:
+    def position_norms(self, length: int) -> list[float | None]:
         """Norm of the gradient of the sub-chain of `length` steps that starts at each step, as if steps were apart."""
         if not length:
             return []

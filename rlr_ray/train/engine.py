@@ -115,7 +115,7 @@ class RolloutRequest:
     plan: Plan
     theta: Tensor  # [P]
     directions: Directions
-    coefficient: float = 0.0  # of the surrogate
+    control_variate: float = 0.0  # the surrogate's coefficient
     total: WeightedSum | None = None  # what is maximised; None: no reward standardised
 
 
@@ -148,7 +148,7 @@ class Engine(PictureEngine):
         self.rewards = Mixture(config.rewards, self.device, remote, self.model.frames)
         surrogate = config.estimator.surrogate
         named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
-        self.stand_in = Mixture(named, self.device, {}, self.model.frames)  # of none or one
+        self.surrogate = Mixture(named, self.device, {}, self.model.frames)  # of none or one
         self.shape = config.plan_shape
         self.shape.check_noise(self.model.schedule)
 
@@ -163,11 +163,13 @@ class Engine(PictureEngine):
         path = self.config.evaluation.clip
         return Clip(*load_clip("evaluation.clip", path, CLIP_REPOSITORY)).to(self.device) if path is not None else None
 
-    def plans(self, step: int, place_weights: Sequence[float] | None = None, *, surrogate: bool = True) -> list[Plan]:
+    def plans(
+        self, step: int, position_weights: Sequence[float] | None = None, *, surrogate: bool = True
+    ) -> list[Plan]:
         """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""
         chunks = range(self.config.train.chains // self.config.train.chunk_size)
         shape = self.shape if surrogate else self.shape.without_surrogate()
-        return [shape.draw(self.config.seed, step, chunk=c, place_weights=place_weights) for c in chunks]
+        return [shape.draw(self.config.seed, step, chunk=c, position_weights=position_weights) for c in chunks]
 
     def online_surrogate(self) -> OnlineSurrogate | None:
         """A new one, if the config asks for it."""
@@ -194,7 +196,7 @@ class Engine(PictureEngine):
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
-        rewards = (*self.rewards.rewards.values(), *self.stand_in.rewards.values())
+        rewards = (*self.rewards.rewards.values(), *self.surrogate.rewards.values())
         return self.model.weights() + sum(map(module_bytes, rewards))
 
     def groups(self) -> Tensor:  # [B]
@@ -241,9 +243,9 @@ class Engine(PictureEngine):
 
     def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
         """The named reward that stands in for the true one, if any."""
-        if not self.stand_in.labels:
+        if not self.surrogate.labels:
             return None
-        return lambda latents: self._score(self.stand_in, latents, texts, metadata).scores[0]
+        return lambda latents: self._score(self.surrogate, latents, texts, metadata).scores[0]
 
     def _score(self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""
@@ -256,11 +258,12 @@ class Engine(PictureEngine):
         tally = Tally()
         seeds = self.direction_seeds(request.step, indices)
         directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
+        chains = self.train_chains(request.step, indices, request.total, tally)
         plus, minus = rollout(
             self.sampler,
             request.theta.to(self.device),
             request.plan,
-            self.train_chains(request.step, indices, request.total, tally).with_share(request.coefficient),
+            chains.with_control_variate(request.control_variate),
             directions.to(self.device),
             request.directions.step_size,
         )

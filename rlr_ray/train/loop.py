@@ -50,7 +50,7 @@ def train(
         row |= {} if peak is None else {"peak_memory_gib": peak}
         measured = _due(state.step, config.evaluation.every, config.train.iterations)
         if measured and recorder is not None and results is not None:
-            row |= results.measure(state.step, state.kept)
+            row |= results.measure(state.step, state.theta_to_save)
             recorder.loggers.evaluation(row["step"], results.latest.images)
         stopped = measured and _stopped(engine, results, process)
         if recorder is not None and results is not None:
@@ -58,7 +58,7 @@ def train(
             recorder.add(row, whole, results.draft if measured else None, last=last)
         report(row)
     if recorder is not None and results is not None:
-        results.finish(state.step, state.kept, recorder, process.ran_on)
+        results.finish(state.step, state.theta_to_save, recorder, process.ran_on)
 
 
 def _start(

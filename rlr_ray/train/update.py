@@ -49,10 +49,11 @@ def update(
     """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
-    coefficient = state.coefficient()  # this update's chains have no say in it
-    plans = engine.plans(step, state.place_weights(config.sampler.steps), surrogate=coefficient != 0)
+    proposal = state.propose(config.sampler.steps)
+    coefficient = proposal.control_variate
+    plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0)
     total, tally = total or engine.rewards.weighted_sum(), Tally()
-    request = RolloutRequest(step, plans[0], theta.cpu().clone(), state.directions(), coefficient, total)
+    request = RolloutRequest(step, plans[0], theta.cpu().clone(), proposal.directions, coefficient, total)
     zeroth = config.estimator.zeroth_order
     count = zeroth.count if plans[0].zeroth_order else 0
     batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
@@ -60,17 +61,16 @@ def update(
     estimate = estimate_gradient(
         engine.sampler,
         theta,
-        {c: (plans[c], own.with_share(coefficient)) for c, own in chains.items()},
+        {c: (plans[c], own.with_control_variate(coefficient)) for c, own in chains.items()},
         engine.groups(),
         lambda: None if batch is None else engine.zeroth_order(request, batch.results, tally),
         checkpoint_steps=config.estimator.checkpoint_steps,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
-        half_order_rows=state.rows_wanted if plans[0].zeroth_order else 0,
+        half_order_rows=proposal.half_order_rows if plans[0].zeroth_order else 0,
         reduce=process.reduce,
     )
-    weights = state.weights(estimate.terms, residual=plans[0].residual)
-    state.note_place(plans[0], estimate)
+    weights = state.adaptive.observe(plans[0], estimate)
     row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
     row |= _reward_columns(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
@@ -141,7 +141,7 @@ def _show_surrogate(
 
     with torch.no_grad():
         scores = {c: one.surrogate(estimate.latents[c]) for c, one in chains.items() if one.surrogate is not None}
-    correlation = state.note_agreement(gather(scores), estimate.rewards, engine.groups())
+    correlation = state.adaptive.observe_surrogate(gather(scores), estimate.rewards, engine.groups())
     if online is not None:
         prompts = gather({c: online.features(one.conditioning) for c, one in chains.items()})
         online.learn(step, gather(estimate.latents), prompts, estimate.rewards)

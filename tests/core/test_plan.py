@@ -20,7 +20,7 @@ def test_every_step_has_at_most_one_owner_and_one_if_unbiased(rest: str, place: 
         if first + length * count > 10 or (count > 1 and place != "uniform"):
             continue
         shape = PlanShape(10, first, length, place, rest, count)  # type: ignore[arg-type]
-        plan = shape.draw(seed, place_weights=[1.0] * 10)
+        plan = shape.draw(seed, position_weights=[1.0] * 10)
         owned = [*plan.first_order, *(k for chain in plan.sub_chains for k in chain), *plan.zeroth_order]
         assert len(owned) == len(set(owned))
         assert (set(owned) == set(range(10))) != shape.biased
@@ -48,7 +48,7 @@ def chi_square(found: Counter, expected: dict) -> float:
 
 def test_the_place_is_uniform_over_its_range() -> None:
     """Chi-square over 4 places, 4,000 draws: 16.3 is passed by chance once in a thousand seeds."""
-    shape = PlanShape(10, 1, 3, place=(2, 7))
+    shape = PlanShape(10, 1, 3, position=(2, 7))
     starts = Counter(shape.draw(0, step).sub_chains[0].start for step in range(4000))
     assert chi_square(starts, dict.fromkeys((2, 3, 4, 5), 1000)) < 16.3
 
@@ -66,7 +66,7 @@ def test_an_important_place_is_drawn_by_its_weight() -> None:
     """Chi-square over 3 places, 4,000 draws: 13.8 is passed by chance once in a thousand seeds."""
     shape = PlanShape(6, 1, 3, "importance")
     weights = [0.5, 0.3, 0.2, 9.0, 9.0, 9.0]  # the sub-chain cannot start at the last three
-    starts = Counter(shape.draw(0, step, place_weights=weights).sub_chains[0].start for step in range(4000))
+    starts = Counter(shape.draw(0, step, position_weights=weights).sub_chains[0].start for step in range(4000))
     assert chi_square(starts, {0: 2000, 1: 1200, 2: 800}) < 13.8
 
 

@@ -48,7 +48,7 @@ def half_order_estimates(chains: Chains, carried: Objective, plan: Plan = PLAN) 
 
 
 def test_surrogate_and_residual_are_unbiased_and_vary_less_than_reinforce() -> None:
-    chains = surrogate_chains(COUNT, seed=21).with_share(SHARE)
+    chains = surrogate_chains(COUNT, seed=21).with_control_variate(SHARE)
     exact = exact_gradient(chains, range(STEPS))
     assert chains.surrogate is not None
     carried = first_order_estimates(chains, chains.surrogate)
@@ -62,7 +62,7 @@ def test_surrogate_and_residual_are_unbiased_and_vary_less_than_reinforce() -> N
 
 def test_zeroth_order_carries_the_residual() -> None:
     """Rollouts rate both signs by R - c Q, at scale 0.003, on every step."""
-    chains, directions = surrogate_chains(COUNT, seed=22).with_share(SHARE), Directions(PARAMETERS, 0.003)
+    chains, directions = surrogate_chains(COUNT, seed=22).with_control_variate(SHARE), Directions(PARAMETERS, 0.003)
     assert chains.surrogate is not None
     u = torch.randn(COUNT, PARAMETERS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     plan = PlanShape(STEPS, STEPS, 0, residual=True).draw(0)
@@ -73,7 +73,7 @@ def test_zeroth_order_carries_the_residual() -> None:
 
 def test_the_sum_is_first_order_of_the_surrogate_and_half_order_of_the_residual() -> None:
     """`estimate_gradient` on two chunks against the terms called one by one on the whole batch."""
-    whole = surrogate_chains(16, seed=23).with_share(SHARE)
+    whole = surrogate_chains(16, seed=23).with_control_variate(SHARE)
     parts = [slice(0, 8), slice(8, 16)]
     chunks = [replace(whole, x_start=whole.x_start[part], noise=whole.noise[:, part]) for part in parts]
     groups = torch.arange(16) // 4
@@ -100,7 +100,7 @@ def test_a_surrogate_that_is_not_trusted_leaves_everything_to_the_other_orders()
     assert [len(block) for block in roulette.without_surrogate().draw(0).sub_chains] == [1] * 10
     plain = PlanShape(10, 3, 3)
     assert plain.without_surrogate() is plain
-    assert surrogate_chains(4, seed=1).with_share(0.0).surrogate is None
+    assert surrogate_chains(4, seed=1).with_control_variate(0.0).surrogate is None
 
 
 def group_estimates(share: str) -> float:

@@ -105,7 +105,7 @@ def test_the_reference_is_backpropagation_and_its_signals_are_unbiased() -> None
     torch.testing.assert_close(reference.rows, stacked.sum(1))
     even, odd = (stacked[0] + stacked[2]) / 2, (stacked[1] + stacked[3]) / 2
     torch.testing.assert_close(torch.tensor(reference.signals).double(), (even * odd).sum(1))
-    assert len(reference.place_norms(2)) == STEPS and reference.place_norms(2)[-1] is None
+    assert len(reference.position_norms(2)) == STEPS and reference.position_norms(2)[-1] is None
     assert reference.rows.shape == (4, PARAMETERS)
 
 

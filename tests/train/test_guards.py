@@ -130,7 +130,7 @@ def test_the_average_is_diffusers_own(tmp_path: Path) -> None:
         state.step += 1
         state._average()
         theirs.step([state.theta])
-    torch.testing.assert_close(state.kept, theirs.shadow_params[0])
+    torch.testing.assert_close(state.theta_to_save, theirs.shadow_params[0])
 
 
 def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Weights, guides and the optimizer step, against their formulas."""
+"""Weights, guides, the optimizers and their schedules, against their formulas."""
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy
 import pytest
@@ -15,15 +18,26 @@ from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
-from rlr_ray.train.state import TrainState
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import SCHEDULES, TrainState
 from tests.runs import short_run
 
 THETA = torch.tensor([1.0, -2.0, 0.5, 3.0])
 
 
-def new_state(tmp_path: Path) -> TrainState:
-    config = short_run(tmp_path, estimator={"smoothing": 0.5, "weight_averaging": 4})
-    return TrainState(THETA, config.train, config.estimator)
+PLAN = Plan(5, range(4, 5), (range(2, 4),), (0, 1))
+
+
+def new_state(tmp_path: Path, train: Any = None, averaging: float | None = None, **estimator: Any) -> TrainState:
+    config = short_run(tmp_path, estimator={"smoothing": 0.5, "weight_averaging": 4} | estimator, train=train or {})
+    return TrainState(THETA, config.train, config.estimator, averaging)
+
+
+def take(state: TrainState, found: GradientEstimate, plan: Plan = PLAN) -> dict[str, float]:
+    """One update; the weights of its terms."""
+    weights = state.adaptive.observe(plan, found)
+    state.update(found, weights)
+    return weights
 
 
 def vector(*values: float) -> Tensor:
@@ -41,16 +55,14 @@ def estimate(scale: float = 1.0) -> GradientEstimate:
 
 def test_auto_weights_are_the_smoothed_signal_over_signal_plus_noise(tmp_path: Path) -> None:
     state = new_state(tmp_path)  # smoothing 1/2, m = 4
-    first = state.weights(estimate(3.0).terms)
+    first = take(state, estimate(3.0))
     # zeroth order: S = 9 - 4, V = 4, S / V = 5/4, smoothed 5/8 over 5/8 + 1/4; half order has no earlier estimate yet
     assert first == {"first_order": 1.0, "half_order": 0.0, "zeroth_order": pytest.approx(0.625 / 0.875)}
-    state.update(estimate(3.0), first)
-    second = state.weights(estimate(2.0).terms)
+    second = take(state, estimate(2.0))
     # half order: this one's 4 times the earlier one's 6 over V = 1, smoothed 12; zeroth order: 5/16 + 0 / 4 / 2
     assert second["half_order"] == pytest.approx(12 / 12.25)
     assert second["zeroth_order"] == pytest.approx(0.3125 / 0.5625)
-    state.update(estimate(2.0), second)
-    third = state.weights(estimate(-1.0).terms)
+    third = take(state, estimate(-1.0))
     # earlier estimates 6 and 4 weigh 1 and 2: -2 * 14/3 over 1, smoothed 12 / 2 - 14/3
     assert third["half_order"] == pytest.approx((6 - 14 / 3) / (6 - 14 / 3 + 0.25))
 
@@ -60,21 +72,22 @@ def test_one_noisy_update_does_not_decide_the_weight(tmp_path: Path) -> None:
     state = new_state(tmp_path)
     for i in range(20):
         gradient, variance = (vector(40, 0, 0, 0), 1600.0) if i == 10 else (vector(1, 1, 0, 0), 1.0)
-        weight = state.weights({"zeroth_order": TermEstimate(gradient, variance)})["zeroth_order"]
+        found = GradientEstimate({"zeroth_order": TermEstimate(gradient, variance)}, torch.zeros(2))
+        weight = state.adaptive.observe(PLAN, found)["zeroth_order"]
     assert weight == pytest.approx(0.8, abs=1e-3)  # 1 / (1 + 1/4)
 
 
-def test_the_place_is_drawn_by_smoothed_half_order_norms(tmp_path: Path) -> None:
-    """Norms of the updates that lay there, smoothing 1/2; places not yet visited count as the mean."""
-    config = short_run(tmp_path, estimator={"smoothing": 0.5, "sub_chain": {"place": "importance"}})
-    state = TrainState(THETA, config.train, config.estimator)
-    assert state.place_weights(5) == [1.0] * 5
+def test_the_position_is_drawn_by_smoothed_half_order_norms(tmp_path: Path) -> None:
+    """Norms of the updates that lay there, smoothing 1/2; positions not yet visited count as the mean."""
+    state = new_state(tmp_path, sub_chain={"place": "importance"})
+    assert state.propose(5).position_weights == [1.0] * 5
     for start, scale in ((0, 1.0), (2, 3.0), (2, 1.0)):  # half order's norm is twice the scale
-        state.note_place(Plan(5, range(4, 5), (range(start, start + 2),), ()), estimate(scale))
+        state.adaptive.observe(Plan(5, range(4, 5), (range(start, start + 2),), ()), estimate(scale))
+    state.adaptive.observe(Plan(5, range(4, 5), (range(3, 4), range(0, 1)), ()), estimate(9.0))  # of neither alone
     relative = [2 / 3, 1.0, 4 / 3, 1.0, 1.0]  # of 2 and (6 + 2) / 2, whose mean is 3
     powers = [math.exp(value) for value in relative]
-    assert state.place_weights(5) == pytest.approx([power / sum(powers) for power in powers])
-    assert new_state(tmp_path).place_weights(5) is None
+    assert state.propose(5).position_weights == pytest.approx([power / sum(powers) for power in powers])
+    assert new_state(tmp_path).propose(5).position_weights is None
 
 
 def test_noise_shares_are_weighed_variances_over_the_squared_total() -> None:
@@ -86,17 +99,15 @@ def test_noise_shares_are_weighed_variances_over_the_squared_total() -> None:
 
 
 def guided_state(tmp_path: Path, span: int | str) -> TrainState:
-    zeroth = {"count": 8, "chunk_size": 4, "span": span}
-    config = short_run(tmp_path, estimator={"smoothing": 0.5, "zeroth_order": zeroth})
-    return TrainState(THETA, config.train, config.estimator)
+    return new_state(tmp_path, zeroth_order={"count": 8, "chunk_size": 4, "span": span})
 
 
 def test_without_half_order_directions_are_guided_by_smoothed_gradients(tmp_path: Path) -> None:
     state = guided_state(tmp_path, "auto")
-    assert state.directions().basis is None  # the first are isotropic
-    state.weights(estimate().terms)
+    assert state.propose(5).directions.basis is None  # the first are isotropic
+    state.adaptive.observe(PLAN, estimate())
     state.update(estimate(), {"first_order": 1.0, "half_order": 1.0, "zeroth_order": 1.0})
-    directions = state.directions()
+    directions = state.propose(5).directions
     assert directions.basis is not None
     torch.testing.assert_close(directions.basis @ directions.basis.T, torch.eye(directions.dimensions))
     guides = [vector(1, 0, 0, 0), vector(0, 2, 0, 0), vector(1, 2, 1, 0), state.theta.detach() - THETA]
@@ -115,14 +126,14 @@ def with_rows(rows: Tensor) -> GradientEstimate:
 def test_with_half_order_directions_span_its_principal_components(tmp_path: Path) -> None:
     """Against numpy's singular vectors of the newest rows."""
     state, source = guided_state(tmp_path, 2), torch.Generator().manual_seed(0)
-    assert state.directions().basis is None
+    assert state.propose(5).directions.basis is None and state.propose(5).half_order_rows == 4
     updates = [torch.randn(count, 4, generator=source) for count in (4, 4, 2, 1)]
     for rows in updates:
-        state.update(with_rows(rows), {})
+        state.adaptive.observe(PLAN, with_rows(rows))
     kept = torch.cat(updates)[-8:]  # four for each of the two components
     _, _, vectors = numpy.linalg.svd(kept.double().numpy())
     expected = torch.from_numpy(vectors[:2]).float()
-    basis = state.directions().basis
+    basis = state.propose(5).directions.basis
     assert basis is not None and basis.shape == (2, 4)
     torch.testing.assert_close(basis.T @ basis, expected.T @ expected)  # the same span
 
@@ -134,28 +145,124 @@ def test_the_span_grows_with_the_count() -> None:
     assert ZerothOrderConfig(span=5).components == 5
 
 
-def test_update_climbs(tmp_path: Path) -> None:
-    state = new_state(tmp_path)
-    norm = state.update(estimate(), {"first_order": 1.0, "half_order": 0.5, "zeroth_order": 0.0})
-    assert norm == pytest.approx(2**0.5)
-    expected = THETA + 0.02 * vector(1, 1, 0, 0)  # Adam's first step is the learning rate times the sign
-    torch.testing.assert_close(state.theta.detach(), expected, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_steps_are_adamws(tmp_path: Path, max_grad_norm: float | None) -> None:
+    """Against the algorithm's formulas (Loshchilov and Hutter 2019), upwards, with betas, decay and clipping."""
+    b1, b2, decay, rate = 0.5, 0.7, 0.1, 0.02
+    train = {"betas": [b1, b2], "weight_decay": decay, "learning_rate": rate, "max_grad_norm": max_grad_norm}
+    state, theta, m, v = new_state(tmp_path, train), THETA.double(), 0.0, 0.0
+    for k, scale in enumerate((1.0, -2.0, 0.5), start=1):
+        gradient = scale * vector(1, 1, 0.5, 0).double()
+        norm = state.update(estimate(scale), {"first_order": 1.0, "half_order": 0.5, "zeroth_order": 0.5})
+        assert norm == pytest.approx(float(gradient.norm()))  # before clipping
+        g = gradient * min(1.0, (max_grad_norm or math.inf) / float(gradient.norm()))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = m / (1 - b1**k) / ((v / (1 - b2**k)).sqrt() + 1e-8)
+        theta = theta * (1 - rate * decay) + rate * step
+    torch.testing.assert_close(state.theta.detach().double(), theta, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_are_sgds(tmp_path: Path) -> None:
+    """With momentum, from optimizer_options; directions may lie along it, too."""
+    train = {"optimizer": "SGD", "optimizer_options": {"momentum": 0.5}, "learning_rate": 0.1, "weight_decay": 0.2}
+    state = new_state(tmp_path, train)
+    theta, velocity = THETA, torch.zeros(4)
+    for scale in (1.0, -2.0):
+        state.update(estimate(scale), {"half_order": 0.0, "zeroth_order": 0.0})
+        velocity = 0.5 * velocity + scale * vector(1, 0, 0, 0) - 0.2 * theta
+        theta = theta + 0.1 * velocity
+    torch.testing.assert_close(state.theta.detach(), theta)
+    basis = state.propose(5).directions.basis
+    assert basis is not None
+    torch.testing.assert_close(basis.T @ (basis @ velocity), velocity)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"optimizer": "Adamm"}, "train.optimizer is 'Adamm'; allowed: .*AdamW.*SGD"),
+        ({"optimizer": "LBFGS"}, "train.optimizer is 'LBFGS'; allowed"),
+        ({"optimizer": "SGD", "betas": [0.5, 0.9]}, "train.betas is set, but SGD has no betas; leave it out"),
+        ({"optimizer": "SGD", "optimizer_options": {"momentun": 1}}, "has momentun; allowed for SGD: .*momentum"),
+        ({"optimizer_options": {"lr": 1}}, "has lr; allowed for AdamW: .*; learning rate, betas"),
+        ({"optimizer_options": {"eps": -1}}, "do not suit AdamW: Invalid epsilon value: -1"),
+        ({"optimizer": "Adam8bit"}, "needs bitsandbytes.*pip install bitsandbytes, or set train.optimizer: AdamW"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(
+    train: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=message):
+        new_state(tmp_path, train)
+
+
+def test_adam8bit_is_bitsandbytes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of that name which, like bitsandbytes', cannot maximise."""
+
+    class Adam8bit(torch.optim.Adam):
+        def __init__(self, params: Any, lr: float, betas: Any, eps: float = 1e-8, weight_decay: float = 0.0):
+            super().__init__(params, lr, betas, eps, weight_decay)
+
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["bitsandbytes.optim"], "Adam8bit", Adam8bit, raising=False)
+    state = new_state(tmp_path, {"optimizer": "Adam8bit"})
+    state.update(estimate(), {})
+    assert isinstance(state.optimizer, Adam8bit) and bool((state.theta > THETA)[:3].all())
+
+
+def test_learning_rates_follow_their_schedule(tmp_path: Path) -> None:
+    """Over four updates to a quarter; by the number of the update alone, whatever came before."""
+    rates = {
+        "constant": [1, 1, 1, 1],
+        "linear": [1, 0.8125, 0.625, 0.4375],
+        "cosine": [1, 0.25 + 0.75 * (1 + 0.5**0.5) / 2, 0.625, 0.25 + 0.75 * (1 - 0.5**0.5) / 2],
+    }
+    assert rates.keys() == SCHEDULES.keys()
+    for schedule, factors in rates.items():
+        state = new_state(tmp_path, {"learning_rate": 0.01, "schedule": schedule, "schedule_final": 0.25})
+        found = []
+        for _ in factors:
+            state.update(estimate(), {})
+            found += [group["lr"] for group in state.optimizer.param_groups]
+        assert found == pytest.approx([0.01 * factor for factor in factors])
+    longer = new_state(tmp_path, {"iterations": 8, "learning_rate": 0.01, "schedule": "linear"})
+    longer.load_state_dict(state.state_dict())  # resumed for four more: on along the longer schedule
+    assert longer.learning_rate == pytest.approx(0.005)
+
+
+def everything(value: Any) -> Any:
+    """A state as plain values, which compare."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: everything(one) for name, one in value.items()}
+    return [everything(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def test_saved_state_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    state, weights = new_state(tmp_path), {"first_order": 1.0, "half_order": 1.0, "zeroth_order": 1.0}
+    """Every statistic, the optimizer and the average of theta; and each of them matters to what comes after."""
     rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    state.weights(estimate().terms)
-    state.update(with_rows(rows), weights)
+    options: dict[str, Any] = {"averaging": 0.9, "sub_chain": {"place": "importance"}, "zeroth_order": {"span": 2}}
+    state = new_state(tmp_path, **options)
+    for count in (5, 2):
+        take(state, with_rows(rows[:count]))
+    state.adaptive.observe_surrogate(vector(1, 2, 3, 5), vector(1, 2, 4, 4), torch.zeros(4))
     torch.save(state.state_dict(), tmp_path / "state.pt")
-    loaded = new_state(tmp_path)
+    loaded = new_state(tmp_path, **options)
     loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for one in (state, loaded):
-        assert one.weights(estimate(3.0).terms)["half_order"] > 0
-        one.update(with_rows(rows[:3] + 1), weights)
-    assert torch.equal(state.theta, loaded.theta)
-    assert (state.signals, state.step) == (loaded.signals, loaded.step)
-    assert torch.equal(state.directions().basis, loaded.directions().basis)  # type: ignore[arg-type]
+        assert take(one, with_rows(rows[:3] + 1))["half_order"] > 0
+    assert everything(loaded.state_dict()) == everything(state.state_dict())
+    ours, theirs = state.propose(5), loaded.propose(5)
+    assert ours.position_weights == theirs.position_weights != [1.0] * 5
+    assert torch.equal(ours.directions.basis, theirs.directions.basis)  # type: ignore[arg-type]
+    assert torch.equal(state.theta_to_save, loaded.theta_to_save)
+    assert not torch.equal(state.theta_to_save, state.theta)
+    fresh = new_state(tmp_path, **options)
+    for name, value in vars(fresh.adaptive).items():
+        assert everything(value) == everything(vars(state.adaptive)[name]) or name in fresh.adaptive.state_dict(), name
 
 
 def test_a_gradient_that_is_not_finite_is_refused_before_it_touches_theta(tmp_path: Path) -> None:
@@ -164,3 +271,12 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_touches_theta(tmp_pa
     with pytest.raises(UserError, match=r"update 0: the half-order gradient is not finite.*max_grad_norm"):
         state.update(bad, {"half_order": 1.0})
     assert torch.equal(state.theta.detach(), THETA)
+
+
+@pytest.mark.parametrize(("baseline", "groups"), [("prompt", [0, 0, 0, 0, 1, 1, 1, 1]), ("batch", [0] * 8)])
+def test_chains_that_share_a_baseline_are_those_of_a_prompt_or_all(
+    baseline: str, groups: list[int], tmp_path: Path
+) -> None:
+    config = short_run(tmp_path, estimator={"half_order": {"baseline": baseline}})
+    engine: Any = SimpleNamespace(config=config, device="cpu")
+    assert Engine.groups(engine).tolist() == groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import GradientEstimate
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import normal
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
@@ -71,10 +73,10 @@ def correlations(folder: Path, rate: Any, *, learn_first: bool = False, updates:
             online.learn(step, latents, prompts, rewards)
         with torch.no_grad():
             scores = online.objective({"prompt": prompts[:, None]})(latents)
-        found.append(state.note_agreement(scores, rewards, GROUPS))
+        found.append(state.adaptive.observe_surrogate(scores, rewards, GROUPS))
         if not learn_first:
             online.learn(step, latents, prompts, rewards)
-    return found, state.coefficient()
+    return found, state.propose(5).control_variate
 
 
 def test_a_surrogate_learns_to_rate_chains_it_has_not_seen(tmp_path: Path) -> None:
@@ -127,26 +129,29 @@ def test_training_names_all_its_randomness_and_goes_on_exactly_from_its_state() 
 
 def test_the_gate_opens_at_its_threshold_and_a_number_has_none(tmp_path: Path) -> None:
     state = TrainState(torch.zeros(2), (config := surrogate_run(tmp_path)).train, config.estimator)
-    assert state.coefficient() == 0  # nothing measured yet
-    state.agreement = [(4.0, 0.5, 1.0)]
-    assert state.coefficient() == 0  # correlation .25
-    state.agreement = [(4.0, 0.5, 1.0), (4.0, 3.5, 1.0)]
-    assert state.coefficient() == pytest.approx(0.5)  # correlation .5 over both
+    assert state.propose(5).control_variate == 0  # nothing measured yet
+    state.adaptive.agreement = [(4.0, 0.5, 1.0)]
+    assert state.propose(5).control_variate == 0  # correlation .25
+    state.adaptive.agreement = [(4.0, 0.5, 1.0), (4.0, 3.5, 1.0)]
+    assert state.propose(5).control_variate == pytest.approx(0.5)  # correlation .5 over both
     for _ in range(6):
-        state.note_agreement(torch.arange(8.0), 3 * torch.arange(8.0), torch.zeros(8))
-    assert len(state.agreement) == 4 and state.coefficient() == pytest.approx(3)
+        state.adaptive.observe_surrogate(torch.arange(8.0), 3 * torch.arange(8.0), torch.zeros(8))
+    assert len(state.adaptive.agreement) == 4 and state.propose(5).control_variate == pytest.approx(3)
     stated = surrogate_run(tmp_path, surrogate={"coefficient": 0.6}).estimator
-    assert TrainState(torch.zeros(2), config.train, stated).coefficient() == 0.6
+    assert TrainState(torch.zeros(2), config.train, stated).propose(5).control_variate == 0.6
 
 
 def test_the_residuals_weight_has_statistics_of_its_own(tmp_path: Path) -> None:
     config = surrogate_run(tmp_path, smoothing=0.5, weight_averaging=4)
     state = TrainState(torch.zeros(2), config.train, config.estimator)
     large, small = (TermEstimate(torch.tensor([size, 0.0]), 1.0) for size in (10.0, 2.0))
-    state.weights({"half_order": large})
-    assert state.weights({"half_order": small}, residual=True)["half_order"] == 0  # no earlier residual to compare with
+    plan = PlanShape(5, 0, 0, rest="half_order").draw(0)
+    residual = dataclasses.replace(plan, residual_from=0)
+    carried, left = (GradientEstimate({"half_order": term}, torch.zeros(2)) for term in (large, small))
+    state.adaptive.observe(plan, carried)
+    assert state.adaptive.observe(residual, left)["half_order"] == 0  # no earlier residual to compare with
     # inner product 4 over variance 1, smoothed 2, m = 4, whatever the term was when it carried the whole reward
-    assert state.weights({"half_order": small}, residual=True)["half_order"] == pytest.approx(2 / (2 + 1 / 4))
+    assert state.adaptive.observe(residual, left)["half_order"] == pytest.approx(2 / (2 + 1 / 4))
 
 
 def test_a_surrogate_alone_leaves_theta_as_it_is_until_it_is_trusted(tmp_path: Path) -> None:
@@ -154,7 +159,7 @@ def test_a_surrogate_alone_leaves_theta_as_it_is_until_it_is_trusted(tmp_path: P
     state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
     online, thetas = new_run_online(engine), []
     for correlation in (0.0, 0.0, 0.9):
-        state.agreement = [(1.0, correlation, 1.0)]
+        state.adaptive.agreement = [(1.0, correlation, 1.0)]
         row = update(engine, state, None, Process(), online)
         thetas.append(state.theta.detach().clone())
         assert ("first_order_norm" in row) == (row["surrogate_coefficient"] > 0) == (correlation > 0)
@@ -200,13 +205,13 @@ def test_an_updates_own_rewards_have_no_say_in_its_surrogate(tmp_path: Path) -> 
     engine, results = Engine(config), []
     for scale in (1.0, -3.0):
         state, online = TrainState(engine.model.initial_theta, config.train, config.estimator), new_run_online(engine)
-        state.agreement = [(1.0, 0.5, 1.0)]  # open
+        state.adaptive.agreement = [(1.0, 0.5, 1.0)]  # open
         reward = engine.rewards.rewards["digits"]
         update(engine, state, None, Process(), online)
         engine.rewards.rewards["digits"] = lambda *given, reward=reward, scale=scale: scale * reward(*given)
         row = update(engine, state, None, Process(), online)
         engine.rewards.rewards["digits"] = reward
-        results.append((row["surrogate_coefficient"], row["first_order_norm"], state.coefficient()))
+        results.append((row["surrogate_coefficient"], row["first_order_norm"], state.propose(5).control_variate))
     assert results[0][:2] == results[1][:2] and results[0][0] != 0 and results[0][1] > 0
     assert results[0][2] != results[1][2]
 
@@ -245,7 +250,7 @@ def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path, sampling_
     for thread in threads:
         thread.join()
     for state, online, rows in found.values():
-        assert torch.equal(state.theta, alone[0].theta) and state.agreement == alone[0].agreement
+        assert torch.equal(state.theta, alone[0].theta) and state.adaptive.agreement == alone[0].adaptive.agreement
         pairs = zip(online.regressor.state_dict().values(), alone[1].regressor.state_dict().values(), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
         assert rows[2]["surrogate_correlation"] == alone[2][2]["surrogate_correlation"]
