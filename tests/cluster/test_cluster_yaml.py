@@ -127,8 +127,9 @@ def dangers(config: Config) -> list[str]:
         found.append("dashboard")
     if config["file_mounts"].get("~/.ray/auth_token") != "~/.ray/auth_token":
         found.append("no token mounted")
-    if config["provider"].get("security_group", {}).get("IpPermissions"):
-        found.append("ports")
+    nodes = [each["node_config"] for each in config.get("available_node_types", {}).values()]
+    if "security_group" in config["provider"] or any(not node.get("SecurityGroupIds") for node in nodes):
+        found.append("ssh from anywhere")  # which Ray admits to a group that it makes
     pip = [command for command in config["setup_commands"] if "pip install" in command]
     pip += [command for command in config.get("head_setup_commands", []) if "pip" in command]
     if not pip or any("-c ~/rlr_ray_project/constraints.txt" not in command for command in pip):
@@ -156,8 +157,17 @@ def test_a_file_that_opens_something_is_noticed(name: str) -> None:
         assert broken != text
         assert dangers(yaml.safe_load(broken)) == [danger]
     config = read(name)
-    config["provider"]["security_group"] = {"IpPermissions": [{"FromPort": 8265}]}
-    assert dangers(config) == ["ports"]
+    config["provider"]["security_group"] = {"GroupName": "rlr-ray"}
+    assert dangers(config) == ["ssh from anywhere"]
+
+
+def test_on_aws_the_group_that_opens_ssh_is_the_users_to_set() -> None:
+    """No node has one of Ray's making, and what stands there is no group: AWS refuses it before a node starts."""
+    config = read("cluster.yaml")
+    groups = [each["node_config"]["SecurityGroupIds"] for each in config["available_node_types"].values()]
+    assert groups == [["sg-00000000000000000"]] * 3
+    del config["available_node_types"]["rollouts"]["node_config"]["SecurityGroupIds"]
+    assert dangers(config) == ["ssh from anywhere"]
 
 
 @pytest.mark.ray
