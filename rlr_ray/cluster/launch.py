@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
@@ -68,13 +69,14 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         return
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     logger.info("connecting to Ray")
-    context = ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
+    before = psutil.Process().children()
+    ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
         address=cluster.address,
         include_dashboard=None if cluster.address else False,
         logging_level="warning",
         log_to_driver=False,
     )
-    alone = context.address_info["session_dir"].endswith(f"_{os.getpid()}")  # Ray names a session by who started it
+    alone = len(psutil.Process().children()) > len(before)  # a Ray that is started here is this process's child
     if alone:  # nobody will take this machine away from its only run: one process less
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -16,13 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlr_ray.cluster.coordinator import repeating
 from rlr_ray.config.cluster import ClusterConfig, Resources
 from rlr_ray.config.rewards import Judges
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.utils.environment import prepare_process
 
 logger = logging.getLogger(__name__)
 _HALF_S = 5.0  # that a run keeps half of its room while it waits for others to free the other half
@@ -136,7 +140,11 @@ class Reservation:
 
     def __init__(self, bundle: Resources, count: int, *, essential: bool):
         self.name, self.bundle, self.count = f"rlr-ray-{uuid.uuid4().hex}", bundle, count
-        self.autoscaler, self.priority = _autoscaler(essential)
+        self.autoscaler: ActorHandle | None = None
+        self.priority: Any = None
+        if (names := _autoscaling()) is not None:
+            self.autoscaler = names[0]()
+            self.priority = names[1].HIGH if essential else names[1].LOW
 
     def renew(self) -> Counter[str]:
         """How many of the bundles each node, by its id, has room for, besides all that comes before them.
@@ -158,20 +166,20 @@ class Reservation:
             self.autoscaler.cancel_request.remote(self.name)
 
 
-def _autoscaler(essential: bool) -> tuple[Any, Any]:
-    """Ray's coordinator of resources, and a priority there; None, None with a Ray whose own name for it is another."""
-    place = "ray.data._internal.cluster_autoscaler"
+@functools.cache
+def _autoscaling() -> tuple[Callable[[], ActorHandle], Any] | None:
+    """What gives Ray's coordinator of resources, and its priorities; None with a Ray that has them elsewhere."""
+    place = "ray.data._internal.cluster_autoscaler"  # of no public API
     try:
-        base = importlib.import_module(f"{place}.base_autoscaling_coordinator")
+        priority = importlib.import_module(f"{place}.base_autoscaling_coordinator").ResourceRequestPriority
         default = importlib.import_module(f"{place}.default_autoscaling_coordinator")
-        priority = base.ResourceRequestPriority
-        return default.get_or_create_autoscaling_coordinator(), priority.HIGH if essential else priority.LOW
+        return default.get_or_create_autoscaling_coordinator, priority
     except (ImportError, AttributeError) as error:
         logger.warning(
             f"Ray {ray.__version__} has no coordinator of resources where Ray 2.60 has it ({error}): the number of "
             "rollout actors stays at cluster.rollouts.min_actors; install the Ray of constraints.txt"
         )
-        return None, None
+        return None
 
 
 # --- what a run needs, and where it would go
@@ -275,7 +283,8 @@ def enter(folder: str) -> None:
     os.chdir(folder)
 
 
-def enter_and_call(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in the driver's working folder."""
+def enter_and_call(folder: str, function: Callable[..., Any], config: RunConfig, *arguments: Any) -> Any:
+    """What the function returns of a run, in the driver's working folder."""
     enter(folder)
-    return function(*arguments)
+    prepare_process(config.threads)
+    return function(config, *arguments)

@@ -1,4 +1,4 @@
-"""What is installed, and what a process sets for itself."""
+"""What is installed, and what a process sets for itself at its start."""
 
 from __future__ import annotations
 
@@ -40,3 +40,29 @@ def expanded(value: Any, whose: str) -> Any:
             "wherever it is built before the run starts"
         )
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
+
+
+_VARIABLES = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon Ray Train hands a report on
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no message per worker on the driver's screen
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 Ray Tune's old output is silent
+    # For the processes of a Ray that is started here: if they were told as the job's environment, Ray could not use the
+    # processes that it has ready.
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TRANSFORMERS_VERBOSITY": "error",  # it warns of processors that no run uses
+    "KINETO_LOG_LEVEL": "99",  # torch's profiler writes to the terminal otherwise
+}
+
+
+def set_variables() -> None:
+    """Set the environment of this process and those that it starts, where a user has not. Before Ray is imported."""
+    for name, value in _VARIABLES.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_process(threads: int) -> None:
+    """The same, and the number of CPU threads of torch, which changes the last bits. Before an engine is built."""
+    import torch  # only here: much imports this file that needs no torch
+
+    set_variables()
+    torch.set_num_threads(threads)

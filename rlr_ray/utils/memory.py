@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import autograd
-from torch._C._profiler import ProfilerActivity, RecordScope
-from torch.autograd.profiler import profile
 
-from rlr_ray.errors import OutOfMemory, first_line
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal otherwise
+from rlr_ray.errors import OutOfMemory, UserError, first_line
 
 GIB = 2**30
 Result = TypeVar("Result")
@@ -39,16 +33,27 @@ def _cuda_peak(work: Callable[[], Any], device: torch.device) -> int:
 
 
 def _cpu_peak(work: Callable[[], Any]) -> int:
-    """What `torch.profiler.profile` starts, but for allocations alone: operators would take half a GiB of events."""
-    settings = profile(profile_memory=True).config()
-    only = {ProfilerActivity.CPU}
-    autograd._prepare_profiler(settings, only)
-    autograd._enable_profiler(settings, only, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
+    """What `torch.profiler.profile` starts, but for allocations alone: operators would take half a GiB of events.
+
+    Raises UserError with a torch that has none of this.
+    """
+    try:
+        from torch._C._profiler import ProfilerActivity, RecordScope  # torch's own, so it may change: only here
+        from torch.autograd import _disable_profiler, _enable_profiler, _prepare_profiler
+        from torch.autograd.profiler import profile
+    except ImportError as error:
+        raise UserError(
+            f"torch {torch.__version__} cannot count the memory of CPUs as torch 2.6 to 2.13 do ({error}); install the "
+            "torch of constraints.txt, leave out memory_budget_gib, or measure on a GPU"
+        ) from error
+    settings, only = profile(profile_memory=True).config(), {ProfilerActivity.CPU}
+    _prepare_profiler(settings, only)
+    _enable_profiler(settings, only, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
     try:
         work()
     finally:
-        found = autograd._disable_profiler()
-    events = [event for event in found.events() if event.name() == "[memory]"]
+        result = _disable_profiler()
+    events = [event for event in result.events() if event.name() == "[memory]"]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events)  # type: ignore[attr-defined]
     live = peak = 0
     for _, change in changes:

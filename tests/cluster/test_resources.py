@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from rlr_ray.cluster import resources
 from rlr_ray.cluster.doctor import examine_cluster
-from rlr_ray.cluster.launch import check_reachable
+from rlr_ray.cluster.launch import check_reachable, connected
 from rlr_ray.cluster.machine import Verdict, left_token
-from rlr_ray.cluster.resources import _message, hold_resources, missing_of, place
+from rlr_ray.cluster.resources import Reservation, _message, hold_resources, missing_of, place
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.rewards import JudgeConfig, RewardActorsConfig
 from rlr_ray.errors import UserError
@@ -125,3 +129,33 @@ def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:
         check_reachable("127.0.0.1:9")
     check_reachable("auto")
     check_reachable("")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_ray_that_is_started_here_is_known_by_its_processes(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def init(**options: Any) -> None:
+        started.extend([subprocess.Popen(["sleep", "60"])] if starts else [])
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    for name, stand_in in {"is_initialized": lambda: False, "init": init, "shutdown": lambda: None}.items():
+        monkeypatch.setattr(ray, name, stand_in)
+    with connected(ClusterConfig()) as alone:
+        assert alone is starts
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_with_a_ray_whose_coordinator_lies_elsewhere_the_pool_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator", None)
+    resources._autoscaling.cache_clear()
+    with logged() as said:
+        for essential in (True, False):
+            wished = Reservation({"CPU": 1.0}, 2, essential=essential)
+            assert wished.renew() == {}
+            wished.cancel()
+    resources._autoscaling.cache_clear()
+    assert len(said) == 1 and "stays at cluster.rollouts.min_actors; install the Ray of constraints.txt" in said[0]

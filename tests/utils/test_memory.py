@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlr_ray.cluster.run import run
-from rlr_ray.errors import OutOfMemory
+from rlr_ray.errors import OutOfMemory, UserError
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.memory import GIB, MemoryBudget, peak_bytes
 from tests.runs import small_run
@@ -70,3 +71,9 @@ def test_a_run_ends_if_and_only_if_it_needs_more_than_its_budget(tmp_path: Path)
     with pytest.raises(OutOfMemory) as caught:
         trained(tmp_path / "less", 0.99 * peak)
     assert 0.99 * peak < caught.value.peak_gib <= peak  # an update before the one that needs most
+
+
+def test_a_torch_that_counts_otherwise_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch._C._profiler", None)  # importing it now fails
+    with pytest.raises(UserError, match=r"cannot count the memory of CPUs .*leave out memory_budget_gib"):
+        peak_bytes(lambda: None, CPU)
