@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlr_ray.utils.environment import prepare_process
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
@@ -42,7 +44,8 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """A bench's parser, whose help is the module's docstring."""
+    """A bench's parser, whose help is the module's docstring. Its process computes with one thread."""
+    prepare_process(1)
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for each other burn twice the CPU seconds
+from rlr_ray.utils.environment import set_variables
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as recipes have, and two threads that wait burn twice the CPU seconds
+set_variables()  # before Ray is imported
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One local Ray for all tests of a session that ask for it."""
-    import rlr_ray.cluster  # sets Ray's environment before Ray is imported  # noqa: F401
-
-    import ray  # isort: skip
+    import ray
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield

@@ -6,7 +6,6 @@ import argparse
 import atexit
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from rlr_ray.errors import UserError
 from rlr_ray.utils.console import messages_on, wide_console
+from rlr_ray.utils.environment import set_variables
 
 _COMMANDS = {  # what each is for, and what adds its options
     "train": ("fine-tune a model", "rlr_ray.cli.train:add_train_arguments"),
@@ -33,7 +33,7 @@ _COMMANDS = {  # what each is for, and what adds its options
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something."""
     atexit.register(gc.freeze)  # else Python looks through all of torch's objects once more, for a second
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of processors that no run uses
+    set_variables()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
     errors = Console(stderr=True)

@@ -24,6 +24,7 @@ from rlr_ray.lab.report import steps_table, write_json
 from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.prompts.load import load_prompts
 from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.memory import memory_errors
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def locate_command(options: argparse.Namespace) -> None:
     length = max(steps // _SHARE, config.estimator.sub_chain.length, 1) if options.length is None else options.length
     if steps < 3 or not 0 < length <= steps:
         raise UserError(f"--length is {length} of {steps} steps; allowed: 1 to sampler.steps, which must be 3 or more")
+    prepare_process(config.threads)
     laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
     subject = laboratory.subject
     rewards = forecasts(subject, options.batches)

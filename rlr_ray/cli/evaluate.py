@@ -30,6 +30,7 @@ from rlr_ray.lab.report import write_json
 from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
 from rlr_ray.train.engine import PictureEngine, chain_rows
 from rlr_ray.utils.console import progress_bar, wide_console
+from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.files import disk_errors
 from rlr_ray.utils.memory import memory_errors
 
@@ -70,6 +71,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console.print("read from the results of VBench there; nothing was sampled", markup=False)
         return
     config = recipe_of(options, runs)
+    prepare_process(config.threads)
     keep = VBenchVideos(options.vbench, config) if options.vbench is not None else None
     with _progress(console, config.evaluation.chains * (1 + len(runs))) as report:
 
@@ -141,7 +143,9 @@ def sample_command(options: argparse.Namespace) -> None:
         raise UserError(f"--count is {options.count}; allowed: 1 or more")
     overrides = [*options.set, *overrides_of(options)]
     run = finished_run(options.run, options.set) if options.run else None
-    engine = PictureEngine(run_config(run.folder, overrides) if run else load_config(options.config, overrides))
+    config = run_config(run.folder, overrides) if run else load_config(options.config, overrides)
+    prepare_process(config.threads)
+    engine = PictureEngine(config)
     theta = engine.model.load_adapter(run.folder) if run else engine.model.initial_theta
     folder = options.out or (run.folder if run else Path()) / "sample"
     count = options.count * len(engine.held_out_prompts)

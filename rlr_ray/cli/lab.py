@@ -25,6 +25,7 @@ from rlr_ray.lab.report import (
 )
 from rlr_ray.train.state import TrainState
 from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.files import load_sealed
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
         raise UserError(
             f"--model toy measures plans of its own; leave out {', '.join('--' + name for name in ignored)}"
         )
-    torch.set_num_threads(1)  # the toy's tensors are too small to share
+    prepare_process(1)  # the toy's tensors are too small to share
     rows = []
     for candidate in toy_candidates():
         rows.append(certify(candidate, options.batches or _TOY_BATCHES))
@@ -92,6 +93,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     plans = own if options.only else default_plans(config) | own
     if not plans:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
+    prepare_process(config.threads)
     theta, guides = standing(options.at, config)
     laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
     cost = options.cost or _COST

@@ -16,6 +16,7 @@ from rlr_ray.lab.report import (
     write_choice,
 )
 from rlr_ray.utils.console import wide_console
+from rlr_ray.utils.environment import prepare_process
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def choose_plan(config: RunConfig, batches: int | None = None) -> Choice:
     """Measure which plan is best, on the device that will backpropagate."""
+    prepare_process(config.threads)
     if config.cluster == "none":
         return choose(config, batches)
     if not config.cluster.worker.gpus and not config.remote_rewards:

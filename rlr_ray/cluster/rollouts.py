@@ -27,6 +27,7 @@ from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine, RemoteRewards, RolloutBatch, RolloutRequest
+from rlr_ray.utils.environment import prepare_process
 
 
 class RolloutActor:
@@ -38,6 +39,7 @@ class RolloutActor:
     @functools.cached_property
     def engine(self) -> Engine:
         enter(self.folder)
+        prepare_process(self.config.threads)
         check_generator(self.checksum)
         return Engine(self.config, self.remote)
 

@@ -10,6 +10,7 @@ from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
+from rlr_ray.utils.environment import prepare_process, set_variables
 
 if TYPE_CHECKING:
     from rlr_ray.loggers import Report
@@ -22,10 +23,12 @@ def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     if config.cluster == "none":
         from rlr_ray.train.loop import train  # only here: what draws its pictures takes seconds to import
 
+        prepare_process(config.threads)
         engine = Engine(config)
         begin()
         train(engine, engine.local_rollouts, report)
         return
+    set_variables()
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray
 
     run_on_ray(config, config.cluster, report, begin)

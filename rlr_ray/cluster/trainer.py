@@ -30,6 +30,7 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine, RemoteRewards
+from rlr_ray.utils.environment import prepare_process
 
 if TYPE_CHECKING:
     from rlr_ray.train.update import Process
@@ -180,6 +181,7 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
                 ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
 
         try:
+            prepare_process(config.threads)
             engine = Engine(config, loop_config["remote"])
             if not _begun(coordinator, alive):
                 return

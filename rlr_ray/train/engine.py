@@ -53,11 +53,24 @@ def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str
     ]
 
 
+def _check_threads(threads: int) -> None:
+    """A process sets them once, at its start: to change them here would change what others compute."""
+    if torch.get_num_threads() != threads:
+        raise UserError(
+            f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: {threads}, "
+            "and they change the last bits; call rlr_ray.utils.environment.prepare_process"
+            f"({threads}) at the process's start"
+        )
+
+
 class PictureEngine:
-    """Model and prompts of one recipe, on one device: enough to draw its pictures."""
+    """Model and prompts of one recipe, on one device: enough to draw its pictures.
+
+    Raises UserError if the process does not compute with the recipe's `threads`; see prepare_process.
+    """
 
     def __init__(self, config: RunConfig):
-        torch.set_num_threads(config.threads)
+        _check_threads(config.threads)
         self.config = config
         self.device = pick_device(config.device)
         sets = prompt_sets(config)

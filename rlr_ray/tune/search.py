@@ -40,7 +40,6 @@ def search(config: TuneConfig, trial: type[tune.Trainable] = Trial) -> list[Row]
 
     Raises UserError for what a user can mend.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 this one is silent
     for name in ("execution.tune_controller", "tune", "logger.logger"):  # Progress tells of trials that fail
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     random.seed(config.seed)  # population based training draws from these two
