@@ -1,4 +1,4 @@
-"""What a run shows and writes of its updates, for people and for programs."""
+"""Loggers, reports and pictures: a run's updates for people and for programs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rlr_ray.core.gradient import TERMS
-from rlr_ray.rewards.scores import Scores
+from rlr_ray.rewards.scores import Scores, mean_and_error
 
 Rows = Sequence[Mapping[str, Any]]
 Point = tuple[float, float]  # mean and standard error
@@ -24,9 +24,9 @@ def reward_figures(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[
     `kept`: updates done where the scores after were measured.
     """
     points = held_out_points(rows, scores, kept)
-    own = [name.removeprefix("reward_").removesuffix("_mean") for name in _columns(rows, "reward_", "_mean")]
+    labels = [name.removeprefix("reward_").removesuffix("_mean") for name in _columns(rows, "reward_", "_mean")]
     figures = {"Reward": _reward("reward_mean", "reward_std", rows, points.get("reward", {}))}
-    for label in dict.fromkeys([*own, *points]):
+    for label in dict.fromkeys([*labels, *points]):
         if label != "reward":
             title = label if label not in scores or scores[label].trained else f"{label} (judge)"
             figures[title] = _reward(f"reward_{label}_mean", f"reward_{label}_std", rows, points.get(label, {}))
@@ -37,14 +37,14 @@ def held_out_points(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict
     """Held-out means and standard errors: by label, then by number of updates."""
     names = _columns(rows, _HELD_OUT)
     means = [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
-    points: dict[str, dict[int, Point]] = {label: {0: _mean(score.before)} for label, score in scores.items()}
+    points: dict[str, dict[int, Point]] = {label: {0: mean_and_error(score.before)} for label, score in scores.items()}
     for name in means:
         label = name.removeprefix(_HELD_OUT)
         for row in rows:
             if row.get(name) is not None:
                 points.setdefault(label, {})[row["step"] + 1] = (row[name], row.get(f"{name}_se") or 0.0)
     for label, score in scores.items():
-        points[label][kept] = _mean(score.after)
+        points[label][kept] = mean_and_error(score.after)
     return points
 
 
@@ -109,11 +109,11 @@ def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) 
 
 def _band(rows: Rows, mean: str, deviation: str, name: str) -> Iterator[go.Scatter]:
     """A deviation on both sides of a mean; nothing without one."""
-    found = [row for row in rows if row.get(mean) is not None and row.get(deviation) is not None]
-    for sign in (-1, 1) if found else ():
+    measured = [row for row in rows if row.get(mean) is not None and row.get(deviation) is not None]
+    for sign in (-1, 1) if measured else ():
         yield go.Scatter(
-            x=[row["step"] + 1 for row in found],
-            y=[row[mean] + sign * row[deviation] for row in found],
+            x=[row["step"] + 1 for row in measured],
+            y=[row[mean] + sign * row[deviation] for row in measured],
             mode="lines",
             line={"width": 0},
             fill="tonexty" if sign == 1 else None,
@@ -136,9 +136,11 @@ def _lines(rows: Rows, columns: Mapping[str, str], *, zeros: bool = True) -> go.
 
 
 def _line(rows: Rows, column: str, name: str, color: str) -> go.Scatter:
-    found = {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
-    mode = "lines" if len(found) > 1 else "markers"
-    return go.Scatter(x=list(found), y=list(found.values()), mode=mode, name=name, line={"color": color, "width": 1.5})
+    points = {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
+    mode = "lines" if len(points) > 1 else "markers"
+    return go.Scatter(
+        x=list(points), y=list(points.values()), mode=mode, name=name, line={"color": color, "width": 1.5}
+    )
 
 
 def _titled(figure: go.Figure) -> go.Figure:
@@ -162,8 +164,8 @@ def _not_empty(figures: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
 
 def _terms(rows: Rows) -> list[str]:
     """The estimate's terms in their order, then whatever else has a norm, but the sum."""
-    found = [name.removesuffix("_norm") for name in _columns(rows, "", "_norm") if name != "gradient_norm"]
-    return [*(name for name in TERMS if name in found), *(name for name in found if name not in TERMS)]
+    names = [name.removesuffix("_norm") for name in _columns(rows, "", "_norm") if name != "gradient_norm"]
+    return [*(name for name in TERMS if name in names), *(name for name in names if name not in TERMS)]
 
 
 def _columns(rows: Rows, start: str, end: str = "") -> list[str]:
@@ -171,7 +173,3 @@ def _columns(rows: Rows, start: str, end: str = "") -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row)
     shortest = len(start) + len(end)
     return [name for name in names if name.startswith(start) and name.endswith(end) and len(name) > shortest]
-
-
-def _mean(values: Any) -> Point:
-    return float(values.mean()), float(values.std()) / len(values) ** 0.5

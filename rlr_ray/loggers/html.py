@@ -45,14 +45,14 @@ def write_report(
 
 
 def _head(config: RunConfig, summary: Mapping[str, Any], scores: Mapping[str, Scores]) -> Iterator[str]:
-    """What was run and with which plan, what to be careful about, what came of it and what it cost."""
+    """Name and state, warnings, held-out scores, plan and cost."""
     yield f"<h1>{html.escape(config.name)}</h1><p>{html.escape(_state(config, summary))}</p>"
     if summary["warnings"]:
         items = "".join(f"<li>{html.escape(text)}</li>" for text in summary["warnings"])
         yield f'<div class="warnings"><strong>Be careful</strong><ul>{items}</ul></div>'
     yield table(["held-out mean", "before", "after", "change ± se"], [_line(*item) for item in scores.items()])
     count = len(scores["reward"].before)
-    judges = "" if all(own.trained for own in scores.values()) else " Judges are never trained on."
+    judges = "" if all(one.trained for one in scores.values()) else " Judges are never trained on."
     yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.{judges}</p>"
     yield facts(_facts(config, summary))
 
@@ -69,7 +69,7 @@ def _line(label: str, scores: Scores) -> list[str]:
     name = label if scores.trained else f"{label} (judge)"
     return [
         name,
-        *(f"{float(own.mean()):.4g}" for own in (scores.before, scores.after)),
+        *(f"{float(values.mean()):.4g}" for values in (scores.before, scores.after)),
         f"{change:+.3g}\u00a0±\u00a0{error:.2g}",
     ]
 

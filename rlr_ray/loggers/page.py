@@ -1,4 +1,4 @@
-"""One HTML page that needs no network: its head and style, tables, and figures that one can point at."""
+"""An HTML page that needs no network: its head and style, tables, and figures that one can point at."""
 
 from __future__ import annotations
 

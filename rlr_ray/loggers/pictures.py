@@ -56,9 +56,9 @@ def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]
         rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), dpi=_DPI, squeeze=False
     )
     shown = []
-    for column, (name, own) in enumerate(images.items()):
+    for column, (name, column_images) in enumerate(images.items()):
         axes[0, column].set_title(_cut(name), fontsize=8)
-        for axis, image in zip(axes[:, column], own, strict=True):
+        for axis, image in zip(axes[:, column], column_images, strict=True):
             shown.append((axis, image))
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[:, 0], titles, strict=True):
@@ -107,7 +107,7 @@ def _save_frames(stem: Path, frames: Sequence[Image.Image]) -> Path:
 
 
 def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
-    """What Pillow is told to save frames beside the first one, at so many a second that motion is seen."""
+    """Options for Pillow to save frames beside the first one, at so many a second that motion is seen."""
     return {"save_all": True, "append_images": frames[1:], "duration": 1000 // FRAMES_A_SECOND, "loop": 0}
 
 

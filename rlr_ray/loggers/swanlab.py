@@ -19,7 +19,11 @@ class SwanLab(Tracker):
         import swanlab
 
         self.package = swanlab
-        own = {"name": config.name, "log_dir": str(config.folder / "swanlab"), "config": config.model_dump(mode="json")}
-        self.run = swanlab.init(**own | self.options, id=id or uuid.uuid4().hex[:21], resume="allow")
+        arguments = {
+            "name": config.name,
+            "log_dir": str(config.folder / "swanlab"),
+            "config": config.model_dump(mode="json"),
+        }
+        self.run = swanlab.init(**arguments | self.options, id=id or uuid.uuid4().hex[:21], resume="allow")
         self.link = self.run.url if self.run.mode == "online" else str(self.run.dir)
         return str(self.run.id)

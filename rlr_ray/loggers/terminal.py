@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a live line on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def progress(console: Console, total: int) -> Iterator[Report]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One update in one line: reward, each term's norm and weight, rollouts a second."""
+    """An update in a line: reward, each term's norm and weight, rollouts a second."""
     parts = [f"reward {row['reward_mean']:.3f}"]
     if row.get("held_out_reward") is not None:
         parts.append(f"held-out {row['held_out_reward']:.3f}")

@@ -1,4 +1,4 @@
-"""What Weights & Biases, MLflow, SwanLab and Trackio have in common."""
+"""The common part of Weights & Biases, MLflow, SwanLab and Trackio."""
 
 from __future__ import annotations
 

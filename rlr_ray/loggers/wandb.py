@@ -22,8 +22,13 @@ class WandB(Tracker):
 
         self.package = wandb
         quiet = wandb.Settings(silent=True, console="off")
-        own = {"name": config.name, "dir": config.folder, "config": config.model_dump(mode="json"), "settings": quiet}
-        self.run = wandb.init(**own | self.options, id=id or uuid.uuid4().hex, resume="allow")
+        arguments = {
+            "name": config.name,
+            "dir": config.folder,
+            "config": config.model_dump(mode="json"),
+            "settings": quiet,
+        }
+        self.run = wandb.init(**arguments | self.options, id=id or uuid.uuid4().hex, resume="allow")
         self.link = self.run.url or str(Path(self.run.dir).parent)
         return str(self.run.id)
 

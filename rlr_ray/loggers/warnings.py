@@ -1,4 +1,4 @@
-"""What to be careful about with a run's results, in words."""
+"""Warnings of a run's results, in words."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def warnings(
     scores: Mapping[str, Scores],
 ) -> list[str]:
     """The gravest first; empty if there is nothing to say."""
-    found = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
-    found += _gaming(scores) or _gamed(summary)
-    found += _gain(scores["reward"])
-    found += _variance(summary["noise_shares"]) + _counts(rows, summary)
-    return found + bias_notes(config)
+    texts = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
+    texts += _gaming(scores) or _gamed(summary)
+    texts += _gain(scores["reward"])
+    texts += _variance(summary["noise_shares"]) + _counts(rows, summary)
+    return texts + bias_notes(config)
 
 
 def _gaming(scores: Mapping[str, Scores]) -> list[str]:
@@ -46,7 +46,7 @@ def _gaming(scores: Mapping[str, Scores]) -> list[str]:
 
 
 def _gamed(summary: Mapping[str, Any]) -> list[str]:
-    """What the last evaluation said of those before it."""
+    """The last evaluation's warning: it compares with those before it."""
     told = summary.get("gamed")
     return [f"{told}; see docs/rewards.md on guards"] if told and not summary.get("stopped") else []
 

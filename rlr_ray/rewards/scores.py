@@ -1,4 +1,4 @@
-"""What the held-out chains were given before and after, by who gave it."""
+"""Scores of held-out chains before and after, by reward and judge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlr_ray.rewards.mixture import WeightedSum
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What held-out chains at one theta are like."""
+    """Measurements of held-out chains at one theta."""
 
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
     images: Tensor  # [pictures, 3, H, W] in [0, 1], or small videos [pictures, F, 3, h, w]
@@ -23,7 +23,7 @@ class Evaluation:
     invalid: int = 0  # scores that were not finite and replaced
 
     def of(self, total: WeightedSum) -> Tensor:  # [n]
-        """What is maximised."""
+        """The maximised sum."""
         return total.parts(self.rows(total.labels)).sum(0)
 
     def rows(self, labels: Sequence[str]) -> Tensor:  # [m, n]
@@ -38,7 +38,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scores:
-    """One reward's or one judge's scores of the same chains."""
+    """A reward's or a judge's scores of the same chains."""
 
     before: Tensor  # [n]
     after: Tensor  # [n]
@@ -61,13 +61,12 @@ class Scores:
 
 
 def held_out_scores(total: WeightedSum, before: Evaluation, after: Evaluation) -> dict[str, Scores]:
-    """By label, as in a row's columns `held_out_<label>`: what is maximised as `reward`, the judges, and each reward
-
-    as it is, if that is not the same.
+    """By label, as in a row's columns `held_out_<label>`: the maximised sum as `reward`, the judges, and
+    each reward if that is not the same.
     """
     scores = {"reward": Scores(before.of(total), after.of(total), trained=True)}
-    for label, own in before.scores.items():
+    for label, values in before.scores.items():
         trained = label in total.labels
         if not trained or len(total.labels) > 1 or total.standardised:
-            scores[label] = Scores(own, after.scores[label], trained)
+            scores[label] = Scores(values, after.scores[label], trained)
     return scores

@@ -35,7 +35,7 @@ class Guards:
         self.stopped: str | None = None  # why
 
     def _value(self, evaluation: Evaluation) -> float:
-        """What the best is chosen by: the first judge, or the reward where there is none."""
+        """The best is chosen by this: the first judge, or the reward where there is none."""
         values = evaluation.scores[self.judges[0]] if self.judges else evaluation.of(self.total)
         return float(values.mean())
 
@@ -45,8 +45,8 @@ class Guards:
         too_far = self.config.kl_stop is not None and divergence > self.config.kl_stop
         if self._value(evaluation) > self.best.value and not too_far:
             self.best = Best(update, self._value(evaluation), theta.cpu().clone())
-        found = [self._compare(judge, update, evaluation) for judge in self.judges]
-        self.warning = next(filter(None, found), None)
+        warnings = [self._compare(judge, update, evaluation) for judge in self.judges]
+        self.warning = next(filter(None, warnings), None)
         self.gamed = self.gamed + 1 if self.warning else 0
         if last:
             return
@@ -56,7 +56,7 @@ class Guards:
             self.stopped = f"after update {update}: {self.warning}"
 
     def _compare(self, judge: str, update: int, evaluation: Evaluation) -> str | None:
-        """What is to be said if this judge fell, since it was highest, while the reward rose."""
+        """A warning if this judge fell, since it was highest, while the reward rose."""
         rewards, scores = evaluation.of(self.total), evaluation.scores[judge]
         since, rewards_then, scores_then = self.peaks[judge]
         if float(scores.mean()) >= float(scores_then.mean()):

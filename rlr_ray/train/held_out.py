@@ -78,7 +78,7 @@ def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor
 
 
 def image_features(clip: Clip | None) -> tuple[Features, Distance]:
-    """What images are compared by, and how far apart two are; videos frame by frame.
+    """Features that images are compared by, and the distance of two; videos frame by frame.
 
     CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
     their mean squared difference.
@@ -100,8 +100,8 @@ def _by_frame(features_of: Features) -> Features:
     def features(images: Tensor) -> Tensor:
         if images.dim() == 4:
             return features_of(images)
-        found = features_of(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        return found.flatten(1) / math.sqrt(images.shape[1])
+        frames = features_of(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return frames.flatten(1) / math.sqrt(images.shape[1])
 
     return features
 
@@ -110,15 +110,15 @@ def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float
     """Mean distance between features [n, D] of the same prompt; nan if no prompt has two."""
     distances = []
     for prompt in dict.fromkeys(prompts):
-        own = features[[i for i, other in enumerate(prompts) if other == prompt]]
-        if len(own) > 1:
-            distances.append(distance(own))
+        same = features[[i for i, other in enumerate(prompts) if other == prompt]]
+        if len(same) > 1:
+            distances.append(distance(same))
     return float(torch.cat(distances).mean()) if distances else float("nan")
 
 
 @torch.no_grad()
 def standardised(engine: Engine) -> WeightedSum:
-    """What is maximised, by the base model's held-out chains where a reward is standardised; no judge is asked."""
+    """The maximised sum, by the base model's held-out chains where a reward is standardised; no judge is asked."""
     if not any(engine.rewards.normalized):
         return engine.rewards.weighted_sum()
     chains, size = engine.config.evaluation.chains, engine.config.sampled_at_once

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: held-out rewards, adapter, pictures, summary."""
+"""Results of a run, for people: held-out rewards, adapter, pictures, summary."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.errors import UserError, first_line
+from rlr_ray.loggers.figures import held_out_points
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.loggers.warnings import warnings
@@ -80,7 +81,7 @@ class Results:
 
     @property
     def _asked(self) -> dict[str, Any]:
-        """What scores, diversity and pictures depend on that a resumed run may change."""
+        """Keys that scores, diversity and pictures depend on and a resumed run may change."""
         rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
         return {
             "invalid": {label: reward.invalid for label, reward in rewards.items()},
@@ -92,17 +93,17 @@ class Results:
         }
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:
-        """What held-out chains at theta are like after so many updates, as columns of an update's row."""
-        self.latest = found = evaluate(self.engine, theta)
-        self.guards.note(update, found, theta)
-        return self._columns(found)
+        """Evaluate theta [P] after so many updates; returns the columns that an update's row gets."""
+        self.latest = evaluate(self.engine, theta)
+        self.guards.note(update, self.latest, theta)
+        return self._columns(self.latest)
 
-    def _columns(self, found: Evaluation) -> dict[str, float]:
+    def _columns(self, after: Evaluation) -> dict[str, float]:
         """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
-        scores = held_out_scores(self.total, self.before, found)
-        columns: dict[str, float] = {"diversity": found.diversity}
-        columns |= {"evaluation_invalid": found.invalid} if found.invalid else {}
-        measured = {"kl": found.divergence} | {f"held_out_{label}": own.after for label, own in scores.items()}
+        scores = held_out_scores(self.total, self.before, after)
+        columns: dict[str, float] = {"diversity": after.diversity}
+        columns |= {"evaluation_invalid": after.invalid} if after.invalid else {}
+        measured = {"kl": after.divergence} | {f"held_out_{label}": one.after for label, one in scores.items()}
         for name, values in measured.items():
             columns[name], columns[f"{name}_se"] = mean_and_error(values)
         return {name: value for name, value in columns.items() if not math.isnan(value)}
@@ -149,7 +150,7 @@ class Results:
         write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
 
     def _so_far(self, updates: int, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What a summary can say before the run has ended."""
+        """The part of the summary that there is before the run has ended."""
         scores = held_out_scores(self.total, self.before, after)
         reward = scores["reward"]
         (mean, error), (gain, gain_se) = mean_and_error(reward.after), reward.change
@@ -160,7 +161,7 @@ class Results:
             "reward_after_se": error,
             "gain": gain,
             "gain_se": gain_se,
-            "scores": {label: own.summary for label, own in scores.items() if label != "reward"},
+            "scores": {label: one.summary for label, one in scores.items() if label != "reward"},
             "judges": list(self.engine.config.evaluation.judges),
             "kl": _known(float(after.divergence.mean())),
             "diversity_before": _known(self.before.diversity),
@@ -194,10 +195,7 @@ class Results:
         replace_file(
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
         )
-        held_out = {row["step"] + 1: row["held_out_reward"] for row in rows if row.get("held_out_reward") is not None}
-        errors = {row["step"] + 1: row["held_out_reward_se"] for row in rows if row["step"] + 1 in held_out}
-        first, last = (mean_and_error(run.of(self.total)) for run in (before, after))
-        points = {0: first, **{step: (held_out[step], errors[step]) for step in held_out}, updates: last}
+        points = held_out_points(rows, held_out_scores(self.total, before, after), updates)["reward"]
         save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
 
 
@@ -219,13 +217,13 @@ def _known(value: float) -> float | None:
 
 def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Median over updates of each term's share of noise in the squared gradient."""
-    found = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
-    known = {name: [share for share in shares if share is not None] for name, shares in found.items()}
-    return {name: statistics.median(shares) for name, shares in known.items() if shares}
+    shares = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
+    known = {name: [share for share in column if share is not None] for name, column in shares.items()}
+    return {name: statistics.median(column) for name, column in known.items() if column}
 
 
 def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
-    """How well the surrogate followed the reward at the end, and how often first order carried it; None without one."""
+    """Its correlation with the reward at the end, and the share of updates that used it; None without a surrogate."""
     if not rows or rows[0].get("surrogate_correlation") is None:
         return None
     last = rows[-math.ceil(len(rows) / 4) :]

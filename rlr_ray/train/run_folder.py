@@ -27,7 +27,16 @@ from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove
 
 _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its folder
     *("config.yaml", "plan.*", "metrics.*", "summary.json", "report.html", "reward_curve.png", "over_budget.json"),
-    *("checkpoints/update_[0-9]*.pt", "samples/*", "lora/*", "adapter/*", "evaluate/*", "sample/*", "*.part"),
+    *(
+        "checkpoints/update_[0-9]*.pt",
+        "samples/*",
+        "lora/*",
+        "adapter/*",
+        "evaluate/*",
+        "sample/*",
+        "*.part",
+        "trackers/*",
+    ),
     *(f"{logger}/*" for logger in LOGGERS),
 )
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml

@@ -138,6 +138,7 @@ def test_a_run_is_tracked_and_goes_on_in_the_same_place(tmp_path: Path) -> None:
         with logged() as said:
             train(Engine(config), None, lambda row: None)
         assert folder.load_summary()["links"] == links
+        folder.check(resume=False, overwrite=True)  # all that lies there is known to be the run's
         assert said.count(f"logger {name}: ConnectionError: no route; the run goes on") == (updates == 3)
     assert Noted.told == [
         ("start", None),
