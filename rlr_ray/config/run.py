@@ -29,7 +29,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Strict):
-    name: str = "stable_diffusion"  # a file of rlr_ray/models
+    name: str = "stable_diffusion"  # a line of the table in rlr_ray/models/loading.py
     path: str | None = None  # folder or hub name of the pipeline
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class RolloutResult:
     rewards_plus: list[float]  # [n]
     rewards_minus: list[float]  # [n]
     invalid: int = 0  # rewards that were not finite and replaced
+    reward_s: float = field(default=0.0, compare=False)  # spent in rewards
 
 
 def rollout(

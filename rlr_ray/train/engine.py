@@ -280,7 +280,7 @@ class Engine(PictureEngine):
             directions.to(self.device),
             request.directions.step_size,
         )
-        return RolloutResult(indices, plus.tolist(), minus.tolist(), tally.invalid)
+        return RolloutResult(indices, plus.tolist(), minus.tolist(), tally.invalid, tally.seconds)
 
     def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
         return [(self.config.seed, "direction", step, index) for index in indices]
@@ -293,6 +293,7 @@ class Engine(PictureEngine):
         indices = [index for result in ordered for index in result.indices]
         if tally is not None:
             tally.invalid += sum(result.invalid for result in ordered)
+            tally.seconds += sum(result.reward_s for result in ordered)
         return zeroth_order(
             request.directions,
             [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],

@@ -19,8 +19,9 @@ from rlr_ray.cli.train import describe_results
 from rlr_ray.config.estimator import PRESETS
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.plan import PlanShape
-from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.core.zeroth_order import Directions, RolloutResult
 from rlr_ray.errors import UserError
+from rlr_ray.rewards.mixture import Tally
 from rlr_ray.train.checkpoints import Checkpoints
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
@@ -110,6 +111,15 @@ def test_the_chunk_of_rollouts_does_not_change_the_term_beyond_rounding(tmp_path
     )
     assert (small - large).norm() < 1e-2 * large.norm()  # float32 rounding, over a difference of rewards of .01
     assert large.norm() > 0
+
+
+def test_an_update_counts_its_rollouts_replaced_scores_and_the_time_in_their_rewards(tmp_path: Path) -> None:
+    engine, tally = Engine(small_run(tmp_path)), Tally()
+    theta = engine.model.initial_theta
+    request = RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01))
+    assert engine.rollout(request, range(2)).reward_s > 0
+    engine.zeroth_order(request, [RolloutResult(range(2), [1.0, 2.0], [0.0, 1.0], 3, 0.5)], tally)
+    assert (tally.invalid, tally.seconds) == (3, 0.5)
 
 
 def test_every_process_goes_on_from_the_leading_ones_checkpoint(tmp_path: Path) -> None:
