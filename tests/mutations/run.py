@@ -41,6 +41,7 @@ class Fault:
     replace: str
     tests: tuple[str, ...]
     why: str
+    listed: str  # in which file
 
     def check(self) -> None:
         """Raise ValueError if it cannot be planted: the code has changed."""
@@ -66,8 +67,12 @@ class Outcome:
 
 def load(folder: Path = Path(__file__).parent) -> list[Fault]:
     """All faults. Raises ValueError for one whose text is not in its file once."""
-    entries = [entry for file in sorted(folder.glob("*.yaml")) for entry in yaml.safe_load(file.read_text("utf-8"))]
-    faults = [Fault(**entry | {"tests": tuple(entry["tests"])}) for entry in entries]
+    lists = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in sorted(folder.glob("*.yaml"))}
+    faults = [
+        Fault(**entry | {"tests": tuple(entry["tests"]), "listed": name})
+        for name, entries in lists.items()
+        for entry in entries
+    ]
     for fault in faults:
         fault.check()
     return faults
@@ -177,9 +182,9 @@ def import_all_but_the_package() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutations.run", description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, metavar="N", help="this many only, drawn by the day's date")
-    parser.add_argument("--only", default="", metavar="WORD", help="those only whose file or reason holds it")
+    parser.add_argument("--only", default="", metavar="WORD", help="those only whose list, file or reason holds it")
     options = parser.parse_args()
-    faults = [fault for fault in load() if options.only in fault.file or options.only in fault.why]
+    faults = [fault for fault in load() if options.only in f"{fault.listed} {fault.file} {fault.why}"]
     if options.sample:
         faults = random.Random(datetime.date.today().isoformat()).sample(faults, min(options.sample, len(faults)))
     import_all_but_the_package()

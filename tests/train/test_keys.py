@@ -63,6 +63,10 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("train.chains_per_prompt", 4, {}),
     ("train.chunk_size", 1, {}),
     ("train.learning_rate", 0.01, {}),
+    ("train.optimizer", "Adam", {"train": {"weight_decay": 0.5}}),
+    ("train.optimizer_options", {"eps": 0.1}, {}),
+    ("train.schedule", "cosine", {}),
+    ("train.schedule_final", 0.5, {"train": {"schedule": "linear"}}),
     ("train.betas", [0.5, 0.99], {}),
     ("train.betas", [0.9, 0.5], {}),
     ("train.weight_decay", 0.5, {}),
@@ -97,7 +101,7 @@ def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
     online = engine.online_surrogate()
     for _ in range(updates):
         update(engine, state, engine.local_rollouts, ALONE, online)
-    return state.kept
+    return state.theta_to_save
 
 
 @functools.cache
