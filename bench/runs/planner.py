@@ -62,7 +62,7 @@ def main() -> None:
             "memory": list(memory_rows(planner)),
             "model": asdict(memory),
             "held_gib": memory.held / GIB,
-            "batch": planner.families.size,
+            "batch": planner.sweep.size,
             "trained_numbers": len(planner.subject.theta),
         },
     )

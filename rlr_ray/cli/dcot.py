@@ -12,13 +12,12 @@ from typing import Any
 
 from rich.progress import track
 
-from rlr_ray.cli.lab import standing
 from rlr_ray.config.estimator import SubChainConfig
 from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
-from rlr_ray.lab.compare import Laboratory
+from rlr_ray.lab.compare import Laboratory, standing_at
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, step_rows
 from rlr_ray.lab.report import steps_table, write_json
 from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
@@ -110,7 +109,7 @@ def locate_command(options: argparse.Namespace) -> None:
     if steps < 3 or not 0 < length <= steps:
         raise UserError(f"--length is {length} of {steps} steps; allowed: 1 to sampler.steps, which must be 3 or more")
     prepare_process(config.threads)
-    laboratory = Laboratory(config, standing(options.at, config)[0], None, options.batches)
+    laboratory = Laboratory(config, standing_at(options.at, config)[0], None, options.batches)
     subject = laboratory.subject
     rewards = forecasts(subject, options.batches)
     rows, found = step_rows(rewards, subject.sampler.schedule), locate(rewards, length)

@@ -7,13 +7,11 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from rlr_ray.config.recipe import load_config, resolve
-from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.lab.compare import Laboratory, compare
+from rlr_ray.lab.compare import Laboratory, compare, standing_at
 from rlr_ray.lab.measure import LEAST_BATCHES
 from rlr_ray.lab.plans import default_plans, parse_plans
 from rlr_ray.lab.report import (
@@ -23,10 +21,8 @@ from rlr_ray.lab.report import (
     write_json,
     write_lab,
 )
-from rlr_ray.train.state import TrainState
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
-from rlr_ray.utils.files import load_sealed
 
 logger = logging.getLogger(__name__)
 _COST = 20_000.0  # denoiser forwards a plan
@@ -94,7 +90,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     if not plans:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
     prepare_process(config.threads)
-    theta, guides = standing(options.at, config)
+    theta, guides = standing_at(options.at, config)
     laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
     cost = options.cost or _COST
     reference, results, left_out = compare(laboratory, plans, cost)
@@ -108,20 +104,3 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     console.print(lab_table(results))
     console.print(steps_table("Steps; variances per chain", profile))
     console.print(f"lab.json, lab.parquet and lab.png are in {options.out}", markup=False)
-
-
-def standing(checkpoint: str | None, config: RunConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Theta and the span of guided directions at a checkpoint; None, None at the start of a run."""
-    if checkpoint is None:
-        return None, None
-    if not Path(checkpoint).is_file():
-        raise UserError(
-            f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
-        )
-    try:
-        saved = load_sealed(Path(checkpoint), torch.device("cpu"))
-        state = TrainState(saved["theta"], config.train, config.estimator)
-        state.load_state_dict(saved)
-    except Exception as error:  # unpickling raises whatever it stumbles over
-        raise UserError(f"--at {checkpoint!r} is no checkpoint of a run: {error!r}") from error
-    return saved["theta"], state.propose(config.sampler.steps).directions.basis

@@ -7,8 +7,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlr_ray.config.checks import check_first_order
@@ -29,8 +31,11 @@ from rlr_ray.lab.measure import (
 )
 from rlr_ray.lab.plans import NEUTRAL, Estimator, with_plan
 from rlr_ray.lab.reference import Reference, exact_reference, half_order_variances, unbiased_reference
+from rlr_ray.train.checkpoints import load_state
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import standardised
+from rlr_ray.train.state import TrainState
+from rlr_ray.utils.files import Unreadable
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
 logger = logging.getLogger(__name__)
@@ -141,3 +146,23 @@ def compare(
         logger.info(f"measuring {name}")
         results.append(laboratory.measure(candidate, keys, reference, cost))
     return reference, results, left_out
+
+
+def standing_at(checkpoint: str | None, config: RunConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Theta [P] and the span of guided directions [k, P] at a checkpoint; None, None at the start of a run.
+
+    Raises UserError for a file that is no checkpoint.
+    """
+    if checkpoint is None:
+        return None, None
+    if not Path(checkpoint).is_file():
+        raise UserError(
+            f"--at {checkpoint!r} is no file; give a checkpoint, e.g. runs/digits/checkpoints/update_000040.pt"
+        )
+    try:
+        saved = load_state(Path(checkpoint), torch.device("cpu"))
+    except Unreadable as error:
+        raise UserError(f"--at {checkpoint!r} is no checkpoint of a run that can be used: it {error}") from error
+    state = TrainState(saved["theta"], config.train, config.estimator)
+    state.load_state_dict(saved)
+    return saved["theta"], state.propose(config.sampler.steps).directions.basis

@@ -29,7 +29,7 @@ from rlr_ray.lab.plans import (
     truncated,
     with_plan,
 )
-from rlr_ray.lab.reference import Families, Spread, gather
+from rlr_ray.lab.reference import PlanSweep, Spread, gather
 from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.train.held_out import standardised
 from rlr_ray.train.state import TrainState
@@ -37,7 +37,7 @@ from rlr_ray.train.update import ALONE, update
 from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 
 logger = logging.getLogger(__name__)
-_BATCHES = 64  # of the families' statistics, if time allows
+_BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of plans that are measured one by one
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
@@ -126,10 +126,10 @@ class Planner:
         logger.info("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         logger.info("measuring the gradient's variance step by step")
-        self.families: Families = self._gather(batches)
+        self.sweep: PlanSweep = self._gather(batches)
         self.direct: dict[str, Found] = {}
 
-    def _gather(self, batches: int | None) -> Families:
+    def _gather(self, batches: int | None) -> PlanSweep:
         if batches is None:
             return gather(self.subject, self.exact, _BATCHES, _PATIENCE_S)
         return gather(self.subject, self.exact, batches)
@@ -139,7 +139,7 @@ class Planner:
         """The best plan for a budget; a plan whose real update takes more than it fits is passed over."""
         rule = self.rule(budget_gib)
         budget = float("inf") if budget_gib is None else budget_gib * GIB
-        options = [self._option(found, budget) for found in (*self._from_families(), *self._one_by_one(rule))]
+        options = [self._option(found, budget) for found in (*self._from_sweep(), *self._one_by_one(rule))]
         options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
         for option in options:
             if not option.fits or not option.unbiased:
@@ -147,7 +147,7 @@ class Planner:
             logger.info(f"checking the memory of {option.name} on a real update")
             peak = self.measured_peak(option)
             if peak <= budget:
-                count = len(self.families.rows)
+                count = len(self.sweep.rows)
                 return Choice(budget_gib, option, options, rule, count, self.probe, peak / GIB)
         least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
         raise UserError(
@@ -166,39 +166,39 @@ class Planner:
 
     def rule(self, budget_gib: float | None) -> PaperRule | None:
         """The paper's rule; None without a budget, or where half order or zeroth order's law cannot be had."""
-        families, memory, steps = self.families, self.probe.memory, self.families.steps
-        half = [moments.variance() * families.size for moments in families.half_order]
+        sweep, memory, steps = self.sweep, self.probe.memory, self.sweep.steps
+        half = [moments.variance() * sweep.size for moments in sweep.half_order]
         known = [value for value in half if math.isfinite(value)]
         if budget_gib is None or not self.exact or not known:
             return None
-        squares = [families.signal(k) + families.size * families.first_order[k].variance() for k in range(steps)]
+        squares = [sweep.signal(k) + sweep.size * sweep.first_order[k].variance() for k in range(steps)]
         numbers = len(self.subject.theta)
-        zeroth = [numbers * square - families.signal(k) for k, square in enumerate(squares)]
+        zeroth = [numbers * square - sweep.signal(k) for k, square in enumerate(squares)]
         room, a_step, a_rollout = budget_gib * GIB - memory.held, memory.half_order.further, memory.rollout / steps
         of_half, of_zeroth = statistics.mean(known), statistics.mean(zeroth)
         length = closed_form_length(room, a_step, a_rollout, of_half, of_zeroth, steps)
         return PaperRule(length, a_step / GIB, a_rollout / GIB, of_half, of_zeroth)
 
-    def _from_families(self) -> Iterator[Found]:
+    def _from_sweep(self) -> Iterator[Found]:
         """Plans whose statistics one pass over the batches gave."""
-        families = self.families
-        for k in range(families.steps + 1 if self.exact else 1):
+        sweep = self.sweep
+        for k in range(sweep.steps + 1 if self.exact else 1):
             name, keys = f"FO({k}) + REINFORCE", reinforce(k)
-            if k in (0, families.steps):
+            if k in (0, sweep.steps):
                 name, keys = ("full_bp", FULL) if k else ("ddpo", DDPO)
             if self._allowed(keys):
-                yield Found(name, keys, families.reinforce_variance(k))
+                yield Found(name, keys, sweep.reinforce_variance(k))
         if not self.exact:
             return
-        for least in families.roulettes:
-            yield Found(f"russian-roulette, at least {least}", roulette(least), families.roulette_variance(least))
-        for k in sorted({1, min(3, families.steps - 1)} - {0}):
-            bias = (families.truncated_bias(k), float("nan"))
-            yield Found(f"alignprop, K = {k}", truncated(k), families.truncated_variance(k), bias)
+        for least in sweep.roulettes:
+            yield Found(f"russian-roulette, at least {least}", roulette(least), sweep.roulette_variance(least))
+        for k in sorted({1, min(3, sweep.steps - 1)} - {0}):
+            bias = (sweep.truncated_bias(k), float("nan"))
+            yield Found(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), bias)
 
     def _one_by_one(self, rule: PaperRule | None) -> Iterator[Found]:
-        """Plans that the families do not hold, measured once each."""
-        steps, first = self.families.steps, int(self.exact)
+        """Plans that the sweep does not hold, measured once each."""
+        steps, first = self.sweep.steps, int(self.exact)
         plans: dict[str, Estimator] = {"es": {"preset": "es"}}
         if steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
@@ -226,10 +226,10 @@ class Planner:
         """A plan's variance and bias from a few batches; checkpointed, which changes neither."""
         config = with_plan(self.config, keys | {"checkpoint_steps": True})
         guides = guides_of(self.subject, config) if config.guided else None
-        norms: list[float | None] = [None] * self.families.steps
+        norms: list[float | None] = [None] * self.sweep.steps
         candidate = candidate_of(name, config, self.subject, guides, norms)
-        reference = torch.stack(self.families.rows[:_DIRECT_BATCHES])
-        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.families.size)
+        reference = torch.stack(self.sweep.rows[:_DIRECT_BATCHES])
+        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.sweep.size)
         return Found(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
 
     def _option(self, found: Found, budget: float) -> Option:

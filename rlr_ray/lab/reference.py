@@ -131,7 +131,7 @@ class Moments:
 
 
 @dataclass
-class Families:
+class PlanSweep:
     """Statistics by K of the batches seen so far; `size` chains each, variances per chain."""
 
     steps: int
@@ -211,13 +211,13 @@ def roulette_square(exact: Tensor, least: int) -> float:
     return float(estimates[least - 1 :].double().square().sum(1).mean())
 
 
-def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> Families:
+def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> PlanSweep:
     """Statistics of `batches` batches, or of as many, but 8 at least, as `patience_s` allows."""
-    families = Families(len(subject.sampler.schedule), len(subject.groups), exact)
+    sweep = PlanSweep(len(subject.sampler.schedule), len(subject.groups), exact)
     started = time.monotonic()
     for number in range(batches):
         reinforce = reinforce_by_step(subject, number)
-        families.add(exact_by_step(subject, number) if exact else torch.zeros_like(reinforce), reinforce)
+        sweep.add(exact_by_step(subject, number) if exact else torch.zeros_like(reinforce), reinforce)
         if number + 1 >= LEAST_BATCHES and time.monotonic() - started > patience_s:
             break
-    return families
+    return sweep

@@ -89,7 +89,7 @@ class Checkpoints:
         """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
         newest = steps_in(folder)[-1]
         shutil.copyfile(folder / "metrics.jsonl", self.folder.parent / "metrics.jsonl")
-        state: dict[str, Any] = load_sealed(folder / _name(newest), torch.device("cpu"))
+        state = load_state(folder / _name(newest), torch.device("cpu"))
         for step in self.steps():
             self._file(step).unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,13 +99,20 @@ class Checkpoints:
         return self.folder / _name(step)
 
     def _read(self, file: Path, device: torch.device) -> dict[str, Any]:
-        state: dict[str, Any] = load_sealed(file, device)
-        if state.get("format") != _FORMAT:
-            raise Unreadable(f"has format {state.get('format')}, this version of rlr_ray reads format {_FORMAT}")
+        state = load_state(file, device)
         changed = changed_keys(state["config"], self.config)
         if changed:
             raise Unreadable(f"is of another config ({'; '.join(changed)})")
         return state
+
+
+def load_state(file: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's state, whatever run it is of. Raises Unreadable if it is damaged, or none that is read here."""
+    state: dict[str, Any] = load_sealed(file, device)
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        version = state.get("format") if isinstance(state, dict) else None
+        raise Unreadable(f"has format {version}, this version of rlr_ray reads format {_FORMAT}")
+    return state
 
 
 def _name(step: int) -> str:

@@ -116,3 +116,5 @@ def test_worst_z_is_a_z_score() -> None:
     along = rows[:, 0]
     assert worst_z(rows + 0.3 * g, g, 0) == pytest.approx(abs(float((along + 0.3).mean() / along.std() * 20)))
     assert worst_z(torch.zeros(400, 5).double(), g) == 0
+    across = torch.tensor([0.0, 1, 1, 1, 1], dtype=torch.float64)
+    assert worst_z(rows, g) < 3.5 < 5 < worst_z(rows + 0.3 * across, g)  # what g does not show, other directions do

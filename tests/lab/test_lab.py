@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 
 from rlr_ray.cli import main
 from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.errors import UserError
+from rlr_ray.lab.compare import standing_at
+from rlr_ray.utils.files import save_sealed
 from tests.runs import RECIPE, tiny
 
 
@@ -76,6 +81,18 @@ def test_a_checkpoint_is_where_it_measures(recipe: Path, capsys: pytest.CaptureF
     assert main([*words, "--out", "later", "--at", "runs/short/checkpoints/update_000002.pt"]) == 0
     norms = [json.loads(Path(folder, "lab.json").read_text())["gradient_norm"] for folder in ("start", "later")]
     assert norms[0] != norms[1]
+
+
+def test_only_what_is_no_checkpoint_is_refused_as_one(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of another kind, or of another version; a defect of ours is not blamed on the file."""
+    config, file = load_config(str(recipe), []), Path("update_000001.pt")
+    for other in ([1, 2], {"theta": torch.zeros(3)}, {"format": 1, "theta": torch.zeros(3)}):
+        save_sealed(file, other)
+        with pytest.raises(UserError, match="no checkpoint of a run that can be used: it has format"):
+            standing_at(str(file), config)
+    monkeypatch.setattr("rlr_ray.lab.compare.load_state", lambda *_: {"theta": torch.zeros(3)})
+    with pytest.raises(KeyError):
+        standing_at(str(file), config)
 
 
 @pytest.mark.parametrize(

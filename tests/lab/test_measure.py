@@ -57,20 +57,20 @@ def test_relative_bias_is_paired() -> None:
 
 
 @pytest.mark.parametrize("last", [0, 1, 4, STEPS])
-def test_families_are_the_plans_measured_one_by_one(last: int) -> None:
+def test_a_sweep_is_the_plans_measured_one_by_one(last: int) -> None:
     """First order on the last K + REINFORCE: the same chains, so the same numbers, as by `estimate_gradient`."""
     subject, batches = toy_subject(), 6
-    families = gather(subject, True, batches)
+    sweep = gather(subject, True, batches)
     candidate = Candidate("mixed", PlanShape(STEPS, last, 0, rest="half_order" if last < STEPS else "none"))
-    found = summarise(candidate, sample(subject, candidate, batches), torch.stack(families.rows), len(subject.groups))
-    assert families.reinforce_variance(last)[0] == pytest.approx(found.variance, rel=1e-9)
+    found = summarise(candidate, sample(subject, candidate, batches), torch.stack(sweep.rows), len(subject.groups))
+    assert sweep.reinforce_variance(last)[0] == pytest.approx(found.variance, rel=1e-9)
     if 0 < last < STEPS:  # at 6 batches the mean's own error is a tenth of the spread's
-        assert families.reinforce_variance(last)[1] == pytest.approx(found.variance_se, rel=0.5)
+        assert sweep.reinforce_variance(last)[1] == pytest.approx(found.variance_se, rel=0.5)
     truncated = Candidate("truncated", PlanShape(STEPS, last, 0, rest="none"))
     if last:
-        alone = summarise(truncated, sample(subject, truncated, batches), torch.stack(families.rows), 256)
-        assert families.truncated_variance(last)[0] == pytest.approx(alone.variance, rel=1e-9, abs=1e-12)
-        assert families.truncated_bias(last) == pytest.approx(alone.relative_bias, abs=5e-3)  # that one is cross-fitted
+        alone = summarise(truncated, sample(subject, truncated, batches), torch.stack(sweep.rows), 256)
+        assert sweep.truncated_variance(last)[0] == pytest.approx(alone.variance, rel=1e-9, abs=1e-12)
+        assert sweep.truncated_bias(last) == pytest.approx(alone.relative_bias, abs=5e-3)  # that one is cross-fitted
 
 
 @pytest.mark.parametrize("least", [1, 3])

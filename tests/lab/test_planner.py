@@ -95,7 +95,7 @@ def test_a_chunk_of_one_chain_has_its_prompts_baseline(tmp_path: Path) -> None:
     config = short_run(tmp_path, model=tiny(), sampler={"steps": 3}, train={"chunk_size": 1})
     planner = Planner(config, batches=8)
     assert len(planner.subject.groups) == 4
-    assert math.isfinite(planner.families.reinforce_variance(0)[0])
+    assert math.isfinite(planner.sweep.reinforce_variance(0)[0])
 
 
 def test_every_option_is_written_as_it_is(planner: Planner, tmp_path: Path) -> None:
