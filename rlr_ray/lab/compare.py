@@ -30,7 +30,7 @@ from rlr_ray.lab.measure import (
     summarise,
 )
 from rlr_ray.lab.plans import NEUTRAL, Estimator, with_plan
-from rlr_ray.lab.reference import Reference, exact_reference, half_order_variances, unbiased_reference
+from rlr_ray.lab.reference import Reference, chain_squares, exact_reference, half_order_variances, unbiased_reference
 from rlr_ray.train.checkpoints import load_state
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import standardised
@@ -39,7 +39,7 @@ from rlr_ray.utils.files import Unreadable
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
 logger = logging.getLogger(__name__)
-_PROFILE_BATCHES = 8
+_PROFILE_BATCHES, _PROFILE_CHAINS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,14 @@ class Laboratory:
         """
         schedule, numbers = self.subject.sampler.schedule, len(self.subject.theta)
         half = half_order_variances(self.subject, min(_PROFILE_BATCHES, self.batches))
+        squares = chain_squares(self.subject, _PROFILE_CHAINS) if self.exact else []
         total = sum(max(signal, 0.0) for signal in reference.signals) or 1.0
         rows = []
         for k, (signal, spread) in enumerate(zip(reference.signals, reference.step_variances, strict=True)):
             row = {"step": k, "timestep": schedule.timesteps[k], "sigma": schedule.sigma[k], "kappa": schedule.kappa[k]}
             row |= {"gradient_share": max(signal, 0.0) / total, "half_order_variance": half[k]}
             if self.exact:
-                row |= {"first_order_variance": spread, "zeroth_order_law": numbers * (signal + spread) - signal}
+                row |= {"first_order_variance": spread, "zeroth_order_law": numbers * squares[k] - signal}
             rows.append(row)
         return rows
 

@@ -37,6 +37,7 @@ class Subject:
     theta: Tensor  # [P]
     batch: Callable[[int], Sequence[Chains]]  # its chunks
     groups: Tensor  # [B] chains of a batch that share a baseline
+    chain: Callable[[int], Chains]  # single ones, by number
 
 
 @dataclass(frozen=True)
@@ -209,21 +210,27 @@ _GUIDE_BATCHES = 8  # apart from the measured ones; their gradients guide
 
 
 def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) -> Subject:
-    """Batches of training chains at theta [P]: as many chunks as make whole groups of chains that share a baseline.
+    """Batches of training chains at theta [P]: as many chunks as make whole groups of chains of one prompt.
 
     A baseline over all of an update's chains is taken over the batch's. `total` is what is maximised; None: no reward
     is standardised.
     """
     train = engine.config.train
     by_prompt = engine.config.estimator.half_order.baseline == "prompt"
-    size = math.lcm(train.chunk_size, train.chains_per_prompt) if by_prompt else max(train.chunk_size, 2)
+    size = max(
+        math.lcm(train.chunk_size, train.chains_per_prompt), 2
+    )  # all chains of a prompt: their variance is shared
     groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)
 
     def batch(number: int) -> list[Chains]:
         chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
         return [engine.train_chains(_FIRST_STEP + number, chunk, total) for chunk in chunks]
 
-    return Subject(engine.sampler, theta, batch, groups.to(engine.device))
+    def chain(number: int) -> Chains:
+        first = number * train.chains_per_prompt  # of a prompt of its own
+        return engine.train_chains(_FIRST_STEP - 1, range(first, first + 1), total)
+
+    return Subject(engine.sampler, theta, batch, groups.to(engine.device), chain)
 
 
 def candidate_of(

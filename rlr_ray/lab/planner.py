@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import statistics
@@ -29,7 +30,7 @@ from rlr_ray.lab.plans import (
     truncated,
     with_plan,
 )
-from rlr_ray.lab.reference import PlanSweep, Spread, gather
+from rlr_ray.lab.reference import PlanSweep, Spread, chain_squares, gather
 from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.train.held_out import standardised
 from rlr_ray.train.state import TrainState
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of plans that are measured one by one
+_CHAINS = 32  # single ones, for the law of perturbations
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 
 
@@ -171,13 +173,16 @@ class Planner:
         known = [value for value in half if math.isfinite(value)]
         if budget_gib is None or not self.exact or not known:
             return None
-        squares = [sweep.signal(k) + sweep.size * sweep.first_order[k].variance() for k in range(steps)]
         numbers = len(self.subject.theta)
-        zeroth = [numbers * square - sweep.signal(k) for k, square in enumerate(squares)]
+        zeroth = [numbers * square - sweep.signal(k) for k, square in enumerate(self.chain_squares)]
         room, a_step, a_rollout = budget_gib * GIB - memory.held, memory.half_order.further, memory.rollout / steps
         of_half, of_zeroth = statistics.mean(known), statistics.mean(zeroth)
         length = closed_form_length(room, a_step, a_rollout, of_half, of_zeroth, steps)
         return PaperRule(length, a_step / GIB, a_rollout / GIB, of_half, of_zeroth)
+
+    @functools.cached_property
+    def chain_squares(self) -> list[float]:  # [T]
+        return chain_squares(self.subject, _CHAINS)
 
     def _from_sweep(self) -> Iterator[Found]:
         """Plans whose statistics one pass over the batches gave."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ def unbiased_reference(subject: Subject, batches: int) -> Reference:
 def half_order_variances(subject: Subject, batches: int) -> list[float]:  # [T]
     """Each step's variance per chain under REINFORCE; nan where the sampler adds no noise."""
     return _gather(subject, "", (reinforce_by_step(subject, number) for number in range(batches))).step_variances
+
+
+def chain_squares(subject: Subject, chains: int) -> list[float]:  # [T]
+    """E |g_b|^2, g_b one chain's exact gradient through each step, from so many single chains.
+
+    Not a batch's variance times its chains: what prompts differ in is shared by all of a prompt's chains there.
+    """
+    singles = replace(subject, batch=lambda number: [subject.chain(number)])
+    squares = [exact_by_step(singles, number).double().square().sum(1) for number in range(chains)]
+    return torch.stack(squares).mean(0).tolist()
 
 
 def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]

@@ -10,11 +10,13 @@ import torch
 
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.lab.certificate import toy_subject
 from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
-from rlr_ray.lab.reference import exact_by_step, exact_reference, gather, roulette_square
+from rlr_ray.lab.reference import chain_squares, exact_by_step, exact_reference, gather, roulette_square
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains
+from tests.toy import exact_gradient
 
 SIZE = 10
 
@@ -122,3 +124,29 @@ def test_variances_do_not_depend_on_the_batch() -> None:
         assert measured.variance == pytest.approx(found[0].variance, rel=0.2)
         zeroth = measured.term_variances["zeroth_order"]
         assert zeroth == pytest.approx(found[0].term_variances["zeroth_order"], rel=0.2)
+
+
+def test_what_prompts_differ_in_counts_once_a_chain_in_the_law_of_perturbations() -> None:
+    """Prompts that want opposite things, 8 chains each: single chains' squares, to four standard errors.
+
+    A batch's variance times its chains, which the law once took, is several times as much.
+    """
+
+    def chains(count: int, seed: int, prompts: torch.Tensor) -> Chains:
+        return dataclasses.replace(toy_chains(count, seed), objective=lambda latent: prompts * latent.flatten(1).sum(1))
+
+    wants = torch.tensor([3.0, -3.0, 2.0, -2.0]).double()
+    exact = [exact_gradient(chains(1000, 99, wants.repeat(250)), [k]).square().sum(1) for k in range(STEPS)]
+    source = torch.Generator().manual_seed(1)
+    drawn = wants[torch.randint(4, (40, 2), generator=source)].repeat_interleave(8, 1)  # two prompts a batch
+    subject = dataclasses.replace(
+        toy_subject(),
+        batch=lambda number: [chains(16, number, drawn[number])],
+        groups=torch.arange(16) // 8,
+        chain=lambda number: chains(1, 1000 + number, wants[number % 4]),
+    )
+    reference = exact_reference(subject, 40)
+    for k, square in enumerate(chain_squares(subject, 100)):
+        expected, error = float(exact[k].mean()), float(exact[k].std()) / 100**0.5
+        assert abs(square - expected) < 4 * error
+        assert reference.signals[k] + reference.step_variances[k] > 1.5 * expected
