@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from rlr_ray.config.base import free_keys, is_free, keys_of
 from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import ALONE, update
+from tests.runs import small_run
 
-FREE = [
-    "cluster",
-    "device",
-    "evaluation.chunk_size",
-    "evaluation.clip",
-    "evaluation.every",
-    "evaluation.judges",
-    "evaluation.pictures",
-    "estimator.checkpoint_steps",
-    "guards.keep",
-    "guards.kl_stop",
-    "guards.patience",
-    "loggers",
-    "memory_budget_gib",
-    "model.compile",
-    "model.decode_slice",
-    "model.gradient_checkpointing",
-    "name",
-    "output_dir",
-    "rewards.*.actors",
-    "rewards.*.invalid",
-    "rewards.*.options.batch_size",
-    "rewards.*.options.concurrency",
-    "rewards.*.options.headers",
-    "rewards.*.options.patience_s",
-    "rewards.*.options.timeout_s",
-    "train.checkpoint_every",
-    "train.iterations",
-    "train.keep_checkpoints",
-    "train.sampling_size",
-]
+TESTS = Path(__file__).parents[1]
+# With a test that sees whether the key does what it says. tests/train/test_keys.py has the keys that are refused.
+FREE = {
+    "cluster": "cluster/test_runs.py::test_any_number_of_actors_and_workers_ends_with_the_local_weights",
+    "device": "cli/test_cli.py::test_a_gpu_where_there_is_none",
+    "estimator.checkpoint_steps": "config/test_free_keys.py::test_what_only_saves_memory_reaches_the_update",
+    "evaluation.chunk_size": (
+        "evaluation/test_chunks.py::test_the_chunk_of_an_evaluation_does_not_change_it_beyond_rounding"
+    ),
+    "evaluation.clip": "config/test_free_keys.py::test_diversity_is_measured_by_the_clip_that_is_named",
+    "evaluation.every": "train/test_loop.py::test_a_run_that_goes_on_has_a_report_of_its_last_evaluation",
+    "evaluation.judges": (
+        "train/test_reward_failures.py::test_a_trained_run_whose_judge_fails_at_its_end_is_finished_with_another"
+    ),
+    "evaluation.pictures": "train/test_checkpoints.py::test_files_that_are_no_states_are_no_ones_checkpoints",
+    "guards.keep": "train/test_guards.py::test_the_best_is_what_a_run_leaves",
+    "guards.kl_stop": "train/test_guards.py::test_the_divergence_stops_a_run",
+    "guards.patience": "train/test_guards.py::test_a_run_stops_and_stays_stopped",
+    "loggers": "loggers/test_registry.py::test_loggers_are_named_or_have_options",
+    "memory_budget_gib": "utils/test_memory.py::test_a_run_ends_if_and_only_if_it_needs_more_than_its_budget",
+    "model.compile": "models/test_compile.py::test_a_compiled_denoiser_is_the_same_function",
+    "model.decode_slice": "models/test_video.py::test_chosen_frames_and_slices_are_those_of_the_whole_video",
+    "model.gradient_checkpointing": (
+        "models/test_recompute.py::test_gradients_are_the_same_at_a_theta_that_is_not_the_modules_own"
+    ),
+    "name": "config/test_resuming.py::test_a_run_is_found_by_its_name_and_by_its_path",
+    "output_dir": "config/test_resuming.py::test_a_name_is_looked_up_where_output_dir_says",
+    "rewards.*.actors": "cluster/test_reward_actors.py::test_they_count_in_what_a_run_takes",
+    "rewards.*.invalid": "train/test_reward_failures.py::test_or_is_replaced_and_told",
+    "rewards.*.options.batch_size": "rewards/test_http.py::test_scores_come_in_order_whatever_the_batches",
+    "rewards.*.options.concurrency": "rewards/test_http.py::test_scores_come_in_order_whatever_the_batches",
+    "rewards.*.options.headers": "config/test_secrets.py::test_a_run_uses_a_secret_and_leaves_it_nowhere",
+    "rewards.*.options.patience_s": "rewards/test_http.py::test_a_server_that_stays_away_is_named",
+    "rewards.*.options.timeout_s": "rewards/test_http.py::test_a_request_that_takes_too_long_is_made_again",
+    "train.checkpoint_every": "train/test_cut.py::test_checkpoints_are_saved_when_they_are_due_and_at_the_end",
+    "train.iterations": "train/test_loop.py::test_a_finished_run_resumes_to_more_updates",
+    "train.keep_checkpoints": "train/test_loop.py::test_files_of_a_finished_run",
+    "train.sampling_size": "config/test_free_keys.py::test_what_only_saves_memory_reaches_the_update",
+}
 
 
 def test_every_key_is_free_or_refused() -> None:
@@ -48,3 +65,38 @@ def test_every_key_is_free_or_refused() -> None:
     assert is_free(RunConfig, ["rewards", "a", "options", "headers", "Authorization"])
     assert not is_free(RunConfig, ["rewards", "a", "options", "url"])
     assert not is_free(RunConfig, ["adapter", "r"]) and not is_free(RunConfig, ["nothing"])
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_a_test_sees_what_a_free_key_does(key: str) -> None:
+    file, _, name = FREE[key].partition("::")
+    assert f"def {name}(" in (TESTS / file).read_text("utf-8")
+
+
+class Seen(Exception):
+    """Raised by what stands for the real thing, with what it was given."""
+
+
+def test_what_only_saves_memory_reaches_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(*_: Any, sampled_together: int, checkpoint_steps: bool, **others: Any) -> None:
+        raise Seen(sampled_together, checkpoint_steps)
+
+    monkeypatch.setattr("rlr_ray.train.update.estimate_gradient", seen)
+    for size, saves, chunks in ((None, True, 1), (2, False, 1), (5, False, 2)):
+        config = small_run(
+            Path("nowhere"), train={"sampling_size": size}, estimator={"checkpoint_steps": saves, "rest": "none"}
+        )
+        engine = Engine(config)
+        state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+        with pytest.raises(Seen, match=rf"^\({chunks}, {saves}\)$"):
+            update(engine, state, None, ALONE)
+
+
+def test_diversity_is_measured_by_the_clip_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(key: str, path: str, repository: str) -> None:
+        raise Seen(path)
+
+    monkeypatch.setattr("rlr_ray.train.engine.load_clip", seen)
+    assert Engine(small_run(Path("nowhere"))).clip is None
+    with pytest.raises(Seen, match="my/clip"):
+        Engine(small_run(Path("nowhere"), evaluation={"clip": "my/clip"})).clip  # noqa: B018
