@@ -110,6 +110,7 @@ def describe_results(folder: RunFolder) -> str:
         *(f"pictures: {path}" for path in sorted(folder.samples.glob("before_after.*"))),
         f"curve:    {folder.path / 'reward_curve.png'}",
         f"adapter:  {folder.path / summary['adapter']}",
+        *(f"{name}: {link}" for name, link in summary["links"].items()),
     ]
     if not summary["adapter"].startswith("lora/"):
         lines.append(
