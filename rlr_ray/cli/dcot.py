@@ -150,7 +150,7 @@ def _proposal(
     try:
         keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
         keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]
-        load_config(options.config, [*options.set, *keys]).plan_shape.check_noise(schedule)
+        load_config(options.config, [*options.set, *keys]).check_noise(schedule)
     except UserError as error:
         return dcot, str(error)
     return {"estimator": {"sub_chain": sub_chain}} | dcot, ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isqrt
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from rlr_ray.config.base import FREE, Strict, flat
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
+from rlr_ray.errors import UserError
 
 _NO_SUB_CHAIN = {"length": 0}
 _FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
@@ -62,6 +66,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Backpropagation through the whole chain, step by step.
     "full_bp": _FULL,
 }
+
+
+# What the core's parameters, which its errors name in backquotes, are called in a recipe.
+KEYS = {
+    "steps": "sampler.steps",
+    "eta": "sampler.eta",
+    "first_order_steps": "estimator.first_order_steps",
+    "truncation": "estimator.truncation",
+    "checkpoint_steps": "estimator.checkpoint_steps",
+    "sub_chain_length": "estimator.sub_chain.length",
+    "sub_chain_count": "estimator.sub_chain.count",
+    "position": "estimator.sub_chain.place",
+    "rest": "estimator.rest",
+}
+
+
+@contextmanager
+def in_keys() -> Iterator[None]:
+    """Have what the core refuses say which keys of a recipe are meant."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub("`(.+?)`", lambda name: KEYS[name[1]], str(error))) from error
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

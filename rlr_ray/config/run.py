@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlr_ray.config.base import FREE, Strict
 from rlr_ray.config.cluster import ClusterConfig
-from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight
+from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.rewards import Judges, Rewards, gathered
 from rlr_ray.core.plan import Plan, PlanShape, Position
+from rlr_ray.core.schedule import Schedule
 
 # A file, the name of a shipped list, or the prompts themselves.
 Text = Annotated[str, Field(min_length=1)]
@@ -175,6 +176,7 @@ class RunConfig(Strict):
         return self.estimator.preset == "auto"
 
     @property
+    @in_keys()
     def plan_shape(self) -> PlanShape:
         estimator, steps = self.estimator, self.sampler.steps
         return PlanShape(
@@ -188,6 +190,11 @@ class RunConfig(Strict):
             estimator.surrogate is not None,
             estimator.surrogate is None and self.mixed,
         )
+
+    @in_keys()
+    def check_noise(self, schedule: Schedule) -> None:
+        """Raise UserError if half order may end at a step without noise."""
+        self.plan_shape.check_noise(schedule)
 
     @property
     def _place(self) -> Position:

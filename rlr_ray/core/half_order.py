@@ -29,7 +29,7 @@ def half_order(
     if not sigma:
         raise UserError(
             f"half order ends at step {last}, where the sampler adds no noise (sigma 0); "
-            "set sampler.eta above 0, or leave that step to first order"
+            "use a schedule with noise there (eta above 0), or leave that step to first order"
         )
     theta = theta.detach().requires_grad_()
     latent = trajectory.latents[sub_chain[0]]
@@ -52,7 +52,7 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:  # [B], [B] -> [B]
     others = same.sum(1) - 1
     if bool((others == 0).any()):
         raise UserError(
-            "leave-one-out needs at least 2 chains of every prompt, found a prompt with 1; "
-            "raise train.chains_per_prompt or set estimator.half_order.baseline to 'batch'"
+            "leave-one-out needs at least 2 chains in every group, found a group with 1; run more chains of every "
+            "prompt, or put all chains in one group"
         )
     return rewards - ((same.to(rewards.dtype) @ rewards) - rewards) / others

@@ -67,7 +67,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanShape:
-    """What all updates of a run share; `draw` makes one chunk's plan of it. Raises UserError if it cannot be drawn."""
+    """What all updates of a run share; `draw` makes one chunk's plan of it. Raises UserError if it cannot be drawn.
+
+    Its errors name parameters in backquotes, which config.estimator.in_keys turns into a recipe's keys.
+    """
 
     steps: int  # T
     first_order_steps: int  # K, 0 .. T; the least one if truncation is not fixed
@@ -81,31 +84,29 @@ class PlanShape:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_order_steps <= self.steps:
-            raise UserError(
-                f"estimator.first_order_steps is {self.first_order_steps}; allowed: 0 to sampler.steps ({self.steps})"
-            )
+            raise UserError(f"`first_order_steps` is {self.first_order_steps}; allowed: 0 to `steps` ({self.steps})")
         if self.truncation != "fixed":
             self._check_truncation()
         if self.residual and self.truncation != "russian_roulette" and self.first_order_steps < self.steps:
             raise UserError(
-                f"a surrogate needs its gradient through every step, found first_order_steps {self.first_order_steps} "
-                f"with truncation {self.truncation!r}; set estimator.first_order_steps: all, or truncation: "
-                "russian_roulette (either with checkpoint_steps: true)"
+                "a surrogate needs its gradient through every step, found `first_order_steps` "
+                f"{self.first_order_steps} with `truncation` {self.truncation!r}; raise `first_order_steps` to all "
+                f"{self.steps}, or set `truncation` to russian_roulette (either with `checkpoint_steps`)"
             )
         if self.position == "importance" and self.sub_chain_count > 1:
             raise UserError(
-                f"sub_chain.place 'importance' draws one sub-chain, found count {self.sub_chain_count}; "
-                "set estimator.sub_chain.count: 1 or place: uniform"
+                f"`position` 'importance' draws one sub-chain, found `sub_chain_count` {self.sub_chain_count}; set "
+                "`sub_chain_count` to 1 or `position` to uniform"
             )
         if self.position == "importance" and self.mixed and self.first_order_steps:
             raise UserError(
-                "sub_chain.place 'importance' goes by half order's norm at the sub-chain alone, but half order also "
-                "carries what first order leaves of the reward; set estimator.sub_chain.place: uniform"
+                "`position` 'importance' goes by half order's norm at the sub-chain alone, but half order also "
+                "carries what first order leaves of the reward; set `position` to uniform"
             )
         if self.position == "cover" and self.sub_chain_count > 1:
             raise UserError(
-                f"sub_chain.place 'cover' makes as many sub-chains as it needs, found count {self.sub_chain_count}; "
-                "leave out estimator.sub_chain.count"
+                "`position` 'cover' makes as many sub-chains as it needs, found `sub_chain_count` "
+                f"{self.sub_chain_count}; leave `sub_chain_count` out"
             )
         low, stop = self.room
         needed = self.sub_chain_length * (1 if self.position == "cover" else self.sub_chain_count)
@@ -114,20 +115,20 @@ class PlanShape:
             raise UserError(
                 f"{many} of {self.sub_chain_length} steps does not fit in steps {low} to {stop - 1} "
                 f"(T = {self.steps}, the last {self.steps - self.free_stop} are first order); "
-                f"allowed: 0 to {max(stop - low, 0) // self.sub_chain_count}; lower estimator.sub_chain.length, "
-                "widen estimator.sub_chain.place or raise sampler.steps"
+                f"allowed: 0 to {max(stop - low, 0) // self.sub_chain_count}; lower `sub_chain_length`, "
+                "widen `position` or raise `steps`"
             )
 
     def _check_truncation(self) -> None:
         if not self.first_order_steps:
             raise UserError(
-                f"truncation {self.truncation!r} backpropagates at least 1 step, found first_order_steps 0; "
-                "set estimator.first_order_steps to the least number of steps, or truncation: fixed"
+                f"`truncation` {self.truncation!r} backpropagates at least 1 step, found `first_order_steps` 0; set "
+                "`first_order_steps` to the least number of steps, or `truncation` to fixed"
             )
         if not self.residual and (self.sub_chain_length or self.rest != "none"):
             raise UserError(
-                f"truncation {self.truncation!r} gives every step to first order, so nothing is left for the other "
-                "orders; set estimator.sub_chain.length: 0 and estimator.rest: none, or truncation: fixed"
+                f"`truncation` {self.truncation!r} gives every step to first order, so nothing is left for the other "
+                "orders; set `sub_chain_length` to 0 and `rest` to none, or `truncation` to fixed"
             )
 
     def without_surrogate(self) -> PlanShape:
@@ -235,7 +236,7 @@ class PlanShape:
         if silent:
             raise UserError(
                 f"half order would end at step {silent[0]}, where the sampler adds no noise (sigma 0); "
-                "set sampler.eta above 0, leave the step to first order, or use estimator.sub_chain.length: 0"
+                "set `eta` above 0, leave the step to first order, or set `sub_chain_length` to 0"
             )
 
     def _possible_ends(self) -> list[int]:

@@ -88,7 +88,7 @@ class Laboratory:
         """Raises UserError if the plan does not work with this recipe."""
         config = with_plan(self.config, keys)
         check_first_order(config)
-        config.plan_shape.check_noise(self.subject.sampler.schedule)
+        config.check_noise(self.subject.sampler.schedule)
         if self.guides is None and config.guided:
             self.guides = guides_of(self.subject, config)
         norms = reference.position_norms(config.plan_shape.sub_chain_length)

@@ -222,7 +222,7 @@ class Planner:
         try:
             config = with_plan(self.config, keys)
             check_first_order(config)
-            config.plan_shape.check_noise(self.subject.sampler.schedule)
+            config.check_noise(self.subject.sampler.schedule)
         except UserError:
             return False
         return True

@@ -163,7 +163,7 @@ class Engine(PictureEngine):
         named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
         self.surrogate = Mixture(named, self.device, {}, self.model.frames)  # of none or one
         self.shape = config.plan_shape
-        self.shape.check_noise(self.model.schedule)
+        config.check_noise(self.model.schedule)
 
     @functools.cached_property
     def judges(self) -> Mixture:
@@ -204,7 +204,7 @@ class Engine(PictureEngine):
         """This engine with the plan of another config, whose model, reward and prompts are the same."""
         other = copy.copy(self)
         other.config, other.shape = config, config.plan_shape
-        other.shape.check_noise(self.model.schedule)
+        config.check_noise(self.model.schedule)
         return other
 
     def held_bytes(self) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,11 @@ import pytest
 import yaml
 
 from rlr_ray.cli import main
-from rlr_ray.config.estimator import PRESETS, merge
+from rlr_ray.config.estimator import KEYS, PRESETS, merge
 from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig
+from rlr_ray.core.plan import PlanShape
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
 from tests.runs import RECIPE, short_run
@@ -243,3 +246,14 @@ def test_a_bad_file_or_override_is_refused(
     with pytest.raises(UserError) as error:
         load_config(str(file), overrides)
     assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_what_the_core_refuses_is_told_in_keys() -> None:
+    """Every parameter of a plan that it names has its key; it knows none itself."""
+    core = "".join(path.read_text("utf-8") for path in (ROOT / "rlr_ray" / "core").glob("*.py"))
+    assert not re.search(r"(estimator|train|sampler|guards|cluster)\.[a-z_]+(:|\b above| or |;)", core)
+    messages = re.findall(r"raise UserError\((.*?)\n            \)", inspect.getsource(PlanShape), re.S)
+    assert len(messages) > 5 and {name for text in messages for name in re.findall("`(.+?)`", text)} == set(KEYS)
+    keys = {"first_order_steps": 9, "sub_chain": {"length": 0}, "rest": "none"}
+    with pytest.raises(UserError, match=r"^estimator.first_order_steps is 9; allowed: 0 to sampler.steps \(5\)$"):
+        short_run(Path(), estimator=keys)

@@ -106,14 +106,14 @@ def test_chunks_spread_a_random_depth_evenly() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, 11, 0), r"first_order_steps is 11; allowed: 0 to sampler.steps \(10\)"),
+        ((10, 11, 0), r"`first_order_steps` is 11; allowed: 0 to `steps` \(10\)"),
         ((10, 3, 8), r"sub-chain of 8 steps does not fit in steps 0 to 6 .*allowed: 0 to 7; lower"),
         ((10, 3, 3, (6, 9)), r"does not fit in steps 6 to 6"),
         ((10, 3, 4, "uniform", "none", 2), r"2 sub-chains of 4 steps does not fit .*allowed: 0 to 3"),
-        ((10, 3, 2, "importance", "none", 2), r"'importance' draws one sub-chain, found count 2"),
-        ((10, 3, 2, "cover", "none", 2), r"'cover' makes as many sub-chains as it needs, found count 2"),
+        ((10, 3, 2, "importance", "none", 2), r"'importance' draws one sub-chain, found `sub_chain_count` 2"),
+        ((10, 3, 2, "cover", "none", 2), r"'cover' makes as many sub-chains as it needs, found `sub_chain_count` 2"),
         ((10, 3, 0, "uniform", "half_order", 1, "random"), r"gives every step to first order"),
-        ((10, 0, 0, "uniform", "none", 1, "russian_roulette"), r"at least 1 step, found first_order_steps 0"),
+        ((10, 0, 0, "uniform", "none", 1, "russian_roulette"), r"at least 1 step, found `first_order_steps` 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: tuple, message: str) -> None:
