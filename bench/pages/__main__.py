@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.common import DOCS, IMAGES, options
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
-from bench.pages.scale import kills, scale
+from bench.pages.scale import kills, scale, update_memory
 from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
@@ -20,7 +20,7 @@ HEAD = """# Benchmarks
 Written by `python -m bench.pages` from the files in `bench/results`; do not edit: figures cannot drift from data. What
 it means, and which plan to use when: [estimators.md](estimators.md).
 """
-SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed)
+SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
 
 
 def fill(page: Path, name: str, block: str) -> None:

@@ -1,4 +1,4 @@
-"""The figures of docs/scaling.md."""
+"""The figures of docs/scaling.md, and an update's extra memory."""
 
 from __future__ import annotations
 
@@ -82,3 +82,24 @@ def kills() -> str:
     if not rows:
         return "Not measured yet: `python -m bench.runs.chaos`."
     return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"
+
+
+MEMORY = """## An update's extra memory
+
+`python -m bench.speed.update_memory`: the gradient estimate of an update, P = {parameters:,} float32 numbers, on a CPU.
+Before: rows [2, chunks, P], kept and concatenated, by formula.
+
+{rows}
+"""
+
+
+def update_memory() -> str:
+    found = read_json("speed/update_memory_cpu.json")
+    if found is None:
+        return ""
+    heads = ("terms", "chunks", "extra, GB", "the same in P numbers", "resident, GB", "before, GB")
+    rows = []
+    for row in found:
+        extra, *others = (f"{row[key] / 1e9:.3f}" for key in ("bytes", "resident_bytes", "bytes_before"))
+        rows.append([row["plan"], str(row["chunks"]), extra, f"{row['numbers']:.2f}", *others])
+    return MEMORY.format(parameters=found[0]["parameters"], rows=table(heads, rows))
