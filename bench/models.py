@@ -27,6 +27,7 @@ from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import load_config, parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.train.engine import Engine
+from rlr_ray.utils.environment import prepare_process
 
 FOLDER = ROOT / "build" / "random_pipelines"  # git ignores it
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,4 +187,6 @@ def recipe(size: str, **changes: Any) -> RunConfig:
 
 def engine(size: str, **changes: Any) -> Engine:
     """The engine of a size; the threads of a CPU are one."""
-    return Engine(recipe(size, **changes))
+    config = recipe(size, **changes)
+    prepare_process(config.threads)
+    return Engine(config)

@@ -34,6 +34,7 @@ from rlr_ray.config.recipe import load_config
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
+from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.memory import peak_bytes
 
 FILE, LONG, REFUSED = (RESULTS / name for name in ("peers.jsonl", "peers_long.jsonl", "peers_refused.json"))
@@ -118,6 +119,7 @@ class Trl:
 def engine_of(seed: int, *overrides: str) -> Engine:
     """Whose held-out chains are those of the ablation's run with this seed."""
     keys = ["cluster=none", "evaluation.chains=200", f"seed={seed}", *overrides]
+    prepare_process(1)
     return Engine(load_config(str(ROOT / "configs" / "digits.yaml"), keys))
 
 

@@ -20,6 +20,7 @@ from rlr_ray.lab.compare import Laboratory
 from rlr_ray.lab.measure import variance, variance_se
 from rlr_ray.lab.plans import reinforce
 from rlr_ray.lab.reference import exact_by_step
+from rlr_ray.utils.environment import prepare_process
 
 FILE = RESULTS / "break_even.jsonl"
 RECIPES = ("digits", "moving_digits")
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=32, help="of the reference, and at most of a plan")
     parser.add_argument("--recipe", choices=RECIPES, help="this one alone")
     given = parser.parse_args()
+    prepare_process(1)
     known = {(row["recipe"], row["adapter"]) for row in read_rows(FILE)}
     for recipe in [given.recipe] if given.recipe else RECIPES:
         for adapter in ADAPTERS:

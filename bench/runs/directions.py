@@ -26,6 +26,7 @@ from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_sp
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
+from rlr_ray.utils.environment import prepare_process
 
 FILE = RESULTS / "directions.json"
 MEASURED = (5, 10, 20, 30)  # updates
@@ -132,6 +133,7 @@ def measure(engine: Engine, state: TrainState, earlier: list[Tensor]) -> dict[st
 def run(rate: float, seen: dict[str, Any]) -> None:
     """Train, measuring what was not yet, and keep `seen` on disk."""
     overrides = ["cluster=none", f"train.learning_rate={rate}"]
+    prepare_process(1)
     engine = Engine(load_config(str(ROOT / "configs" / "digits.yaml"), overrides))
     state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
     measured, half = seen.setdefault(f"{rate:g}", {"measured": {}})["measured"], list[Tensor]()

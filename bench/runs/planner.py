@@ -17,6 +17,7 @@ from rlr_ray.config.recipe import load_config
 from rlr_ray.lab.measure import candidate_of, estimate_batch
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
+from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.memory import peak_bytes
 
 BUDGETS_GIB = (0.012, 0.02, 0.05)
@@ -51,6 +52,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batches", type=int, default=48, help="for the variances")
     given = parser.parse_args()
+    prepare_process(1)
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
     planner = Planner(config, given.batches)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]

@@ -33,12 +33,14 @@ from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
+from rlr_ray.utils.environment import prepare_process
 
 WALL = time.perf_counter  # two processes share what is timed
 
 
 def serve(config: RunConfig, pipe: Connection) -> None:
     """Run the rollouts that are asked for, until nothing is."""
+    prepare_process(config.threads)
     engine = Engine(config)
     pipe.send(None)
     while (asked := pipe.recv()) is not None:
@@ -84,6 +86,7 @@ class Bench:
 
     def __init__(self, size: str, **changes: Any):
         config = recipe(size, **({"sampler": {"steps": 10}} if size in TRUE_SIZES else {}), **changes)
+        prepare_process(config.threads)
         self.engine, self.other = Engine(config), Other(config)
         self.state = TrainState(self.engine.model.initial_theta, config.train, config.estimator)
         for _ in range(2):  # the second has guides
