@@ -52,7 +52,7 @@ class Fault:
     def plant(self, tree: Path) -> None:
         file = tree / "rlr_ray" / self.file
         text = file.read_text("utf-8").replace(self.find, self.replace)
-        file.unlink()  # what the tree holds are links to the working tree's files
+        file.unlink()  # what the tree holds are links
         file.write_text(text, "utf-8")
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
             compiled.unlink()
@@ -116,15 +116,19 @@ def run_tests(tree: Path, tests: Sequence[str], *, stop: bool) -> None:
     os._exit(0)
 
 
-def fork(folder: Path, tests: Sequence[str], fault: Fault | None) -> int:
-    """A process that runs `tests` on a copy of the tree in `folder`, with the fault planted; its id."""
-    tree = folder / "tree"
-    tree.mkdir()
+def snapshot(folder: Path) -> None:
+    """Copy what tests need of the working tree, which may change meanwhile."""
     for name in COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, copy_function=os.link)
+            shutil.copytree(ROOT / name, folder / name)
         elif (ROOT / name).is_file():
-            os.link(ROOT / name, tree / name)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def fork(copy: Path, folder: Path, tests: Sequence[str], fault: Fault | None) -> int:
+    """A process that runs `tests` on a tree of links to the copy, with the fault planted; its id."""
+    tree = folder / "tree"
+    shutil.copytree(copy, tree, copy_function=os.link)
     if fault:
         fault.plant(tree)
     sys.stdout.flush()
@@ -157,7 +161,7 @@ def run_all(faults: Sequence[Fault], scratch: Path) -> Iterator[tuple[Fault, Out
             number, fault = waiting.pop(0)
             folder = scratch / str(number)
             folder.mkdir()
-            running[fork(folder, fault.tests, fault)] = (fault, folder, time.monotonic())
+            running[fork(scratch / "copy", folder, fault.tests, fault)] = (fault, folder, time.monotonic())
         pid, _, spent = os.wait4(-1, os.WNOHANG)
         for late in [late for late, (*_, begun) in running.items() if time.monotonic() - begun > LIMIT_S]:
             os.killpg(late, signal.SIGKILL)
@@ -170,7 +174,7 @@ def run_all(faults: Sequence[Fault], scratch: Path) -> Iterator[tuple[Fault, Out
 
 def import_all_but_the_package() -> None:
     """Import what the package needs, by an engine of it; then forget the package: each copy is imported anew."""
-    for name in ("tests.warm", "ray"):
+    for name in ("tests.conftest", "tests.warm", "ray"):
         importlib.import_module(name)
 
     for name in [name for name in sys.modules if name.partition(".")[0] in ("rlr_ray", "tests")]:
@@ -189,10 +193,12 @@ def main() -> int:
         faults = random.Random(datetime.date.today().isoformat()).sample(faults, min(options.sample, len(faults)))
     import_all_but_the_package()
     with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / "whole"
+        whole, copy = Path(scratch) / "whole", Path(scratch) / "copy"
         whole.mkdir()
+        copy.mkdir()
+        snapshot(copy)
         every = list(dict.fromkeys(test for fault in faults for test in fault.tests))
-        _, _, spent = os.wait4(fork(whole, every, None), 0)
+        _, _, spent = os.wait4(fork(copy, whole, every, None), 0)
         unplanted = judge(whole, spent.ru_utime + spent.ru_stime)
         if unplanted.verdict != "SURVIVED":
             print((whole / "output").read_text())
