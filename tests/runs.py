@@ -10,10 +10,11 @@ read is made twice: make it in a fixture of scope "module". A command is called 
 
 from __future__ import annotations
 
-import functools
+import atexit
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,29 +64,29 @@ SMALL: dict[str, Any] = {  # on top of it, for tests of many runs
 }
 
 
-@functools.cache
-def _tiny_folder() -> tempfile.TemporaryDirectory[str]:
+def _tiny_folder() -> str:
     import diffusers
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     from rlr_ray.assets import DIGITS
 
     diffusers.utils.logging.disable_progress_bar()
-    folder = tempfile.TemporaryDirectory(prefix="tiny_pipeline_")
+    folder = tempfile.mkdtemp(prefix="tiny_pipeline_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     pipeline = StableDiffusionPipeline.from_pretrained(DIGITS / "pipeline")
     one_block = {"block_out_channels": (8,), "attention_head_dim": 2, "norm_num_groups": 2, "mid_block_type": None}
     one_block |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipeline.register_modules(unet=UNet2DConditionModel.from_config(dict(pipeline.unet.config) | one_block))
-    pipeline.save_pretrained(folder.name)
+    pipeline.save_pretrained(folder)
     return folder
 
 
 def tiny() -> dict[str, Any]:
     """A recipe's `model`: the embedded pipeline with a U-Net of 13,676 random weights, of the same class."""
     if "TINY_PIPELINE" not in os.environ:  # processes that this one starts share it
-        os.environ["TINY_PIPELINE"] = _tiny_folder().name
+        os.environ["TINY_PIPELINE"] = _tiny_folder()
     return {"name": "stable_diffusion", "path": os.environ["TINY_PIPELINE"]}
 
 
