@@ -105,6 +105,15 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(copied: Path, 
     assert run(small_run(copied.parent), resume=True) == []  # the damaged one was replaced
 
 
+def test_lost_rows_are_told_of_and_cost_no_run(copied: Path, whole: Path) -> None:
+    (copied / "metrics.jsonl").unlink()
+    (said,) = run(small_run(copied.parent), resume=True)
+    assert said.startswith(f"4 of 4 updates are not in {copied / 'metrics.jsonl'}; the run goes on")
+    summaries = [RunFolder(small_run(folder.parent)).load_summary() for folder in (copied, whole)]
+    results = [[summary[key] for key in ("steps", "gain", "theta_sha256")] for summary in summaries]
+    assert results[0] == results[1]
+
+
 def test_a_run_that_was_moved_and_renamed_goes_on_by_its_own_recipe(copied: Path, whole: Path) -> None:
     (copied / "checkpoints" / "update_000004.pt").unlink()
     moved = copied.rename(copied.with_name("moved"))
