@@ -16,6 +16,7 @@ def cluster() -> Iterator[None]:
     """One local Ray for all tests of a session that ask for it."""
     import ray
 
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as where a run starts its own Ray: a process less a run
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield
     ray.shutdown()

@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from rlr_ray.cluster.callbacks import Restarts
+from rlr_ray.cluster.callbacks import Restarts, start_worker
 from rlr_ray.cluster.coordinator import messages_to
 from rlr_ray.cluster.resources import enter, listed
 from rlr_ray.cluster.rollouts import RolloutPool
@@ -82,17 +82,18 @@ def _trainer(
     actors = f" and {cluster.rollouts.min_actors} to {cluster.rollouts.max_actors} rollout actors" if rollouts else ""
     logger.info(f"starting a TorchTrainer of {number} worker{'s' * (workers.max > 1)}")
     role = config.on(cluster.worker.gpus)
+    work = {
+        "config": role,
+        "cluster": cluster,
+        "folder": os.getcwd(),
+        "rollouts": rollouts,
+        "remote": remote,
+        "coordinator": coordinator,
+        "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
+    }
     return TorchTrainer(
-        run_worker,
-        train_loop_config={
-            "config": role,
-            "cluster": cluster,
-            "folder": os.getcwd(),
-            "rollouts": rollouts,
-            "remote": remote,
-            "coordinator": coordinator,
-            "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
-        },
+        start_worker,
+        train_loop_config={"work": ray.put(work), "coordinator": coordinator},
         torch_config=TorchConfig(backend="gloo" if role.device == "cpu" else "nccl", timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.min, workers.max) if workers.min < workers.max else workers.min,
@@ -103,7 +104,9 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count themselves: see worker.py
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1
+            ),  # the workers count themselves: see _check_progress
             callbacks=[Restarts(coordinator)],
         ),
     )
@@ -124,16 +127,9 @@ _LOOK_S = 0.1  # between two looks whether the run has begun
 
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
-    from rlr_ray.train.update import (
-        Process,  # only here, as below: the driver, which sends this function, needs none of it
-    )
+    from rlr_ray.train.update import Process  # only here, as below: the driver needs none of it
 
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
-    try:
-        if ray.get(coordinator.failure.remote()):  # restarted after a user's error
-            return
-    except RayActorError:  # the coordinator is lost: the driver says so, once this ends
-        return
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
         _check_progress(loop_config["cluster"], process, coordinator)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,75 +13,39 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import yaml
 
 from rlr_ray.cluster.launch import run_on_ray
-from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import load_config
+from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
-from tests.runs import RECIPE, logged, short_run
+from tests.runs import RECIPE, logged, small_run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
-Report = Callable[[dict[str, Any]], None]
-
-
-SMALL: dict[str, Any] = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
+CLUSTER: dict[str, Any] = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
+ONE_TERM: dict[str, Any] = {"first_order_steps": "all", "sub_chain": {"length": 0}}
 
 
 def ignore(row: dict[str, Any]) -> None:
     pass
 
 
-def cluster_run(
-    folder: Path,
-    report: Report = ignore,
-    changes: dict[str, Any] | None = None,
-    **keys: Any,
-) -> dict[str, Any]:
-    """Run on Ray and return the summary."""
-    cluster = merge(SMALL, keys)
-    name = "-".join(re.findall(r"\w+", str(keys)))
-    config = short_run(folder, name=name, cluster=cluster, **changes or {})
+def summary_on_ray(config: RunConfig, report: Callable[[dict[str, Any]], None] = ignore) -> dict[str, Any]:
     assert config.cluster != "none"
     run_on_ray(config, config.cluster, report, lambda: RunFolder(config).begin(resume=False))
     return RunFolder(config).load_summary()
 
 
-@pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(
-    ("keys", "workers", "actors"),
-    [({"rollouts": {"max_actors": 1}}, "1", "1 to 1"), ({"workers": {"min": 1, "max": 2}}, "1 to 2", "1 to 2")],
-    ids=str,
-)
-def test_any_number_of_actors_and_workers_ends_with_the_local_weights(
-    tmp_path: Path, local: dict[str, Any], keys: dict[str, Any], workers: str, actors: str
-) -> None:
-    rows: list[dict[str, Any]] = []
-    with logged() as said:
-        summary = cluster_run(tmp_path, rows.append, **keys)
-    assert summary["theta_sha256"] == local["theta_sha256"]
-    assert summary["gain"] == local["gain"]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert f"a TorchTrainer of {workers} worker(s) and {actors} rollout actors" in summary["ran_on"]
-    assert f"training on {workers[-1]} worker{'s' * (workers[-1] == '2')}" in said  # elastic ones found room for both
-
-
-@pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("name", ["online", "digits"])
-def test_a_surrogate_is_the_same_on_a_cluster(tmp_path: Path, name: str) -> None:
-    """Learned by two workers alike; or a named one, of which the actors are told how much to take off the reward."""
-    surrogate = {"name": name, "coefficient": 0.7, "steps_per_update": 5}
-    estimator = {"first_order_steps": "all", "sub_chain": {"length": 0}, "surrogate": surrogate}
-    changes = {"estimator": estimator | {"rest": "half_order" if name == "online" else "zeroth_order"}}
-    config = short_run(tmp_path, name="local", **changes)
+def summary_here(config: RunConfig) -> dict[str, Any]:
     RunFolder(config).begin(resume=False)
     engine = Engine(config)
     train(engine, engine.local_rollouts, ignore)
-    summary = cluster_run(tmp_path, changes=changes, workers=2)
-    assert summary["theta_sha256"] == RunFolder(config).load_summary()["theta_sha256"]
+    return RunFolder(config).load_summary()
 
 
 SLOW_DIGITS = """
@@ -97,15 +59,24 @@ class Reward(Digits):
 """
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_rollout_actor_changes_nothing(
-    tmp_path: Path, local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_workers_that_come_and_actors_that_die_end_with_the_local_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With a reward and prompts of the driver's folder, and a surrogate that actors take off the reward."""
     monkeypatch.chdir(tmp_path)
     Path("slow_digits.py").write_text(SLOW_DIGITS)  # an update's rollouts take 0.8 s, so the kill falls among them
+    Path("my_prompts.txt").write_text("a handwritten three\na handwritten eight\n")
+    estimator = ONE_TERM | {"surrogate": {"name": "digits", "coefficient": 0.7}, "rest": "zeroth_order"}
+    keys: dict[str, Any] = {
+        "reward": {"name": "slow_digits:Reward"},
+        "prompts": "my_prompts.txt",
+        "estimator": estimator | {"zeroth_order": {"count": 8}},
+    }
+    rows: list[dict[str, Any]] = []
     killed: list[int] = []
 
     def kill_one(row: dict[str, Any]) -> None:
+        rows.append(row)
         if not killed:
             assert row["step"] < 2
             actors = [child for child in psutil.Process().children(recursive=True) if _is_actor(child)]
@@ -113,61 +84,29 @@ def test_a_killed_rollout_actor_changes_nothing(
             actors[0].send_signal(signal.SIGKILL)
             killed.append(actors[0].pid)
 
-    summary = cluster_run(tmp_path, kill_one, {"reward": {"name": "slow_digits:Reward"}}, rollouts={"min_actors": 2})
+    cluster = CLUSTER | {"workers": {"min": 1, "max": 2}, "rollouts": {"cpus": 0.25, "min_actors": 2}}
+    with logged() as said:
+        found = summary_on_ray(small_run(tmp_path, name="on-ray", cluster=cluster, **keys), kill_one)
+    expected = summary_here(small_run(tmp_path, name="here", **keys))
     assert killed and not psutil.pid_exists(killed[0])
-    assert summary["theta_sha256"] == local["theta_sha256"]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert "a TorchTrainer of 1 to 2 worker(s) and 2 to 2 rollout actors" in found["ran_on"]
+    assert "training on 2 workers" in said  # elastic ones had room for both
+    for name in ("theta_sha256", "gain", "scores"):
+        assert found[name] == expected[name]
 
 
 def _is_actor(process: psutil.Process) -> bool:
     return "RolloutActor" in " ".join(process.cmdline())
 
 
-def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict[str, Any]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": SMALL}))
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = tmp_path / "runs" / "short"
-    while not (folder / "checkpoints" / "update_000001.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "summary.json").exists()
-    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "summary.json").read_text())["theta_sha256"] == local["theta_sha256"]
+def test_a_surrogate_that_two_workers_learn_ends_with_the_local_weights(tmp_path: Path) -> None:
+    surrogate = {"name": "online", "coefficient": 0.7, "steps_per_update": 5}
+    keys: dict[str, Any] = {"estimator": ONE_TERM | {"surrogate": surrogate, "rest": "half_order"}}
+    found = summary_on_ray(small_run(tmp_path, name="on-ray", cluster=CLUSTER | {"workers": 2}, **keys))
+    assert found["theta_sha256"] == summary_here(small_run(tmp_path, name="here", **keys))["theta_sha256"]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_own_reward_and_prompts_are_found_from_the_drivers_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("my_prompts.txt").write_text("one\nseven\n")
-    Path("my_reward_on_ray.py").write_text(
-        "def brightness(images, prompts, metadata): return images.mean((1, 2, 3))\nbrightness.differentiable = True\n"
-    )
-    keys = {"reward": {"name": "my_reward_on_ray:brightness"}, "prompts": "my_prompts.txt", "train": {"iterations": 1}}
-    config = short_run(tmp_path, cluster=SMALL, evaluation={"judge": None}, **keys)
-    assert config.cluster != "none"
-    run_on_ray(config, config.cluster, ignore, lambda: RunFolder(config).begin(resume=False))
-    assert 0 < RunFolder(config).load_summary()["reward_before"] < 1
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
-    """So --overwrite has deleted nothing."""
-    config = short_run(tmp_path, cluster=SMALL, model={"name": "stable_diffusion", "path": "./nowhere"})
-    assert config.cluster != "none"
-    begun: list[bool] = []
-    with pytest.raises(UserError, match="there is no such folder"):
-        run_on_ray(config, config.cluster, ignore, lambda: begun.append(True))
-    assert not begun and not config.folder.exists()
-
-
-@pytest.mark.usefixtures("cluster")
 def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,8 +118,37 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
         "    return images.mean((1, 2, 3)) / (0 if zero else 1)\n"
         "broken.differentiable = True\n"
     )
-    keys = {"reward": {"name": "my_reward_of_rank_0:broken"}, "evaluation": {"judge": None}}
-    config = short_run(tmp_path, cluster=SMALL | {"workers": 2}, **keys)
-    assert config.cluster != "none"
+    keys: dict[str, Any] = {"reward": {"name": "my_reward_of_rank_0:broken"}, "estimator": {"rest": "half_order"}}
     with pytest.raises(UserError, match="my_reward_of_rank_0:broken' returned inf"):
-        run_on_ray(config, config.cluster, ignore, lambda: RunFolder(config).begin(resume=False))
+        summary_on_ray(small_run(tmp_path, cluster=CLUSTER | {"workers": 2}, **keys))
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    """So --overwrite has deleted nothing."""
+    config = small_run(tmp_path, cluster=CLUSTER, model={"name": "stable_diffusion", "path": "./nowhere"})
+    with pytest.raises(UserError, match="there is no such folder"):
+        summary_on_ray(config)
+    assert not config.folder.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict[str, Any]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": CLUSTER}))
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    config = load_config(str(recipe), [])
+    while not (config.folder / "checkpoints" / "update_000001.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = RunFolder(config)
+    assert not folder.holds_results and config.cluster != "none"
+    folder.check(resume=True, overwrite=False)
+    with logged() as said:
+        run_on_ray(config, config.cluster, ignore, lambda: folder.begin(resume=True))
+    assert any("going on from update" in text for text in said)
+    assert folder.load_summary()["theta_sha256"] == local["theta_sha256"]
