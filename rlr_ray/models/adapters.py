@@ -77,15 +77,15 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> None:
     """Set the adapter's parameters. Raises UserError if names or shapes are not those of the module's own adapter."""
-    expected, found = (
+    expected, shapes = (
         {name: list(tensor.shape) for name, tensor in tensors.items()}
         for tensors in (peft.get_peft_model_state_dict(module), saved)
     )
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
         raise UserError(
             f"{place} does not fit the adapter of the recipe: {len(wrong)} tensors differ, e.g. {wrong[0]}: found "
-            f"{found.get(wrong[0], 'none')}, allowed: {expected.get(wrong[0], 'none')}; give the recipe the adapter "
+            f"{shapes.get(wrong[0], 'none')}, allowed: {expected.get(wrong[0], 'none')}; give the recipe the adapter "
             "with which it was saved"
         )
     peft.set_peft_model_state_dict(module, dict(saved))
@@ -125,8 +125,8 @@ class PerChainLinear(nn.Linear):
             return linear(input, self.weight)
         chains, rows = len(self.weight), len(input)
         assert rows % chains == 0, f"{rows} rows do not belong to {chains} chains"
-        own = input.reshape(chains, -1, input.shape[-1]) @ self.weight.mT
-        return own.view(*input.shape[:-1], -1)
+        output = input.reshape(chains, -1, input.shape[-1]) @ self.weight.mT
+        return output.view(*input.shape[:-1], -1)
 
 
 def take_per_chain_weights(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from rlr_ray.models import Model
 
 
 class Entry(NamedTuple):
-    """What is known of a model without its code, which takes seconds to import."""
+    """A model without its code, which takes seconds to import."""
 
     place: str  # file:Class of rlr_ray/models/families; the file has `load(config, adapter, sampler, device) -> Class`
     pipeline: str  # the class of diffusers
@@ -87,7 +87,7 @@ def source_of(config: Any, words: str) -> Path | str:
 
 
 def could_not(key: str, path: str, kind: str, error: Exception) -> UserError:
-    """What is said of files that are no such thing, or that are not to be had."""
+    """The error of files that are no such thing, or that are not to be had."""
     unseen = (
         " (there is no such folder, so it was looked for on the hub; where the hub is not reached, give a folder, "
         f"as `hf download {path} --local-dir FOLDER` writes it)"
@@ -97,7 +97,7 @@ def could_not(key: str, path: str, kind: str, error: Exception) -> UserError:
 
 
 def pipeline_index(config: Any, family: Any, words: str) -> dict[str, Any]:
-    """What a pipeline's model_index.json says: its class and its parts. Raises UserError if there is none."""
+    """A pipeline's model_index.json: its class and its parts. Raises UserError if there is none."""
     source = source_of(config, words)
     try:
         index: dict[str, Any] = family.load_config(source)

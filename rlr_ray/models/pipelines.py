@@ -85,7 +85,7 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def _inputs(self, latents: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Any]:
-        """What the trained part is called with; with guidance for the negative prompts first, then for the prompts."""
+        """Arguments of the trained part; with guidance those of the negative prompts first, then the prompts'."""
 
     @abstractmethod
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]: ...  # each [1, ...]
@@ -100,7 +100,7 @@ class PipelineModel(ABC):
         return [(part, part.model_max_length) for part in parts if part is not None]
 
     def _frames(self, config: Any) -> int | None:
-        """How many frames a video has. Raises UserError for keys of videos if the family draws pictures."""
+        """Frames of a video. Raises UserError for keys of videos if the family draws pictures."""
         for key in ("num_frames", "motion_adapter"):
             if getattr(config, key) is not None:
                 raise UserError(f"model.{key} is set, but {config.name!r} draws pictures; leave the key out")
@@ -228,10 +228,10 @@ class PipelineModel(ABC):
         saved, *_, metadata = self.pipeline.lora_state_dict(  # between them, of some, alphas of other programs' files
             place.parent, weight_name=place.name, return_lora_metadata=True
         )
-        own, prefix = self.module.peft_config["default"], f"{self.trained}."
-        unsaid = {"lora_alpha": own.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
+        config, prefix = self.module.peft_config["default"], f"{self.trained}."
+        unsaid = {"lora_alpha": config.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
         told = {name: (metadata or {}).get(prefix + name, value) for name, value in unsaid.items()}
-        expected = {name: getattr(own, name) for name in unsaid}
+        expected = {name: getattr(config, name) for name in unsaid}
         if told != expected:
             raise UserError(
                 f"{place} was saved with {told}, the recipe's adapter has {expected}; give the recipe the adapter "

@@ -1,4 +1,4 @@
-"""How large a model is, from the config files of its pipeline: its modules are built on torch's meta device.
+"""The size of a model, from the config files of its pipeline: its modules are built on torch's meta device.
 
 Nothing of their weights is read or held, so this needs no more than `model_index.json`, the scheduler's config and each
 part's `config.json`.
@@ -47,22 +47,22 @@ class Sizes:
 
 def sizes_of(config: RunConfig) -> Sizes:
     """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
-    given, entry = with_path(config.model), entry_of(config.model)
-    folder = _config_files(source_of(given, given.name))
+    keys, entry = with_path(config.model), entry_of(config.model)
+    folder = _config_files(source_of(keys, keys.name))
     family = getattr(diffusers, entry.pipeline)
-    if given.motion_adapter is not None:
+    if keys.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     try:
         index = family.load_config(folder)
-        refuse_other_class(given, index["_class_name"], family)
-        pipeline = _pipeline(folder, index, family, getattr(torch, given.dtype))
+        refuse_other_class(keys, index["_class_name"], family)
+        pipeline = _pipeline(folder, index, family, getattr(torch, keys.dtype))
     except UserError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Unknown(_NEEDED.format(path=given.path, error=first_line(error))) from error
+        raise Unknown(_NEEDED.format(path=keys.path, error=first_line(error))) from error
     file, _, kind = entry.place.partition(":")
-    own = getattr(importlib.import_module(f"rlr_ray.models.families.{file}"), kind)
-    model = own(pipeline, given, config.adapter, config.sampler, _META)
+    model_class = getattr(importlib.import_module(f"rlr_ray.models.families.{file}"), kind)
+    model = model_class(pipeline, keys, config.adapter, config.sampler, _META)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
 
@@ -101,33 +101,33 @@ def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dty
         elif name in _NEVER_LOADED or None in kind:
             parts[name] = None
         else:
-            library, own = kind
-            parts[name] = _part(folder / name, library, own, dtype)
+            library, part = kind
+            parts[name] = _part(folder / name, library, part, dtype)
     return family(**parts | ({"requires_safety_checker": False} if "requires_safety_checker" in parts else {}))
 
 
 def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
     """A scheduler, a module without weights, or None for a tokenizer."""
-    found = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
-    if issubclass(found, diffusers.SchedulerMixin):
-        return found.from_pretrained(folder)
-    if issubclass(found, diffusers.ModelMixin):
-        config = found.load_config(folder)
+    part_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    if issubclass(part_class, diffusers.SchedulerMixin):
+        return part_class.from_pretrained(folder)
+    if issubclass(part_class, diffusers.ModelMixin):
+        config = part_class.load_config(folder)
         with _META:
-            return nn.Module.to(found.from_config(config), dtype)  # its own `to` warns of parts kept in float32
-    if issubclass(found, transformers.PreTrainedModel):
-        config = found.config_class.from_pretrained(folder)
+            return nn.Module.to(part_class.from_config(config), dtype)  # its own `to` warns of parts kept in float32
+    if issubclass(part_class, transformers.PreTrainedModel):
+        config = part_class.config_class.from_pretrained(folder)
         with _META:
-            part = found(config).to(dtype)
+            part = part_class(config).to(dtype)
         for name, module in part.named_modules():  # which transformers never halves, as T5's wo
-            if dtype == torch.float16 and name.split(".")[-1] in (found._keep_in_fp32_modules or ()):
+            if dtype == torch.float16 and name.split(".")[-1] in (part_class._keep_in_fp32_modules or ()):
                 module.float()
         return part
     return None
 
 
 def describe_sizes(config: RunConfig) -> str:
-    """What the model, the adapter and a chain take in memory, as far as the pipeline's config files tell.
+    """Memory of the model, the adapter and a chain, as far as the pipeline's config files tell.
 
     Raises UserError if model and adapter do not go together, or if half order may end at a step without noise.
     """

@@ -34,7 +34,7 @@ class Staged:
         return self.model(theta, latent, timestep, {name: value[:, stage] for name, value in conditioning.items()})
 
     def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning:
-        """One prompt for all stages of a chain."""
+        """Embeddings [B, S, ...] of one prompt for all stages of a chain."""
         return self.encode_stages([(prompt,) * self.stages for prompt in prompts], negatives)
 
     def encode_stages(self, prompts: Sequence[Sequence[str]], negatives: Sequence[str] = ()) -> Conditioning:

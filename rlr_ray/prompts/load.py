@@ -142,7 +142,7 @@ def _many(count: int, what: str) -> str:
 
 
 def describe_prompts(config: RunConfig) -> str:
-    """How many prompts are trained on and held out, and which were left out. Raises UserError for bad ones."""
+    """Numbers of prompts trained on, held out and left out, in words. Raises UserError for bad ones."""
     notes: list[str] = []
     sets = prompt_sets(config, notes.append)
     held_out = "held-out chains have the same" if sets.held_out is sets.train else f"{len(sets.held_out)} held out"

@@ -1,4 +1,4 @@
-"""Which prompt comes when in training: a function of the run's seed and of the slot's number alone."""
+"""The order of prompts in training: a function of the run's seed and of the slot's number alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _GOLDEN = 2654435769  # the turn over the golden ratio
 
 
 def prompt_order(count: int, slot: int, *seed: int | str) -> int:
-    """Which of `count` prompts serves as number `slot`: every prompt once, in random order, then all again."""
+    """Index of the prompt that serves as number `slot`: each of `count` once, in random order, then all again."""
     round_number, position = divmod(slot, count)
     return permutation(count, *seed, "prompts", round_number)[position]
 
 
 class PromptOrder:
-    """Which of n weighted prompts serves as number `slot`; with equal weights as `prompt_order` has it.
+    """Index of the one of n weighted prompts that serves as number `slot`; for equal weights `prompt_order`.
 
     Systematic sampling: on [0, n) prompt i owns an interval as long as its share s_i = n w_i / sum(w), and the n slots
     of a round, in random order, are the points u, u + 1, ..., u + n - 1. So each round has prompt i floor(s_i) or

@@ -62,7 +62,7 @@ class Clip(nn.Module):
         return functional.normalize(self.model.text_projection(read), dim=-1)
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:  # [B]
-        """Of each image with its own prompt."""
+        """Cosine of each image with its own prompt."""
         return (self.image_features(images) * self.text_features(prompts)).sum(-1)
 
 

@@ -46,7 +46,7 @@ class Http:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         size = self.batch_size if images.dim() == 4 else max(1, self.batch_size // images.shape[1])
         starts = range(0, len(images), size)
-        batches = [[given[start : start + size] for start in starts] for given in (images, prompts, metadata)]
+        batches = [[values[start : start + size] for start in starts] for values in (images, prompts, metadata)]
         with ThreadPoolExecutor(self.concurrency) as pool:
             scores = pool.map(self._scores, *batches)
             return torch.tensor([score for batch in scores for score in batch])
@@ -92,7 +92,7 @@ _AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunked
 
 
 class Server:
-    """One that takes JSON at `url`; `name` is what messages call it. May be asked from several threads.
+    """A server that takes JSON at `url`; `name` is what messages call it. May be asked from several threads.
 
     If it cannot be reached, is overloaded (429, 502, 503, 504) or does not answer within `timeout_s`, it is asked again
     for `patience_s` after a first failure.

@@ -104,9 +104,9 @@ def _renamed(name: str) -> str:
 def _text_model(weights: dict[str, Tensor], med_config: Path, vision_width: int) -> Any:
     from transformers import BlipTextConfig, BlipTextModel
 
-    given = json.loads(med_config.read_text("utf-8"))
+    med = json.loads(med_config.read_text("utf-8"))
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-    sizes = {name: given[name] for name in (*names, "max_position_embeddings", "layer_norm_eps", "pad_token_id")}
+    sizes = {name: med[name] for name in (*names, "max_position_embeddings", "layer_norm_eps", "pad_token_id")}
     model = BlipTextModel(
         BlipTextConfig(**sizes, encoder_hidden_size=vision_width, is_decoder=True), add_pooling_layer=False
     )

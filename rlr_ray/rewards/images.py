@@ -42,7 +42,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def kind_of(images: Tensor) -> str:
-    """What a reward is given: images [B, 3, H, W] or videos [B, F, 3, H, W]."""
+    """The name of what a reward sees: images [B, 3, H, W] or videos [B, F, 3, H, W]."""
     return "image" if images.dim() == 4 else "video"
 
 

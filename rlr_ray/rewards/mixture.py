@@ -103,12 +103,12 @@ class Mixture:
 
     @property
     def normalized(self) -> list[bool]:
-        """Which rewards are to be standardised."""
+        """True for each reward that is to be standardised."""
         several = len(self.configs) > 1
         return [several if config.normalize is None else config.normalize for config in self.configs.values()]
 
     def weighted_sum(self, before: Tensor | None = None) -> WeightedSum:  # [m, n]
-        """What is maximised, standardised by the base model's scores `before`; without them all scores as they are.
+        """The objective, standardised by the base model's scores `before`; without them all scores as they are.
 
         Replaced scores have no part in mean and deviation; a reward that does not vary is divided by 1.
         """
@@ -208,7 +208,7 @@ class View:
 
 
 def view_of(label: str, config: Any, total: int | None) -> View:
-    """Of a reward's config and a model's number of frames, None if it draws images. Raises UserError if they differ."""
+    """A reward's view of a model's `total` frames, None if it draws images. Raises UserError if they do not fit."""
     if total is None:
         wanted = "sees videos" if config.sees_video else "has `frames`" if config.frames is not None else None
         if wanted is not None:

@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Of values [n]: their mean and its standard error. Of paired differences: the gain and its."""
+    """Mean of values [n] and its standard error; of paired differences, the gain and its."""
     values = values.double()
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 

@@ -26,18 +26,18 @@ def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Anima
 
     Then its noise levels are those that AnimateDiff's modules were trained with: betas that are linear.
     """
-    found = pipeline_index(config, AnimateDiffPipeline, "AnimateDiff")["_class_name"]
+    pipeline_class = pipeline_index(config, AnimateDiffPipeline, "AnimateDiff")["_class_name"]
     options: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}  # of IP-Adapter
-    if found == _BASE:
+    if pipeline_class == _BASE:
         options |= {"motion_adapter": _motion_adapter(config), "also": [_BASE]}
     elif config.motion_adapter is not None:
         raise UserError(
-            f"model.motion_adapter is set, but model.path {config.path!r} holds a {found}; allowed with a {_BASE}; "
-            "leave the key out"
+            f"model.motion_adapter is set, but model.path {config.path!r} holds a {pipeline_class}; allowed with a "
+            f"{_BASE}; leave the key out"
         )
     pipeline = load_pipeline(config, AnimateDiffPipeline, "AnimateDiff", **options)
     pipeline.register_modules(motion_adapter=None)  # the unet holds its weights
-    if found == _BASE:  # whose noise levels are others
+    if pipeline_class == _BASE:  # whose noise levels are others
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")
     return AnimateDiff(pipeline, config, adapter, sampler, device)
 
@@ -52,13 +52,13 @@ def _motion_adapter(config: Any) -> MotionAdapter:
         )
     try:
         source = place_of("model.motion_adapter", path)
-        found = MotionAdapter.load_config(source).get("_class_name")
-        if found == MotionAdapter.__name__:
+        kind = MotionAdapter.load_config(source).get("_class_name")
+        if kind == MotionAdapter.__name__:
             return MotionAdapter.from_pretrained(source, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError, TypeError) as error:
         raise could_not("model.motion_adapter", path, "a MotionAdapter", error) from error
     raise UserError(
-        f"model.motion_adapter {path!r} holds a {found}; allowed: a MotionAdapter, as "
+        f"model.motion_adapter {path!r} holds a {kind}; allowed: a MotionAdapter, as "
         "`MotionAdapter.save_pretrained(folder)` leaves it"
     )
 

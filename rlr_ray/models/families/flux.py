@@ -98,11 +98,11 @@ class Flux(PipelineModel):
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
         texts = {"": prompt} | ({"negative": negative} if self.guidance_scale > 1 else {})
-        found: dict[str, Tensor] = {}
+        embeddings: dict[str, Tensor] = {}
         for kind, text in texts.items():
             hidden, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, max_sequence_length=self.tokens)
-            found |= {kind or "prompt": hidden, f"{kind}_pooled" if kind else "pooled": pooled}
-        return found
+            embeddings |= {kind or "prompt": hidden, f"{kind}_pooled" if kind else "pooled": pooled}
+        return embeddings
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """T5 reads what CLIP's tokenizer cuts off."""

@@ -46,5 +46,5 @@ class StableDiffusion(PipelineModel):
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
         guided = self.guidance_scale > 1
-        found = self.pipeline.encode_prompt(prompt, self.device, 1, guided, negative_prompt=negative or None)
-        return {name: value for name, value in zip(("prompt", "negative"), found, strict=True) if value is not None}
+        encoded = self.pipeline.encode_prompt(prompt, self.device, 1, guided, negative_prompt=negative or None)
+        return {name: value for name, value in zip(("prompt", "negative"), encoded, strict=True) if value is not None}

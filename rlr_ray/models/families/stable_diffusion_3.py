@@ -73,7 +73,7 @@ class StableDiffusion3(PipelineModel):
 
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        found = self.pipeline.encode_prompt(
+        encoded = self.pipeline.encode_prompt(
             prompt,
             None,
             None,
@@ -83,7 +83,7 @@ class StableDiffusion3(PipelineModel):
             max_sequence_length=self.tokens,
         )
         names = ("prompt", "negative", "pooled", "negative_pooled")
-        return {name: value for name, value in zip(names, found, strict=True) if value is not None}
+        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """T5 reads what CLIP's tokenizers cut off, if the pipeline has it."""

@@ -38,7 +38,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        found = self.pipeline.encode_prompt(
+        encoded = self.pipeline.encode_prompt(
             prompt,
             device=self.device,
             num_images_per_prompt=1,
@@ -46,4 +46,4 @@ class StableDiffusionXL(StableDiffusion):
             negative_prompt=negative or None,  # not the same: without one, it may be 0 (force_zeros_for_empty_prompt)
         )
         names = ("prompt", "negative", "pooled", "negative_pooled")
-        return {name: value for name, value in zip(names, found, strict=True) if value is not None}
+        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}

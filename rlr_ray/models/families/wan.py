@@ -101,8 +101,8 @@ class Wan(PipelineModel):
     @torch.no_grad()
     def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
         guided, length = self.guidance_scale > 1, self.tokens
-        found = self.pipeline.encode_prompt(prompt, negative, guided, max_sequence_length=length, device=self.device)
-        return {name: value for name, value in zip(("prompt", "negative"), found, strict=True) if value is not None}
+        encoded = self.pipeline.encode_prompt(prompt, negative, guided, max_sequence_length=length, device=self.device)
+        return {name: value for name, value in zip(("prompt", "negative"), encoded, strict=True) if value is not None}
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer, self.tokens)]
