@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations.run import ROOT, load
+from tests.test_floors import FLOORS
 
 ENTRY = "- {file: errors.py, find: %s, replace: x, tests: [a], why: a fault}"
 
@@ -18,6 +19,12 @@ def test_every_fault_can_be_planted_and_names_tests_that_there_are() -> None:
             file, *names = test.split("::")
             text = (ROOT / file).read_text("utf-8")
             assert all(f"def {name.partition('[')[0]}(" in text for name in names), test
+
+
+def test_there_are_sixty_faults_over_all_floors() -> None:
+    faults = load()
+    rooms = {fault.file.removesuffix(".py").partition("/")[0] for fault in faults}
+    assert len(faults) >= 60 and all(floor & rooms for floor in FLOORS)
 
 
 @pytest.mark.parametrize("find", ["not there", "e"])

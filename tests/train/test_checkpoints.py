@@ -305,6 +305,7 @@ def ended(process: Any) -> bool:
     return process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_ends_the_same(tmp_path: Path, whole: Path, processes: Any) -> None:
     """The parts of one run, each killed before a random one of all its changes to the disk, until one comes through."""
     draw, runs, lives = random.Random(2), tmp_path / "runs", 1
@@ -320,6 +321,7 @@ def test_killed_at_any_moment_and_resumed_ends_the_same(tmp_path: Path, whole: P
     assert not list((runs / "short").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_among_its_results_ends_with_the_same_summary(copied: Path, whole: Path, processes: Any) -> None:
     """The last checkpoint is there; the adapter, the pictures or the summary are not."""
     (copied / "summary.json").unlink()
@@ -337,6 +339,7 @@ def begin(config: RunConfig) -> None:
     RunFolder(config).begin(resume=False)
 
 
+@pytest.mark.slow
 def test_killed_while_it_overwrites_a_run_leaves_the_old_one_whole_or_none(copied: Path, processes: Any) -> None:
     config = small_run(copied.parent)
     files = sorted(copied.rglob("*"))
@@ -351,6 +354,7 @@ def test_killed_while_it_overwrites_a_run_leaves_the_old_one_whole_or_none(copie
     assert {path.name for path in copied.rglob("*")} == {"config.yaml", "checkpoints", "samples"}
 
 
+@pytest.mark.slow
 def test_the_second_of_two_is_refused_until_the_first_is_killed(
     tmp_path: Path, whole: Path, processes: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
