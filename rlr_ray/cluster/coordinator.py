@@ -35,6 +35,7 @@ class RunCoordinator:
         self.error: Exception | None = None  # a user's
         self.actors: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
         self.version = 0  # of the actors
+        self.built = False  # the leading worker has its engine
         self.begun = False  # the run's folder is made
         self.furthest = -1  # the last update that came back
         self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
@@ -54,6 +55,12 @@ class RunCoordinator:
         """Rows and messages since the last call, in order."""
         news, self.news = self.news, []
         return news
+
+    def note_built(self) -> None:
+        self.built = True
+
+    def is_built(self) -> bool:
+        return self.built
 
     def begin(self) -> None:
         """Note that the run's folder is made: workers may write there."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.actor_pool import actor_pool
@@ -32,14 +34,15 @@ if TYPE_CHECKING:
     from rlr_ray.loggers import Report
 
 logger = logging.getLogger(__name__)
+_LOOK_S = 0.1  # between two looks whether the leading worker is ready
 _ANSWER_S = 5.0  # for a Ray that runs to accept a connection
 
 
 def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin: Callable[[], None]) -> None:
     """Train on Ray. Raises UserError for what a user can mend, wherever it happened.
 
-    `begin` makes the run's folder, once there is room and the first actors have built their engines. The workers start
-    and build theirs meanwhile.
+    `begin` makes the run's folder, once there is room, and the first actors and the leading worker have built their
+    engines.
     """
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
@@ -55,10 +58,22 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
         training = beside(lambda: fit(config, cluster, rollouts, remote, coordinator))
         if pool:
             pool.await_ready()
-        if not training.done():  # else it failed, and an earlier run of this name stays as it was
+        if _await_built(coordinator, training):  # else it failed, and an earlier run of this name stays as it was
             begin()
             coordinator.begin.remote()
         training.result()
+
+
+def _await_built(coordinator: ActorHandle, training: Future[None]) -> bool:
+    """Wait until the leading worker has its engine; False if the run ended before."""
+    try:
+        while not training.done():
+            if ray.get(coordinator.is_built.remote()):
+                return True
+            time.sleep(_LOOK_S)
+    except RayActorError:  # it is lost, so the training ends, and says why
+        pass
+    return False
 
 
 @contextmanager

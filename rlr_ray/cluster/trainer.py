@@ -179,6 +179,8 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
         try:
             prepare_process(config.threads)
             engine = Engine(config, loop_config["remote"])
+            if process.leads:
+                coordinator.note_built.remote()
             if not _begun(coordinator, alive):
                 return
             if process.leads:

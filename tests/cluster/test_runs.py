@@ -124,9 +124,11 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", ["zeroth_order", "half_order"])  # an actor finds it out, or the worker alone
+def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path, rest: str) -> None:
     """So --overwrite has deleted nothing."""
-    config = small_run(tmp_path, cluster=CLUSTER, model={"name": "stable_diffusion", "path": "./nowhere"})
+    nowhere = {"name": "stable_diffusion", "path": "./nowhere"}
+    config = small_run(tmp_path, cluster=CLUSTER, model=nowhere, estimator={"rest": rest})
     with pytest.raises(UserError, match="there is no such folder"):
         summary_on_ray(config)
     assert not config.folder.exists()
