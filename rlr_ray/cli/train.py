@@ -20,6 +20,7 @@ from rlr_ray.loggers.terminal import progress
 from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
 from rlr_ray.train.run_folder import RunFolder, locked
+from rlr_ray.train.state import check_optimizer
 from rlr_ray.utils.console import wide_console
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def train_command(options: argparse.Namespace) -> None:
     config = config_of(options.config, options.set, options.resume)
     config = config if options.dry_run else resolve(config)
     check_first_order(config)
+    check_optimizer(config.train)
     build_loggers(config)  # once more where the run is led, but one that cannot be is refused here
     prompts = describe_prompts(config)
     if options.dry_run:

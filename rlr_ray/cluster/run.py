@@ -10,6 +10,7 @@ from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import check_optimizer
 from rlr_ray.utils.environment import prepare_process, set_variables
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run_recipe(config: RunConfig, report: Report = lambda row: None, *, resume: 
 
     config = resolve(config)
     check_first_order(config)
+    check_optimizer(config.train)
     folder = RunFolder(config)
     with locked(config.folder):
         folder.check(resume=resume, overwrite=False)

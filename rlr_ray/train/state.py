@@ -65,6 +65,11 @@ def optimizer_of(theta: torch.nn.Parameter, train: TrainConfig) -> torch.optim.O
     return optimizer
 
 
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise UserError if the recipe's optimizer cannot be, before a run begins."""
+    optimizer_of(torch.nn.Parameter(torch.zeros(1)), train)
+
+
 def adaptive_of(parameters: int, estimator: EstimatorConfig) -> Adaptive:
     """The statistics that a recipe's estimator keeps."""
     zeroth, sub_chain, surrogate = estimator.zeroth_order, estimator.sub_chain, estimator.surrogate

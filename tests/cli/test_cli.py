@@ -140,6 +140,7 @@ BAD = {
         ["black-box", "first_order_steps is 1", "first_order_steps: 0"],
     ),
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
+    "an unknown optimizer": (["train.optimizer=Adamm", "cluster={}"], ["train.optimizer is 'Adamm'", "AdamW"]),
     "an unknown model": (["model={name: pixart}"], ["'pixart'", "digits, flux, moving_digits, stable"]),
     "a folder that is no pipeline": (
         ["model={name: stable_diffusion, path: .}"],
