@@ -173,6 +173,21 @@ def test_an_idle_member_takes_the_chunk_of_a_straggler_whose_late_result_does_no
     straggler.release()
 
 
+def test_a_chunk_that_comes_back_twice_counts_once() -> None:
+    """The straggler's result comes with that of who took its chunk, and before another straggler's."""
+    straggler, other = Fake("a", None), Fake("c", None)
+
+    class Taker(Fake):
+        def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
+            if straggler.calls and chunk == straggler.calls[0][1]:
+                straggler.release()
+            return super().run(request, chunk)
+
+    chunks, counts = run(Workers(straggler, Taker("b"), other), Patience(hedge_after=3.0))
+    assert chunks == CHUNKS and counts["rollouts_hedged"] == 4
+    other.release()
+
+
 def test_without_hedging_the_straggler_is_waited_for() -> None:
     straggler, other = Fake("a", None), Fake("b")
     released = threading.Event()
