@@ -117,8 +117,11 @@ def test_a_run_begins_in_no_searchs_folder(tmp_path: Path, capfd: pytest.Capture
     assert [path.name for path in config.folder.iterdir()] == ["tune.yaml"]
 
 
-def test_a_search_is_one_process_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_search_is_one_process_at_a_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = searched(tmp_path)
+    monkeypatch.setattr("rlr_ray.cli.tune._run", lambda config: None)
     with locked(config.folder, "search"):
         assert main(["tune", "--config", str(tmp_path / "search.yaml")]) == 2
     assert "the search" in (said := capfd.readouterr().err) and "is held by process" in said
