@@ -112,41 +112,43 @@ def locate_command(options: argparse.Namespace) -> None:
     laboratory = Laboratory(config, standing_at(options.at, config)[0], None, options.batches)
     subject = laboratory.subject
     rewards = forecasts(subject, options.batches)
-    rows, found = step_rows(rewards, subject.sampler.schedule), locate(rewards, length)
+    rows, location = step_rows(rewards, subject.sampler.schedule), locate(rewards, length)
     console.print(steps_table(f"Promised reward, {rewards.shape[1]} chains", rows))
     proposal = None
-    if found is None:
+    if location is None:
         console.print("no step's forecast changes by three standard errors; raise --batches, or keep place: uniform")
     else:
-        proposal, why = _proposal(options, config, found, subject.sampler.schedule)
-        end = "" if found.recovers else f"; its end was not seen, so it has --length {length}"
-        console.print(f"steps {found.first}-{found.last} lose {found.loss:.3g} of the reward{end}", markup=False)
+        proposal, why = _proposal(options, config, location, subject.sampler.schedule)
+        end = "" if location.recovers else f"; its end was not seen, so it has --length {length}"
+        console.print(
+            f"steps {location.first}-{location.last} lose {location.loss:.3g} of the reward{end}", markup=False
+        )
         if why:
             console.print(f"no sub-chain to place there: {why}", markup=False, soft_wrap=True)
         for key, value in proposal.items():
             console.print(f"{key}: {value}".replace("'", ""), markup=False, soft_wrap=True)
     options.out.mkdir(parents=True, exist_ok=True)
     told = {"chains": rewards.shape[1], "end": float(rewards[-1].mean()), "steps": rows, "proposal": proposal}
-    write_json(options.out / "locate.json", told | {"location": asdict(found) if found else None})
+    write_json(options.out / "locate.json", told | {"location": asdict(location) if location else None})
     console.print(f"locate.json is in {options.out}", markup=False)
 
 
 def _proposal(
-    options: argparse.Namespace, config: RunConfig, found: Location, schedule: Schedule
+    options: argparse.Namespace, config: RunConfig, location: Location, schedule: Schedule
 ) -> tuple[dict[str, Any], str]:
     """Keys with which the recipe loads, and why there is no sub-chain among them if there is none."""
-    dcot, given = {"dcot": bounds(found, config.sampler.steps)}, config.estimator.sub_chain
-    free, steps = free_steps(found, config.plan_shape, schedule), f"{found.first}-{found.last}"
+    dcot, stated = {"dcot": bounds(location, config.sampler.steps)}, config.estimator.sub_chain
+    free, steps = free_steps(location, config.plan_shape, schedule), f"{location.first}-{location.last}"
     if config.chooses_plan:
         return dcot, "preset 'auto' chooses the plan"
-    if config.plan_shape.free_stop <= found.first:
+    if config.plan_shape.free_stop <= location.first:
         return dcot, f"first order carries steps {steps} already"
     if not free:
         return dcot, f"the sampler adds no noise at those of steps {steps} that first order leaves"
-    count = min(given.count, len(free))
-    length = min(given.length or SubChainConfig().length, len(free) // count)
+    count = min(stated.count, len(free))
+    length = min(stated.length or SubChainConfig().length, len(free) // count)
     sub_chain: dict[str, Any] = {"place": [free[0], free[-1]], "length": length}
-    sub_chain |= {"count": count} if count != given.count else {}
+    sub_chain |= {"count": count} if count != stated.count else {}
     try:
         keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
         keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]

@@ -85,8 +85,8 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> None:
     config = resolve(load_config(options.config, options.set))
-    own = parse_plans(options.plan)
-    plans = own if options.only else default_plans(config) | own
+    plans = parse_plans(options.plan)
+    plans = plans if options.only else default_plans(config) | plans
     if not plans:
         raise UserError("--only leaves no plan; name one with --plan 'name={key: value}'")
     prepare_process(config.threads)

@@ -35,6 +35,8 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.batches is not None and options.batches < LEAST_BATCHES:
         raise UserError(f"--batches is {options.batches}; allowed: {LEAST_BATCHES} or more")
     config = resolve(load_config(options.config, options.set))
+    if (options.out / "config.yaml").exists():
+        raise UserError(f"--out {options.out} is a run's folder, whose own plan would be lost; name another folder")
     choice = choose_plan(config, options.batches)
     path = write_choice(options.out, config, choice)
     console.print(choice_table(choice))

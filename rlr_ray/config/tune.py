@@ -68,8 +68,8 @@ class TuneConfig(Strict):
     @field_validator("space", mode="before")
     @classmethod
     def _known(cls, space: Any) -> Any:
-        for key, given in space.items() if isinstance(space, dict) else ():
-            _check_distribution(key, given)
+        for key, distribution in space.items() if isinstance(space, dict) else ():
+            _check_distribution(key, distribution)
         return space
 
     @property
@@ -77,15 +77,15 @@ class TuneConfig(Strict):
         return Path(self.output_dir).expanduser().absolute() / self.name
 
 
-def _check_distribution(key: str, given: Any) -> None:
+def _check_distribution(key: str, distribution: Any) -> None:
     if key in _OWN or key.split(".")[0] == "cluster":
         raise ValueError(f"{key} cannot be searched over, a search sets it; see cost, evaluations and budgets_gib")
     names = ("choice", *_NUMBERS)
-    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in names:
+    if not isinstance(distribution, dict) or len(distribution) != 1 or next(iter(distribution)) not in names:
         raise ValueError(
-            f"{key}: found {given!r}; allowed: one of {', '.join(names)}, e.g. {{loguniform: [0.001, 0.1]}}"
+            f"{key}: found {distribution!r}; allowed: one of {', '.join(names)}, e.g. {{loguniform: [0.001, 0.1]}}"
         )
-    (name, arguments), *_ = given.items()
+    (name, arguments), *_ = distribution.items()
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a list")
     if name == "choice":
@@ -102,13 +102,13 @@ def load_tune_config(path: str, overrides: list[str]) -> TuneConfig:
     values = read_recipe(path)
     for text in overrides:
         key, value = split_override(text)
-        section, _, own = key.partition(".")
-        if section in ("set", "space") and own and isinstance(values.setdefault(section, {}), dict):
-            values[section][own] = value  # under one key with its dots, as the file has it: beside what is there
+        section, _, rest = key.partition(".")
+        if section in ("set", "space") and rest and isinstance(values.setdefault(section, {}), dict):
+            values[section][rest] = value  # under one key with its dots, as the file has it: beside what is there
         else:
             put(values, key, value)
     config = checked(TuneConfig, values)
-    if config.searcher == "grid" and any("choice" not in given for given in config.space.values()):
+    if config.searcher == "grid" and any("choice" not in distribution for distribution in config.space.values()):
         raise UserError("searcher is 'grid', which tries every point of a space; allowed: `choice` for every key")
     return config.model_copy(update={"base": str(Path(path).parent / config.base)})
 

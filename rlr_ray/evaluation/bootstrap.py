@@ -69,7 +69,7 @@ def mean_interval(values: numpy.ndarray, groups: Sequence[int], level: float) ->
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy's of values that are all alike
-            found = stats.bootstrap(
+            interval = stats.bootstrap(
                 (sums, sizes),
                 mean,
                 paired=True,
@@ -80,9 +80,9 @@ def mean_interval(values: numpy.ndarray, groups: Sequence[int], level: float) ->
                 method=method,
                 rng=numpy.random.default_rng(0),
             ).confidence_interval
-        if math.isfinite(found.low) and math.isfinite(found.high):
+        if math.isfinite(interval.low) and math.isfinite(interval.high):
             break
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def _units(values: numpy.ndarray, groups: Sequence[int]) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -101,8 +101,8 @@ def trained_on(comparison: RunComparison, run: Run, label: str) -> bool:
     config = comparison.config
     if label not in config.rewards and label not in config.evaluation.judges:  # the sum
         return config.rewards == run.config.rewards
-    own = config.rewards.get(label) or config.evaluation.judges[label]
-    return any((own.name, own.options) == (reward.name, reward.options) for reward in run.config.rewards.values())
+    judge = config.rewards.get(label) or config.evaluation.judges[label]
+    return any((judge.name, judge.options) == (reward.name, reward.options) for reward in run.config.rewards.values())
 
 
 def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]], level: float) -> dict[str, Any]:
@@ -168,10 +168,10 @@ def save_chains(folder: Path, comparison: RunComparison) -> None:
     for name, model in comparison.models.items():
         scores = {label: values.tolist() for label, values in comparison.scores(model).items()}
         for number, chain in enumerate(chains):
-            own = {f"score_{label}": values[number] for label, values in scores.items()}
-            rows.append({"run": name, "chain": number, "negative_prompt": ""} | chain | own)
-    cells = pyarrow.Table.from_pylist(rows)
-    replace_file(folder / "evaluate.parquet", lambda file: pyarrow.parquet.write_table(cells, file))
+            cells = {f"score_{label}": values[number] for label, values in scores.items()}
+            rows.append({"run": name, "chain": number, "negative_prompt": ""} | chain | cells)
+    written = pyarrow.Table.from_pylist(rows)
+    replace_file(folder / "evaluate.parquet", lambda file: pyarrow.parquet.write_table(written, file))
 
 
 def save_pictures(folder: Path, comparison: RunComparison) -> None:

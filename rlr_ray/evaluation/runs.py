@@ -32,29 +32,29 @@ class Run:
     config: RunConfig  # its own
 
 
-def finished_run(given: str, overrides: list[str]) -> Run:
+def finished_run(name: str, overrides: list[str]) -> Run:
     """The run of this name or path. Raises UserError if there is none, or if it has not ended."""
     output_dir = parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
-    folder = find_run(given, output_dir, "run")
+    folder = find_run(name, output_dir, "run")
     config = run_config(folder, [])
     if not RunFolder(config).holds_results:
         raise UserError(
-            f"run {given!r} in {folder} has not ended, and leaves its adapter when it does; go on with it by "
-            f"`rlr-ray train --resume {given}`"
+            f"run {name!r} in {folder} has not ended, and leaves its adapter when it does; go on with it by "
+            f"`rlr-ray train --resume {name}`"
         )
     return Run(folder.name, folder, config)
 
 
-def finished_runs(given: Sequence[str], overrides: list[str]) -> list[Run]:
+def finished_runs(names: Sequence[str], overrides: list[str]) -> list[Run]:
     """Runs with names of their own. Raises UserError if one is named twice."""
     runs: list[Run] = []
-    for text in given:
+    for text in names:
         run = finished_run(text, overrides)
         if any(other.folder.samefile(run.folder) for other in runs):
             raise UserError(f"run {text!r} is the one in {run.folder}, which was named before; name it once")
         runs.append(run)
-    names = unique_names([run.name for run in runs])
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    unique = unique_names([run.name for run in runs])
+    return [replace(run, name=name) for run, name in zip(runs, unique, strict=True)]
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -101,10 +101,10 @@ def _short(part: Any) -> str:
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
     """What --prompts, --seed and --chains set in the recipe; what only training reads then refuses nothing."""
-    given: dict[str, Any] = {"estimator": NEUTRAL, "guards": {}}
-    given |= {"prompts": options.prompts, "evaluation.seed": options.seed}
-    given |= {"evaluation.chains": getattr(options, "chains", None)}
-    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    keys: dict[str, Any] = {"estimator": NEUTRAL, "guards": {}}
+    keys |= {"prompts": options.prompts, "evaluation.seed": options.seed}
+    keys |= {"evaluation.chains": getattr(options, "chains", None)}
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
 
 
 def _looked_at(config: RunConfig, rewards: Sequence[str]) -> RunConfig:

@@ -77,8 +77,8 @@ def read_results(folder: Path, models: Sequence[str]) -> Results:
 
     Raises UserError for files of another kind.
     """
-    found = {model: _results_of(folder / model) for model in models}
-    return found if all(found.values()) else {}
+    results = {model: _results_of(folder / model) for model in models}
+    return results if all(results.values()) else {}
 
 
 def _results_of(folder: Path) -> dict[str, float]:
@@ -114,6 +114,6 @@ def vbench_table(results: Results) -> Table:
         cells = (scores.get(dimension) for scores in results.values())
         lines.add_row(dimension, *("" if cell is None else f"{100 * cell:.2f}" for cell in cells))
     if shared:
-        own = ({name: scores[name] for name in shared} for scores in results.values())
-        lines.add_row("weighted average", *(f"{100 * weighted_average(scores):.2f}" for scores in own))
+        columns = ({name: scores[name] for name in shared} for scores in results.values())
+        lines.add_row("weighted average", *(f"{100 * weighted_average(scores):.2f}" for scores in columns))
     return lines

@@ -80,9 +80,9 @@ def locate(rewards: Tensor, length: int) -> Location | None:  # [T + 1, n]
             if (first and not fall) or not fall + rise:
                 continue
             end = stop if rise else min(first + length, steps)
-            found = Location(first, end - 1, fall + rise, bool(rise))
-            if best is None or found.loss > best.loss:
-                best = found
+            candidate = Location(first, end - 1, fall + rise, bool(rise))
+            if best is None or candidate.loss > best.loss:
+                best = candidate
     return best
 
 

@@ -111,11 +111,11 @@ def _perturb(subject: Subject, candidate: Candidate, number: int, plan: Plan, ch
     seeds: list[tuple[str | int, ...]] = []
     rewards: list[tuple[Tensor, Tensor]] = []
     for c, chains in enumerate(chunks):
-        own = [("lab", "direction", number, c, i) for i in range(len(chains.x_start))]
-        u = torch.stack([directions.draw(seed, subject.theta.dtype) for seed in own]).to(subject.theta)
+        drawn = [("lab", "direction", number, c, i) for i in range(len(chains.x_start))]
+        u = torch.stack([directions.draw(seed, subject.theta.dtype) for seed in drawn]).to(subject.theta)
         step = directions.step_size
         rewards.append(rollout(subject.sampler, subject.theta, plan, chains, u, step))
-        seeds += own
+        seeds += drawn
     plus, minus = (torch.cat(parts).cpu() for parts in zip(*rewards, strict=True))
     return zeroth_order(directions, seeds, plus, minus, subject.theta.dtype)
 

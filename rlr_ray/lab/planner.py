@@ -46,7 +46,7 @@ _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 
 
 @dataclass(frozen=True)
-class Found:
+class PlanStatistics:
     """A plan's statistics, whatever the budget; each with its standard error."""
 
     name: str
@@ -90,7 +90,7 @@ class PaperRule:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the planner found."""
+    """The best plan, and all that were looked at."""
 
     budget_gib: float | None
     best: Option
@@ -129,7 +129,7 @@ class Planner:
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         logger.info("measuring the gradient's variance step by step")
         self.sweep: PlanSweep = self._gather(batches)
-        self.direct: dict[str, Found] = {}
+        self.direct: dict[str, PlanStatistics] = {}
 
     def _gather(self, batches: int | None) -> PlanSweep:
         if batches is None:
@@ -141,7 +141,7 @@ class Planner:
         """The best plan for a budget; a plan whose real update takes more than it fits is passed over."""
         rule = self.rule(budget_gib)
         budget = float("inf") if budget_gib is None else budget_gib * GIB
-        options = [self._option(found, budget) for found in (*self._from_sweep(), *self._one_by_one(rule))]
+        options = [self._option(plan, budget) for plan in (*self._from_sweep(), *self._one_by_one(rule))]
         options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
         for option in options:
             if not option.fits or not option.unbiased:
@@ -184,7 +184,7 @@ class Planner:
     def chain_squares(self) -> list[float]:  # [T]
         return chain_squares(self.subject, _CHAINS)
 
-    def _from_sweep(self) -> Iterator[Found]:
+    def _from_sweep(self) -> Iterator[PlanStatistics]:
         """Plans whose statistics one pass over the batches gave."""
         sweep = self.sweep
         for k in range(sweep.steps + 1 if self.exact else 1):
@@ -192,16 +192,16 @@ class Planner:
             if k in (0, sweep.steps):
                 name, keys = ("full_bp", FULL) if k else ("ddpo", DDPO)
             if self._allowed(keys):
-                yield Found(name, keys, sweep.reinforce_variance(k))
+                yield PlanStatistics(name, keys, sweep.reinforce_variance(k))
         if not self.exact:
             return
         for least in sweep.roulettes:
-            yield Found(f"russian-roulette, at least {least}", roulette(least), sweep.roulette_variance(least))
+            yield PlanStatistics(f"russian-roulette, at least {least}", roulette(least), sweep.roulette_variance(least))
         for k in sorted({1, min(3, sweep.steps - 1)} - {0}):
             bias = (sweep.truncated_bias(k), float("nan"))
-            yield Found(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), bias)
+            yield PlanStatistics(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), bias)
 
-    def _one_by_one(self, rule: PaperRule | None) -> Iterator[Found]:
+    def _one_by_one(self, rule: PaperRule | None) -> Iterator[PlanStatistics]:
         """Plans that the sweep does not hold, measured once each."""
         steps, first = self.sweep.steps, int(self.exact)
         plans: dict[str, Estimator] = {"es": {"preset": "es"}}
@@ -227,7 +227,7 @@ class Planner:
             return False
         return True
 
-    def _measure(self, name: str, keys: Estimator) -> Found:
+    def _measure(self, name: str, keys: Estimator) -> PlanStatistics:
         """A plan's variance and bias from a few batches; checkpointed, which changes neither."""
         config = with_plan(self.config, keys | {"checkpoint_steps": True})
         guides = guides_of(self.subject, config) if config.guided else None
@@ -235,22 +235,22 @@ class Planner:
         candidate = candidate_of(name, config, self.subject, guides, norms)
         reference = torch.stack(self.sweep.rows[:_DIRECT_BATCHES])
         got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.sweep.size)
-        return Found(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
+        return PlanStatistics(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
 
-    def _option(self, found: Found, budget: float) -> Option:
+    def _option(self, plan: PlanStatistics, budget: float) -> Option:
         """Plain backpropagation where it fits, since it costs a forward a step less; else checkpointed."""
-        both = [found.keys | {"checkpoint_steps": saving} for saving in (False, True)]
+        both = [plan.keys | {"checkpoint_steps": saving} for saving in (False, True)]
         keys = next((keys for keys in both if self._peak(keys) <= budget), both[1])
         config = with_plan(self.config, keys)
-        candidate = candidate_of(found.name, config, self.subject, None, [])
+        candidate = candidate_of(plan.name, config, self.subject, None, [])
         plans = [candidate.plan(number) for number in range(_DRAWS)]
         return Option(
-            found.name,
+            plan.name,
             keys,
             str(candidate.shape),
             not config.biased,
-            *found.variance,
-            *found.bias,
+            *plan.variance,
+            *plan.bias,
             candidate.cost(plans),
             self._peak(keys) / GIB,
             self.probe.update_seconds(config, plans),

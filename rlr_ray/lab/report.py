@@ -170,9 +170,9 @@ def choice_words(choice: Choice) -> str:
     return "\n".join(lines)
 
 
-def _probe_words(found: Probe) -> str:
+def _probe_words(probe: Probe) -> str:
     """What one chunk takes of memory and time."""
-    memory, seconds = found.memory, {name: f"{value:.3g}" for name, value in found.seconds.items()}
+    memory, seconds = probe.memory, {name: f"{value:.3g}" for name, value in probe.seconds.items()}
     mib = {
         "one more step of a sub-chain": memory.half_order.further,
         "of plain first order": memory.first_order.further,

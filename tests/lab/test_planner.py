@@ -133,6 +133,13 @@ def test_the_plan_is_a_recipe_that_train_takes(recipe: Path, capsys: pytest.Capt
     assert main(["train", "--config", "plan/plan.yaml", "--set", "train.iterations=1"]) == 0
 
 
+def test_a_runs_own_plan_is_not_written_over(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").touch()
+    assert main(["plan", "--config", str(recipe), "--out", "run"]) == 2
+    assert "is a run's folder" in capsys.readouterr().err
+
+
 def test_auto_chooses_once_and_resumes_with_its_choice(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     auto = ["train", "--config", str(recipe), "--set", "estimator=auto"]
     assert main([*auto, "--dry-run"]) == 0
