@@ -55,6 +55,14 @@ def revision(checkout: Path = ROOT) -> str:
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
+def text(name: str) -> str:
+    """A part of bench/pages/texts.md, with names in braces where figures go."""
+    pages = (ROOT / "bench" / "pages" / "texts.md").read_text("utf-8")
+    _, marker, rest = pages.partition(f"<!-- {name} -->\n")
+    assert marker, name
+    return rest.partition("<!-- ")[0]
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.common import DOCS, IMAGES, options
+from bench.common import DOCS, IMAGES, options, text
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
 from bench.pages.scale import kills, scale, update_memory
@@ -15,11 +15,7 @@ from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
 
-HEAD = """# Benchmarks
-
-Written by `python -m bench.pages` from the files in `bench/results`; do not edit: figures cannot drift from data. What
-it means, and which plan to use when: [estimators.md](estimators.md).
-"""
+HEAD = text("head")
 SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-from bench.common import IMAGES, MACHINE, RESULTS, Row, mean_se, read_json, read_rows, table
+from bench.common import IMAGES, MACHINE, RESULTS, Row, mean_se, read_json, read_rows, table, text
 from bench.runs.sweep import CHOICE_SEED
 
 matplotlib.use("Agg")
@@ -41,49 +41,7 @@ HEADS: tuple[str, ...] = (
 )
 HEADS += (f"cost of gain {GAIN:g}", "CPU s per 1,000", "peak MiB")
 
-PEERS = """## Beside TRL's image trainers
-
-`python -m bench.peers.runs` and `python -m bench.peers.costs` (their first lines say how to make TRL's environment):
-TRL {trl}'s AlignPropTrainer and DDPOTrainer (torch {torch}, transformers {transformers}, diffusers {diffusers}) on the
-demo's pipeline, adapter and its initial values, prompts and reward; DDIM of 10 steps, eta 1, no guidance, 80 chains an
-update. Our plans are the ablation's runs, the surrogate the sweep `surrogate`'s. Every gain is judged by the same code
-on the same 200 held-out chains of a seed; at a run's end pictures of one theta, drawn there and here from the same
-seeds, differ by {difference:.0e} at most (repaired; a pixel lies in [0, 1]). Cost in denoiser forwards, counted by
-hooks, a backward as two, recomputing and both passes of guidance counted. Learning rates: for TRL's trainers the best
-of {rates} on a seed of its own at half the cost or more, for ours the ablation's. Best gain and the cost of a gain: of
-the mean over the seeds; ±: standard error. Judge: as in the ablation, at a run's end. CPU seconds of one thread per
-1,000 forwards (of the quickest update) and peak memory are for 20 chains at once; empty: not measured yet. Machine:
-{machine}.
-
-{rows}
-
-![Held-out gain against denoiser forwards](images/peers.png)
-
-Three times as long (`--long`, seed 0), to see whether they collapse:
-
-{long}
-
-**As shipped and repaired.** `bench/peers/trl_trainers.py` subclasses TRL's classes and copies none of their code. *As
-shipped* is that code with settings that it takes, and guidance 1.0001, since it stops at 1; so every step is computed
-twice. For AlignProp with a fixed truncation there is nothing else to repair, and both make the same updates ({alike}):
-it is run repaired, and as shipped needs twice the forwards. *Repaired*: no pass for guidance at scale 1; random
-truncation draws one depth a batch (as shipped every step draws anew whether it is cut); DDPO's log-probabilities are
-sums (as shipped means over the latent's numbers), its last step, whose sigma is small and whose score swamps the
-others', has no say, advantages are by prompt, and an epoch has one optimizer step (as shipped two). Both: the adapter
-is the recipe's (which one TRL trains is written into its code); the range of random truncation is (0, 9) instead of (0,
-50), since the chain has 10 steps; clipping of the gradient's norm at 1, weight decay and betas are TRL's defaults. And
-both read a copy of the pipeline's folder: of the one that transformers 5 wrote, transformers 4 refuses the tokenizer,
-and starts the text encoder from random weights with no more than a warning. DDPO uses no gradient of the reward, so its
-runs stand for both kinds.
-
-What TRL refuses as shipped:
-
-{refusals}
-
-Learning rates: the gain on the sweep's seed.
-
-{sweep}
-"""
+PEERS = text("peers")
 
 Point = tuple[float, float]  # cost, gain
 

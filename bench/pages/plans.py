@@ -8,25 +8,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.common import IMAGES, MACHINE, RESULTS, read_json, read_rows, table
+from bench.common import IMAGES, MACHINE, RESULTS, read_json, read_rows, table, text
 
-LAB = """## Every plan's bias, variance and cost on the embedded model
-
-`rlr-ray lab --config configs/digits.yaml --set cluster=none --batches {batches} --cost {cost:g}
---out bench/results/lab`: {numbers} trained numbers, theta at the start of a run, batches of 40 chains in chunks of 20;
-the reference is {kind} of {batches} batches,
-|g| = {norm:.3f}. Variance per chain; cost in denoiser forwards a chain, a backward counted as two; plans marked * are
-biased.
-Machine: {machine}.
-
-{rows}
-
-![Variance at equal cost against memory](images/lab.png)
-
-Step by step (variances per chain; the last column is the law of isotropic directions, P E|G|² - |g|²):
-
-{profile}
-"""
+LAB = text("lab")
 
 
 def lab() -> str:
@@ -63,21 +47,7 @@ def _lab_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-PLANNER = """## The planner's choice for three budgets
-
-`python -m bench.runs.planner`: what `rlr-ray plan` does, with more time for the variances ({batches} batches). The
-choice is the unbiased plan of least variance x cost that fits. Machine: {machine}.
-
-{rows}
-
-{best} and its rivals without a budget that binds ({budget:g} GiB):
-
-{options}
-
-Predicted against measured peaks of one batch's estimate, in MiB:
-
-{memory}
-"""
+PLANNER = text("planner")
 
 
 def planner() -> str:
@@ -128,19 +98,7 @@ def _memory_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(["steps", *kinds], [[str(steps), *row] for steps, row in cells.items()])
 
 
-BREAK_EVEN = """## Half against zeroth order: still and moving digits
-
-`python -m bench.runs.break_even`: first order on the last step, the rest to half order (REINFORCE, leave-one-out within
-a prompt) or to zeroth order (isotropic directions, one a chain), on the embedded models at the start of a run. V_BP:
-variance of a chain's exact gradient through the same steps; V_HO, V_ZO: of the two estimates, per chain and per pair.
-The law's V_ZO is P (|g|² + V_BP) - |g|², its break-even size P* = (r V_HO + |g|²) / (|g|² + V_BP), r = 3 (T - 1) / 2T,
-what a chain of half order costs in pairs: below P* zeroth order is less noisy at equal cost. The last column is
-measured: V_ZO / (r V_HO), below 1 if zeroth order is. g² is |g|², unbiased, 0 if the estimate is below. Latents have
-{sizes}. ± are standard errors; where they are large the tails are heavy, and V_ZO is as uncertain as V_BP. Machine:
-{machine}.
-
-{rows}
-"""
+BREAK_EVEN = text("break_even")
 
 
 def break_even() -> str:
@@ -174,17 +132,7 @@ def _row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-WORKERS = """`python -m bench.runs.directions`: along the demo's run (learning rate {rate}, means over updates
-{updates}), against exact gradients of {chains:,} chains. A worker runs {pairs} pairs an update. Error: E |w z -
-g_C|^2 / |g_C|^2 of the zeroth-order term z with its best weight w, g_C the part of the gradient at its steps; 1 is
-what leaving it out costs. In brackets: the same from pairs really run. Cosine: expected, with the whole gradient, of
-first order + w z, then with half order too (80 chains each), when the optimizer averages {averaging} updates.
-Captured: |P g_C|^2 / |g_C|^2. Machine: two x86-64 cores.
-
-| span of the directions | captured | {heads} |
-|---|---|{rules}
-{rows}
-"""
+WORKERS = text("workers")
 
 SPANS = ("isotropic", "the four guides", *(f"{count} components of half order" for count in (4, 8, 16, 32)))
 PAIRS, AVERAGING = 80, 8

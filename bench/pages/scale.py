@@ -5,26 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench.common import MACHINE, read_json, read_rows, table
+from bench.common import MACHINE, read_json, read_rows, table, text
 from bench.runs import chaos
 
-SCALE = """`python -m bench.speed.scale` (Ray {ray}; {machine}, which the hosts of the simulated actors share with the
-coordinator): steps of one chunk of {rollout_s:g} s for each actor, and of two that take 20 % more or less, with 2 %
-stragglers of ten times that and 1 % of actors dying half-way and coming back after 5 s. Ideal: the best schedule of
-the same durations, without hedges. CPU seconds: of the process that dispatches, submission and results included, and of
-the simulated actors' hosts.
-
-{rows}
-
-A step of {most} actors takes {own:.1%} longer than the ideal by the dispatcher alone, {bare:.1%} by Ray's calls alone
-and {both:.1%} by the dispatcher over Ray (medians of {turns}, in turn): the dispatcher's part is {share:.1%}. Ray's is
-CPU time of these two cores: {coordinator:.1f} ms a chunk for the coordinator, {hosts:.1f} ms for the hosts,
-which on a cluster is time of other machines.
-
-On the wire, besides one theta for each node and step: {wire:.0f} bytes a rollout (chunks of {pairs_per_chunk} pairs).
-Real actors on the demo's job, the same work each: 2 take {two:.2f} s where 1 takes {one:.2f} s (medians of 3): a weak
-scaling efficiency of {efficiency:.2f}.
-"""
+SCALE = text("scale")
 
 
 def scale() -> str:
@@ -84,13 +68,7 @@ def kills() -> str:
     return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"
 
 
-MEMORY = """## An update's extra memory
-
-`python -m bench.speed.update_memory`: the gradient estimate of an update, P = {parameters:,} float32 numbers, on a CPU.
-Before: rows [2, chunks, P], kept and concatenated, by formula.
-
-{rows}
-"""
+MEMORY = text("memory")
 
 
 def update_memory() -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.common import read_json, table
+from bench.common import read_json, table, text
 from bench.speed.measuring import median_ratio
 from bench.speed.overlap import longer_halves
 from bench.speed.throughput import CHAIN, DIRECTIONS, PIPELINE, ROLLOUT
@@ -28,74 +28,19 @@ BENCHES: dict[str, tuple[str, ...]] = {
 BENCHES |= {"digits": ("throughput", "overlap", "speedups", "demo")}
 GB = 2**30 / 1e9  # in a GiB
 
-HEAD = """## Speed and memory at true sizes
+HEAD = text("speed")
 
-`bash bench/speed/gpu.sh`: random weights in bfloat16, LoRA of rank 4 on the attention layers, guidance 5; without a
-GPU, tiny pipelines of the same classes in float32, and the demo's model. `bench/results/speed` holds every figure. On a
-CPU, seconds are those that the process had it, apart from those of overlap and demo, which are the clock's.
+PARTS = text("parts")
 
-{missing}
-"""
+THROUGHPUT = text("throughput")
 
-PARTS = """### An update and its parts: {name}
+OVERLAP = text("overlap")
 
-`bench.speed.update_parts`: {facts}. Batch {batch}. Peak: memory beyond the idle model's {held}.
-Checkpointed: `estimator.checkpoint_steps`; by blocks: `model.gradient_checkpointing`.{caution}
+PAIR_DEMO = text("pair_demo")
 
-{rows}
+TRIED = text("tried")
 
-{memory}
-"""
-
-THROUGHPUT = """### Rollouts against inference of as many chains
-
-`bench.speed.throughput`: n directions are 2n rows of one batch, each with adapter weights of its own. Chain alone:
-latents to latents; whole: as an actor runs it, with directions and noises drawn, pictures decoded and rated, against
-pictures decoded and rated. Ratio: of chains a second, rollout over inference, median over interleaved turns.
-Arithmetic: of the inference, beside what a large matrix product reaches there.
-
-{rows}
-
-{machines}
-"""
-
-OVERLAP = """### An update against the longer of its two halves
-
-`bench.speed.overlap`: `train.update` in one process, its rollouts in another. Beside: while the other process does its
-own half too, so at what the machine gives to two at once. Seconds and ratios are medians over the turns.
-
-{rows}
-
-{machines}
-"""
-
-PAIR_DEMO = """### `make demo`, before and now
-
-`bench.speed.demo --other`: the command start to finish (imports, Ray, evaluations and report included), revision
-{before} and {now}, in turn. Median ratio: {ratio:.2f}. Machine: {machine} ({date}).
-
-{rows}
-"""
-
-TRIED = """### What was tried for speed
-
-`bench.speed.speedups`: each against the call without it, in turns, in one process; above 1 is faster. The first row
-says how far a ratio is from 1 by chance. Kept: own weights by a batched product, calls for many chains at once, and one
-call for both signs of a pair (it saves little here, but a reward that is elsewhere is asked half as often). An option,
-`model.compile`: `torch.compile`, whose first calls here found what an earlier process had compiled (from nothing they
-take minutes). Not kept: channels-last, and oneDNN switched off.
-
-{rows}
-
-{machines}
-"""
-
-DEMO = """### `make demo`'s job in one process
-
-`bench.speed.demo` (`cluster: none`); start to finish includes imports, evaluation and the report.
-
-{rows}
-"""
+DEMO = text("demo")
 
 
 def speed() -> str:

@@ -9,73 +9,19 @@ from typing import Any
 
 import matplotlib
 
-from bench.common import IMAGES, MACHINE, Row, mean_se, read_json, read_rows, standard_error, table
+from bench.common import IMAGES, MACHINE, Row, mean_se, read_json, read_rows, standard_error, table, text
 from bench.runs.sweep import CHOICE_SEED, load_sweep
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-ABLATION = """## The paper's ablation, repeated
+ABLATION = text("ablation")
 
-`python -m bench.runs.sweep ablation`: `configs/digits.yaml` in one process (`cluster: none`, the same numbers as on
-Ray), LoRA of rank 1, 576 trained numbers, under other plans, each with the same cost in denoiser forwards (a backward
-counts two): that of 40 updates of the demo. Every plan's learning rate is the best of {rates} on a seed of its own.
-Gain: held-out reward after minus before, 200 paired chains; mean and standard error over the seeds {seeds}. Worst: the
-lowest held-out gain of any seed at any of eight points along the way, after the first quarter. Judge: share of pictures
-that a classifier which is never trained on reads as the digit asked for; {judge:.2f} before. Machine: {machine}.
+SURROGATE = text("surrogate")
 
-{rows}
+REWARDS = text("rewards")
 
-![Held-out gain along the way](images/ablation.png)
-
-Learning rates: the gain on the sweep's seed.
-
-{sweep}
-"""
-
-SURROGATE = """## Black-box rewards: a surrogate learned online
-
-`python -m bench.runs.sweep surrogate`: the demo's job with its reward taken as a black box, at the cost of 40 updates
-of the demo. Learning rates as in the ablation; seeds {seeds}. Correlation of the surrogate with the reward on fresh
-chains: median over the last quarter. Machine: {machine}.
-
-{rows}
-"""
-
-REWARDS = """## Two rewards in one run, and a guard
-
-`python -m bench.runs.sweep rewards`: the embedded model under the classifier (differentiable), the size as JPEG (a
-black box), both in one run (first order carries the classifier, half order the JPEG size also on first order's steps),
-and the JPEG size with guards: a penalty on the divergence from the base model and a moving average. Equal cost in
-denoiser forwards, that of 40 updates of the demo; seeds {seeds}, 400 paired held-out chains. Gains of the scores as
-they are (log-probability; minus kilobytes), mean and standard error over seeds, of one seed over its chains; the base
-model's scores for comparison. Judge: share of pictures that a classifier which is never trained on reads as the digit
-asked for. Warned: runs whose report says that the reward may be gamed. Machine: {machine}.
-
-{rows}
-
-{words}
-"""
-
-LENGTHS = """## The sub-chain's length and the perturbation scale at equal cost
-
-`python -m bench.runs.sweep length` and `perturbation_scale`: the demo's job with one first-order step, 40 chains and 40
-directions an update, learning rate 0.03; every run spends {forwards:,} denoiser forwards (a backward as two), so longer
-sub-chains get fewer updates. Gain in held-out reward over {seeds} seeds: mean ± standard error. Machine: {machine}.
-
-{lengths}
-
-For each memory budget the best of these lengths that fits, beside the paper's closed form h* (equation 8, from
-variances and memory measured at the start of a run, `python -m bench.runs.planner`):
-
-{budgets}
-
-The scale of the perturbations (relative to the adapter's numbers, see [estimators.md](estimators.md)), at h = 2:
-
-{scales}
-
-![Gain over the length and over the scale](images/tune.png)
-"""
+LENGTHS = text("lengths")
 
 Runs = Sequence[Row]
 
