@@ -36,7 +36,7 @@ GONE = {
     "evaluation.judges.*.actors.batch_wait_s": "calls wait 0.01 s for others to share a batch; leave it out",
     "cluster.resize_every_s": "elastic workers look for room every 15 s; leave it out",
     "cluster.rollouts.max_retries": "a chunk is run again 4 times; leave it out",
-    "closed_form": "the paper's closed form is measured wherever it can be; leave it out",
+    "closed_form": "leave it out; `rlr-ray plan` shows the paper's closed form for a memory budget",
     "scheduler.name=hyperband": "write asha, which halves as hyperband does, without its brackets",
     "scheduler.name=median": "write asha, or none",
 }
