@@ -1,4 +1,4 @@
-"""Plant faults, one at a time, and see that tests fail: `python -m tests.mutations.run [--sample 10] [--only WORD]`.
+"""Plant faults, one at a time, and see that tests fail: `python -m tests.mutations.run [--sample 10] [--only PATTERN]`.
 
 tests/mutations/*.yaml list them: `file` (in rlr_ray/), `find` (text that is in it once), `replace`, `tests` (ids, one
 of which must fail) and `why` (what would be wrong). A fault is planted in a copy of the tree, never in the real one.
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -186,9 +187,9 @@ def import_all_but_the_package() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutations.run", description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, metavar="N", help="this many only, drawn by the day's date")
-    parser.add_argument("--only", default="", metavar="WORD", help="those only whose list, file or reason holds it")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="those whose list, file or reason has it")
     options = parser.parse_args()
-    faults = [fault for fault in load() if options.only in f"{fault.listed} {fault.file} {fault.why}"]
+    faults = [fault for fault in load() if re.search(options.only, f"{fault.listed} {fault.file} {fault.why}")]
     if options.sample:
         faults = random.Random(datetime.date.today().isoformat()).sample(faults, min(options.sample, len(faults)))
     import_all_but_the_package()
