@@ -141,7 +141,7 @@ BAD = {
     ),
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
     "an unknown optimizer": (["train.optimizer=Adamm", "cluster={}"], ["train.optimizer is 'Adamm'", "AdamW"]),
-    "an unknown model": (["model={name: pixart}"], ["'pixart'", "digits, flux, moving_digits, stable"]),
+    "an unknown model": (["model={name: pixart}"], ["'pixart'", "wan, digits, moving_digits"]),
     "a folder that is no pipeline": (
         ["model={name: stable_diffusion, path: .}"],
         ["not a diffusers pipeline", "model_index.json", "save_pretrained"],

@@ -293,7 +293,7 @@ def test_the_plan_says_what_it_estimates(tmp_path: Path, keys: dict[str, Any], w
     ("keys", "words"),
     [
         ({"rest": "zeroth_order"}, ["'online'", "rollout actors", "rest: half_order", "place: cover"]),
-        ({"first_order_steps": 2}, ["every step", "first_order_steps 2", "first_order_steps: all"]),
+        ({"first_order_steps": 2}, ["every step", "first_order_steps 2", "first_order_steps to all"]),
         ({"first_order_steps": 1, "truncation": "random"}, ["every step", "'random'", "russian_roulette"]),
         ({"surrogate": {"options": {"a": 1}}}, ["'online' takes no options", "'a'", "leave them out"]),
         ({"surrogate": {"coefficient": 0}}, ["estimator.surrogate.coefficient", "'auto'", "greater than 0"]),
