@@ -1,7 +1,7 @@
 """The suite's two tiers, and the CPU seconds that they may take: `python -m tests.budget test | test-all`.
 
 Prints at the end the user and system seconds of every process that a part started, workers of xdist and Ray included.
-Over budget is a failure where the environment has CI (.ci/run sets it) and a warning elsewhere: machines differ.
+Over budget is a warning, and a failure where STRICT_BUDGET is set: the seconds of a shared machine differ by half.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main(tier: str) -> int:
     over = spent > BUDGETS[tier]
     if over:
         print(f"{tier}: over its budget of CPU seconds; make tests cheaper, or move what is rare to `slow` or `system`")
-    return int(bool(failed) or (over and "CI" in os.environ))
+    return int(bool(failed) or (over and "STRICT_BUDGET" in os.environ))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The planner on the embedded model: its choice for three budgets, and its memory model against real peaks.
 
-    python -m bench.runs.planner     # writes planner.json and closed_form.json in bench/results
+python -m bench.runs.planner     # writes planner.json and closed_form.json in bench/results
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ FILE = Path(__file__).with_name("sweeps.yaml")
 POINTS = 8  # held-out evaluations along a run
 CHOICE_SEED = 100
 Job = dict[str, Any]  # variant, seed and the grid's values by the last part of their key
-_SUMMARY: tuple[str, ...] = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after", "gain", "gain_se")
-_SUMMARY += ("scores", "seconds", "versions", "kl", "warnings", "peak_memory_gib")
+_SUMMARY: tuple[str, ...] = ("steps", "denoiser_forwards", "denoiser_backwards", "reward_before", "reward_after")
+_SUMMARY += ("gain", "gain_se", "scores", "seconds", "versions", "kl", "warnings", "peak_memory_gib")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,12 @@ class Sweep:
         overrides, updates = self.overrides(job), self.updates_of(job)
         overrides += [f"train.iterations={updates}", f"evaluation.every={max(updates // POINTS, 1)}"]
         summary, metrics = train(self.recipe, overrides)
-        held_out = {row["step"] + 1: row["held_out_reward"] for row in metrics if row.get("held_out_reward") is not None}
+        held_out = {
+            row["step"] + 1: row["held_out_reward"] for row in metrics if row.get("held_out_reward") is not None
+        }
         curve = {0: summary["reward_before"], **held_out, updates: summary["reward_after"]}
-        row = {**job, "learning_rate": load_config(self.recipe, overrides).train.learning_rate, "curve": curve}
+        rate = load_config(self.recipe, overrides).train.learning_rate
+        row = {**job, "learning_rate": rate, "curve": curve}
         judge = summary["scores"].get("digits_judge")
         row |= {f"judge_{when}": judge[when] for when in ("before", "after")} if judge else {}
         row |= {name: [update.get(name) for update in metrics] for name in self.columns}
