@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -115,9 +114,15 @@ class RunCoordinator:
 # --- in the leading worker
 
 
-def messages_to(coordinator: ActorHandle, alive: Callable[[], None]) -> AbstractContextManager[None]:
-    """Send what this process logs to the driver until the block ends, and call `alive` with each message."""
-    return messages_by(_ToDriver(coordinator, alive))
+@contextmanager
+def messages_to(coordinator: ActorHandle, alive: Callable[[], None]) -> Iterator[None]:
+    """Send what this process logs to the driver until the block ends, and call `alive` with each message.
+
+    After the block the coordinator has all rows and messages: Ray Train kills a worker that is done at once.
+    """
+    with messages_by(_ToDriver(coordinator, alive)):
+        yield
+    ray.get(coordinator.failure.remote())  # a process's calls are answered in their order
 
 
 class _ToDriver(logging.Handler):
@@ -148,7 +153,6 @@ def forwarding(coordinator: ActorHandle, report: Report, missing: Callable[[], s
 class _Forwarder:
     def __init__(self, coordinator: ActorHandle, report: Report, missing: Callable[[], str]):
         self.coordinator, self.report, self.missing = coordinator, report, missing
-        self.news: deque[dict[str, Any] | Message] = deque()  # that are not handed on yet
         self.due = _AWAITED_S
 
     def forward(self) -> None:
@@ -156,19 +160,26 @@ class _Forwarder:
             news, awaited = ray.get([self.coordinator.take.remote(), self.coordinator.awaited_s.remote()])
         except RayActorError:  # it is lost: who asks it for the run's failure says so
             return
-        self.news += news
-        while self.news:  # one at a time: an error of one leaves the others for the next time
-            one = self.news.popleft()
-            if isinstance(one, dict):
-                self.report(one)
-            else:
-                level, name, text = one
-                logging.getLogger(name).log(level, text)
+        failed: Exception | None = None
+        for one in news:
+            try:
+                self._hand_on(one)
+            except Exception as error:  # the others reach the driver all the same
+                failed = failed or error
         if awaited > self.due:
             logger.warning(f"no training worker has started for {awaited:.0f} s: {self.missing()}")
             self.due *= 2
         elif not awaited:
             self.due = _AWAITED_S
+        if failed:
+            raise failed
+
+    def _hand_on(self, one: dict[str, Any] | Message) -> None:
+        if isinstance(one, dict):
+            self.report(one)
+        else:
+            level, name, text = one
+            logging.getLogger(name).log(level, text)
 
 
 @contextmanager

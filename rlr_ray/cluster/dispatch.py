@@ -139,10 +139,10 @@ class Dispatcher:
 
     def _looked(self, future: Future[Sequence[RolloutWorker] | None]) -> None:
         self.looking = False
-        found = None if future.exception() else future.result()
-        if found is None:
+        workers = None if future.exception() else future.result()
+        if workers is None:
             return
-        there = {worker.name: worker for worker in found}
+        there = {worker.name: worker for worker in workers}
         for name in self.workers.keys() - there.keys():
             self._forget(self.workers[name])
         for name in there.keys() - self.workers.keys() - self.gone:
@@ -191,7 +191,7 @@ class Dispatcher:
             self._ask_later(worker, _RETURN_S)
 
     def _say_if_alone(self, now: float) -> None:
-        if self.idle or self.busy:
+        if self.idle or any(not call.ended for call in self.busy):
             self.alone_since = math.inf
         elif self.alone_since == math.inf:
             self.alone_since = now
@@ -285,8 +285,8 @@ class Dispatcher:
         slow = [call for call in self.busy if call.started < late and call.job is job and not call.ended]
         alone = [call for call in slow if call.chunk.running == 1 and not call.chunk.finished]
         for call in sorted(alone, key=lambda call: call.started)[: len(self.idle)]:
-            job.counts["rollouts_hedged"] += len(call.chunk.indices)
-            self._start(job, call.chunk)
+            if self._start(job, call.chunk):
+                job.counts["rollouts_hedged"] += len(call.chunk.indices)
 
 
 def _gave_up(name: str, tries: int, error: BaseException) -> UserError:

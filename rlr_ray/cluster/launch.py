@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlr_ray.cluster.actor_pool import actor_pool
@@ -26,7 +26,7 @@ from rlr_ray.cluster.rollouts import RolloutPool
 from rlr_ray.cluster.trainer import fit, missing_words
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 from rlr_ray.train.engine import RemoteRewards
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
         forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):
         held.release_workers()
-        rollouts = RolloutPool(coordinator, _patience(cluster), config.seed) if pool else None
+        patience = Patience(cluster.rollouts.quorum, cluster.rollouts.hedge_after, cluster.rollouts.timeout_s)
+        rollouts = RolloutPool(coordinator, patience, config.seed) if pool else None
         training = beside(lambda: fit(config, cluster, rollouts, remote, coordinator))
         if pool:
             pool.await_ready()
@@ -130,11 +131,6 @@ def _coordinator() -> Iterator[ActorHandle]:
         ray.kill(coordinator)
 
 
-def _patience(cluster: ClusterConfig) -> Patience:
-    asked = cluster.rollouts
-    return Patience(asked.quorum, asked.hedge_after, asked.timeout_s)
-
-
 def choose_on_ray(config: RunConfig, cluster: ClusterConfig, batches: int | None) -> Choice:
     """Choose a plan by measurement on a worker's device. Raises UserError as `choose` does."""
     with connected(cluster) as local:
@@ -173,9 +169,17 @@ def call_in_task(
     remote: RemoteRewards,
     *arguments: Any,
 ) -> Any:
-    """What `function(config, remote, *arguments)` returns in a process of its own; raises what it raised."""
+    """What `function(config, remote, *arguments)` returns in a process of its own.
+
+    Raises what it raised, and UserError if the process was lost.
+    """
     task = ray.remote(max_calls=1)(enter_and_call).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
     try:
         return ray.get(task.remote(os.getcwd(), function, config.on(gpus), remote, *arguments))
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise UserError(
+            f"the process that measures was lost ({first_line(error)}); if memory ran out there, lower "
+            "train.chunk_size or estimator.zeroth_order.chunk_size"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,9 +91,13 @@ def _check_distribution(key: str, distribution: Any) -> None:
         raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a list")
     if name == "choice":
         return
-    numbers = [value for value in arguments if isinstance(value, int | float) and not isinstance(value, bool)]
+    kind, words = (int, "whole numbers") if name.endswith("randint") else (int | float, "numbers")
+    numbers = [value for value in arguments if isinstance(value, kind) and not isinstance(value, bool)]
     if len(numbers) != len(arguments) or len(numbers) != _NUMBERS[name] or numbers[0] >= numbers[1]:
-        raise ValueError(f"{key}: {name} has {arguments!r}; allowed: {_NUMBERS[name]} numbers, lower before upper")
+        raise ValueError(f"{key}: {name} has {arguments!r}; allowed: {_NUMBERS[name]} {words}, lower before upper")
+    for step in numbers[2:]:
+        if step <= 0 or not all(math.isclose(end / step, round(end / step)) for end in numbers[:2]):
+            raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a step above 0 that divides both bounds")
     if name.startswith("log") and numbers[0] <= 0:
         raise ValueError(f"{key}: {name} has {arguments!r}; allowed: numbers above 0")
 

@@ -173,9 +173,10 @@ def scheduler_of(config: TuneConfig) -> TrialScheduler:
 def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:
     point = mutated["launch"]["point"]
     for key, distribution in config.space.items():
-        if "choice" not in distribution:
-            low, high = next(iter(distribution.values()))[:2]
-            point[key] = min(max(point[key], low), high)
+        (name, ends), *_ = distribution.items()
+        if name != "choice":
+            high = ends[1] - (name in ("randint", "lograndint"))  # which never draw the upper one
+            point[key] = min(max(point[key], ends[0]), high)
     return mutated
 
 

@@ -102,6 +102,8 @@ class FittingSearch(Searcher):
             lines.write(json.dumps(row) + "\n")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id not in self.launched:  # of a state that was saved before
+            return
         draw, launch = self.launched[trial_id]
         self._learn(launch, result)
         if "reward" in result and draw is not None:

@@ -188,6 +188,21 @@ def test_a_chunk_that_comes_back_twice_counts_once() -> None:
     other.release()
 
 
+def test_a_chunk_that_no_idle_worker_may_take_counts_as_no_hedge() -> None:
+    """It failed at the idle one and hangs at the other."""
+    failed = Fake("a", RuntimeError("odd"))
+
+    class Hangs(Fake):
+        def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
+            self.plan = [None] if failed.calls and chunk == failed.calls[0][1] else []
+            return super().run(request, chunk)
+
+    hangs = Hangs("b")
+    threading.Timer(0.5, hangs.release).start()
+    chunks, counts = run(Workers(failed, hangs), Patience(hedge_after=3.0))
+    assert chunks == CHUNKS and counts["rollouts_rerun"] == 2 and counts["rollouts_hedged"] == 0
+
+
 def test_without_hedging_the_straggler_is_waited_for() -> None:
     straggler, other = Fake("a", None), Fake("b")
     released = threading.Event()
@@ -228,6 +243,18 @@ def test_a_job_without_workers_waits_saying_so() -> None:
     threading.Timer(0.5, lambda: setattr(actors, "workers", (Fake("a"),))).start()
     with logged() as said:
         assert run(actors)[0] == CHUNKS
+    assert said and "none is there" in said[0]
+
+
+def test_a_worker_that_does_not_end_when_it_is_ended_is_not_there() -> None:
+    class Stuck(Fake):
+        def end(self) -> None:
+            self.ended += 1
+
+    stuck = Stuck("a", None)
+    threading.Timer(0.8, stuck.release).start()
+    with logged() as said:
+        assert run(Workers(stuck), Patience(timeout_s=0.1))[0] == CHUNKS
     assert said and "none is there" in said[0]
 
 

@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import WorkerCrashedError
 
 from rlr_ray.cluster import resources
 from rlr_ray.cluster.doctor import examine_cluster
-from rlr_ray.cluster.launch import check_reachable, connected
+from rlr_ray.cluster.launch import call_in_task, check_reachable, connected
 from rlr_ray.cluster.machine import Verdict, left_token
 from rlr_ray.cluster.resources import Reservation, _message, hold_resources, missing_of, place
 from rlr_ray.config.cluster import ClusterConfig
@@ -122,6 +124,21 @@ def test_what_there_is_no_room_for_is_told_with_the_keys_that_take_it() -> None:
     without = _message(cluster, 1, {}, "too little CPU", "has only", {"CPU": 1})
     assert "lower cluster.rollouts.min_actors, cluster.rollouts.cpus or cluster.workers, add" in without
     assert without.endswith("or set cluster: none to run in this process")
+
+
+def test_a_process_that_is_lost_while_it_measures_is_told_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a search leaves out a point whose measurement takes all memory."""
+
+    def lost(call: Any) -> None:
+        raise WorkerCrashedError
+
+    task = SimpleNamespace(remote=lambda *values: None)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: SimpleNamespace(options=lambda **_: task))
+    monkeypatch.setattr(ray, "get", lost)
+    with pytest.raises(UserError, match=r"was lost .*lower train\.chunk_size"):
+        call_in_task(1, 0, "DEFAULT", print, short_run(tmp_path), {})
 
 
 def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:

@@ -14,6 +14,7 @@ from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.tune import load_tune_config
 from rlr_ray.lab.cost import Probe
 from rlr_ray.tune.points import Estimates, Points
+from rlr_ray.tune.search import _within_bounds
 from rlr_ray.tune.searcher import FittingSearch
 from tests.config.test_tune import written
 from tests.tune.test_points import KNOWN, MODEL, SECONDS, H
@@ -122,4 +123,14 @@ def test_a_saved_search_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
     whole.save(str(tmp_path / "state"))
     again = searcher(tmp_path, space=space, trials=20)
     again.restore(str(tmp_path / "state"))
+    again.on_trial_result("launched after it was saved", {"reward": 1.0})
     assert drawn(again) == drawn(whole) != []
+
+
+def test_a_population_stays_within_the_bounds_of_its_space(tmp_path: Path) -> None:
+    """The upper one of whole numbers is never drawn."""
+    space: Any = {SCALE: {"loguniform": [0.001, 1.0]}, "seed": {"randint": [0, 9]}, H: {"choice": [1, 2]}}
+    config = load_tune_config(written(tmp_path, space=space), [])
+    for point, expected in (([1.2, 10, 2], [1.0, 8, 2]), ([0.0008, -1, 1], [0.001, 0, 1]), ([0.5, 8, 1],) * 2):
+        mutated = _within_bounds(config, {"launch": {"point": dict(zip(space, point, strict=True))}})
+        assert list(mutated["launch"]["point"].values()) == expected
