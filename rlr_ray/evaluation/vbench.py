@@ -48,6 +48,17 @@ class VBenchVideos:
                     f"--vbench names files by their prompts, as VBench does, and {prompt!r} cannot be such a name; "
                     f"allowed: {_LONGEST} bytes without '/'; leave it out"
                 )
+        names = {self._name(index) for index in range(config.evaluation.chains)}
+        others = sorted(path for path in folder.glob("*/videos/*") if path.name not in names)
+        if others:
+            raise UserError(
+                f"{others[0]} is of another evaluation, and VBench would rate both alike; move it away, or give "
+                "--vbench another folder"
+            )
+
+    def _name(self, index: int) -> str:
+        number, prompt = divmod(index, len(self.prompts))
+        return f"{self.prompts[prompt]}-{number}.mp4"
 
     def __call__(self, model: str, indices: range, videos: Tensor) -> None:  # [B, F, 3, H, W]
         if videos.dim() != 5:
@@ -57,8 +68,7 @@ class VBenchVideos:
         folder = self.folder / model / "videos"
         folder.mkdir(parents=True, exist_ok=True)
         for index, video in zip(indices, videos.cpu(), strict=True):
-            number, prompt = divmod(index, len(self.prompts))
-            path = folder / f"{self.prompts[prompt]}-{number}.mp4"
+            path = folder / self._name(index)
             # not resized to multiples of 16, which is the default; only odd sides cannot be encoded
             export_to_video(to_pil(video), str(path), fps=self.rate, quality=9, macro_block_size=2)
 

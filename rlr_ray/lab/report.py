@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import pyarrow
 import pyarrow.parquet
 import yaml
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from rlr_ray.config.run import RunConfig
@@ -26,9 +26,6 @@ from rlr_ray.utils.files import replace_file
 
 if TYPE_CHECKING:
     from rlr_ray.lab.certificate import Certified
-from matplotlib import pyplot
-
-matplotlib.use("Agg")
 
 
 def certificate_table(rows: Sequence[Certified]) -> Table:
@@ -104,7 +101,8 @@ def write_lab(
 
 def save_figure(path: Path, results: Sequence[Result]) -> None:
     """Variance at equal cost against memory, both on log axes; biased plans are hollow."""
-    figure, (axis, legend) = pyplot.subplots(1, 2, figsize=(11, 6), width_ratios=(3, 1))
+    figure = Figure((11, 6))
+    axis, legend = figure.subplots(1, 2, width_ratios=(3, 1))
     lines = []
     for number, result in enumerate(ranked(results), 1):
         row = result.measurement
@@ -120,7 +118,6 @@ def save_figure(path: Path, results: Sequence[Result]) -> None:
     legend.text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.6)
     figure.tight_layout()
     replace_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))
-    pyplot.close(figure)
 
 
 def choice_table(choice: Choice) -> Table:

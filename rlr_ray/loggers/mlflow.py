@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ class MLflow(Tracker):
         else:
             self.id = id
             self.client.update_run(self.id, status="RUNNING")
-        uri = self.client.tracking_uri
+        uri = re.sub("//[^/]*@", "//", self.client.tracking_uri)  # who logs in, and how, is for no file
         self.link = f"{uri}/#/experiments/{place}/runs/{self.id}" if uri.startswith("http") else uri
         return self.id
 

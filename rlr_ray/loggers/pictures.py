@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy
 import torch
-from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rlr_ray.utils.files import replace_file
-
-matplotlib.use("Agg")
 
 FRAMES_A_SECOND = 8
 _DPI = 130
@@ -33,7 +31,8 @@ def save_comparison(
     """Before-and-after pairs of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], with their prompts."""
     columns = min(_COLUMNS, len(before))
     rows = math.ceil(len(before) / columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(2.4 * columns, 1.5 * rows + 0.7), dpi=_DPI, squeeze=False)
+    figure = Figure((2.4 * columns, 1.5 * rows + 0.7), _DPI)
+    axes = figure.subplots(rows, columns, squeeze=False)
     shown = []
     for axis in axes.flat:
         axis.axis("off")
@@ -41,24 +40,23 @@ def save_comparison(
         gap = one.new_ones(*one.shape[:-1], max(one.shape[-1] // 8, 1))
         shown.append((axis, torch.cat([one, gap, other], dim=-1)))
         axis.set_title(_cut(title), fontsize=8, parse_math=False)
-    figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10)
+    figure.suptitle(f"{before_title}   →   {after_title}", fontsize=10, parse_math=False)
     _save_shown(figure, shown, stem)
 
 
 def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
     """A column of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], for each name, a row a chain."""
     columns, rows = len(images), len(titles)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.3), dpi=_DPI, squeeze=False
-    )
+    figure = Figure((1.5 * columns + 1.5, 1.5 * rows + 0.3), _DPI)
+    axes = figure.subplots(rows, columns, squeeze=False)
     shown = []
     for column, (name, column_images) in enumerate(images.items()):
-        axes[0, column].set_title(_cut(name), fontsize=8)
+        axes[0, column].set_title(_cut(name), fontsize=8, parse_math=False)
         for axis, image in zip(axes[:, column], column_images, strict=True):
             shown.append((axis, image))
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[:, 0], titles, strict=True):
-        axis.set_ylabel(_cut(title), rotation=0, ha="right", va="center", fontsize=8)
+        axis.set_ylabel(_cut(title), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     _save_shown(figure, shown, stem)
 
 
@@ -109,7 +107,8 @@ def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
 
 def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
     """Training reward over updates, with the held-out mean and standard error by number of updates."""
-    figure, axis = pyplot.subplots(figsize=(7, 4))
+    figure = Figure((7, 4))
+    axis = figure.subplots()
     axis.plot([row["step"] + 1 for row in rows], [row["reward_mean"] for row in rows], label="training chains", lw=1)
     steps, values = list(held_out), list(held_out.values())
     means, errors = [mean for mean, _ in values], [error for _, error in values]
@@ -117,7 +116,8 @@ def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict
     axis.set(xlabel="updates", ylabel="reward")
     axis.grid(alpha=0.3)
     axis.legend()
-    _finish(figure, path)
+    figure.tight_layout()
+    replace_file(path, lambda part: figure.savefig(part, dpi=_DPI, format="png"))
 
 
 def _cut(title: str) -> str:
@@ -134,24 +134,18 @@ def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
     return image.permute(1, 2, 0).clamp(0, 1).numpy()
 
 
-def _save_shown(figure: Any, shown: Sequence[tuple[Any, Tensor]], stem: Path) -> None:
+def _save_shown(figure: Figure, shown: Sequence[tuple[Any, Tensor]], stem: Path) -> None:
     """Draw an image, or a video, in each axis, and save the figure."""
     videos = [image.unsqueeze(0) if image.dim() == 3 else image for _, image in shown]
     drawn = [
         axis.imshow(_array(video[0]), interpolation="nearest") for (axis, _), video in zip(shown, videos, strict=True)
     ]
+    canvas = FigureCanvasAgg(figure)
     figure.tight_layout()
     frames = []
     for number in range(len(videos[0])):
         for artist, video in zip(drawn, videos, strict=True):
             artist.set_data(_array(video[number]))
-        figure.canvas.draw()
-        frames.append(Image.fromarray(numpy.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+        canvas.draw()
+        frames.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())).convert("RGB"))
     _save_frames(stem, frames)
-    pyplot.close(figure)
-
-
-def _finish(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    replace_file(path, lambda part: figure.savefig(part, dpi=_DPI, format="png"))
-    pyplot.close(figure)

@@ -31,7 +31,8 @@ class TensorBoard(Logger):
         self.waiting = io.BytesIO()
         self._put(Event(file_version="brain.Event:2"))
         # What an earlier part of the run logged of this step and later ones is not shown.
-        self._put(Event(step=len(rows), session_log=SessionLog(status=SessionLog.START)))
+        first = rows[-1]["step"] + 1 if rows else 0
+        self._put(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def _put(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -7,7 +7,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rlr_ray.loggers.pictures import save_grid
 from rlr_ray.loggers.registry import Logger
 from rlr_ray.utils.files import replace_file
 
-_PATIENCE_S = 60.0  # with a server, at the start and again at the end; in between nothing waits for it
+PATIENCE_S = 60.0  # with a server, at the start and again at the end; in between nothing waits for it
 
 
 class Tracker(Logger, ABC):
@@ -54,7 +54,7 @@ class Tracker(Logger, ABC):
         self.error: Exception | None = None  # of the thread, until it is raised here
         self.tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name=file.stem).start()
-        id = self._ask(lambda: self.start(config, known)).result(_PATIENCE_S)
+        id = _answer(self._ask(lambda: self.start(config, known)))
         text = json.dumps({"id": id, "link": self.link})
         replace_file(file, lambda part: part.write_text(text, "utf-8"))
 
@@ -68,8 +68,10 @@ class Tracker(Logger, ABC):
         file = save_grid(self.folder / f"held_out_{step + 1:06d}", images)
 
         def send() -> None:
-            self.picture(step, "held_out", file)
-            file.unlink()
+            try:
+                self.picture(step, "held_out", file)
+            finally:
+                file.unlink()
 
         self._ask(send)
         self._raise()
@@ -80,7 +82,7 @@ class Tracker(Logger, ABC):
                 self.picture(summary["steps"] - 1, "before_after", file)
             self.finish(summary)
 
-        self._ask(close).result(_PATIENCE_S)
+        _answer(self._ask(close))
         self.tasks.put(None)
         self._raise()
 
@@ -99,6 +101,12 @@ class Tracker(Logger, ABC):
             future, task = asked
             try:
                 future.set_result(task())
-            except Exception as error:
-                self.error = error
-                future.set_exception(error)
+            except (Exception, SystemExit) as error:  # a package ends what it takes for its own process
+                self.error = error if isinstance(error, Exception) else RuntimeError(f"it gave up: {error}")
+                future.set_exception(self.error)
+
+
+def _answer(future: Future[Any]) -> Any:
+    if not wait([future], PATIENCE_S).done:
+        raise TimeoutError(f"no answer in {PATIENCE_S:g} s; what it was not told is in metrics.jsonl")
+    return future.result()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.tracker import Tracker
+from rlr_ray.loggers.tracker import PATIENCE_S, Tracker
 
 
 class WandB(Tracker):
@@ -21,12 +21,13 @@ class WandB(Tracker):
         import wandb
 
         self.package = wandb
-        quiet = wandb.Settings(silent=True, console="off")
+        # Without a limit the process would not end before a server is there again.
+        settings = wandb.Settings(silent=True, console="off", finish_timeout=PATIENCE_S)
         arguments = {
             "name": config.name,
             "dir": config.folder,
             "config": config.model_dump(mode="json"),
-            "settings": quiet,
+            "settings": settings,
         }
         self.run = wandb.init(**arguments | self.options, id=id or uuid.uuid4().hex, resume="allow")
         self.link = self.run.url or str(Path(self.run.dir).parent)

@@ -35,6 +35,9 @@ def test_videos_are_named_by_prompt_and_number_and_hold_the_frames(tmp_path: Pat
         assert frames.shape == (4, 24, 40, 3)
         assert frames.mean((1, 2, 3)) / 255 == pytest.approx(grey.tolist(), abs=0.02)  # it is compressed
     assert "base are in" in keep.next_step and "vbench evaluate" in keep.next_step
+    videos_of(tmp_path, PROMPTS)  # the same again
+    with pytest.raises(UserError, match=r"up\?-0\.mp4 is of another evaluation"):
+        videos_of(tmp_path, PROMPTS[:1])
 
 
 def test_prompts_that_are_no_file_names_and_pictures_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ COVER, PAPER = "FO(1) + HO, sub-chains of 3 that cover", "rlr-paper, h = 2"
 def test_every_plan_that_claims_to_be_unbiased_is(
     batches: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At 128 batches, 33,000 chains a plan, the standard error of the bias is 1.5 to 3 % of |g| for most plans."""
+    """At 24 batches, 6,000 chains a plan, the standard error of the bias is 2.6 to 4.5 % of |g| for 14 plans.
+
+    It is 6 to 19 % for russian-roulette, ddpo and the plans with black-box parts, and at 128 batches 2.3 times less
+    throughout: a bias of five of them is seen in 93 % of seeds.
+    """
     assert main(["lab", "--model", "toy", "--json", "--batches", str(batches), "--out", str(tmp_path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "lab.json").read_text())
@@ -90,17 +94,16 @@ ERRORS: dict[str, tuple[str, Any, str, Any]] = {  # name -> plan, module, functi
     "not a number": (COVER, gradient, "half_order", not_a_number),
     "last step dropped": (COVER, gradient, "half_order", half_order_with(lambda t, s: (t.noise, s[:-1]))),
 }
-SLIGHT = ("divided by the standard deviation", "inner noises resampled")  # the others are seen at 24 batches
+BATCHES = {"divided by the standard deviation": 150, "inner noises resampled": 150}  # the others: 24
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_put_into_the_code_is_caught(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """z is 7.6 to 12 at 24 batches, standard error 1: sure to be above 3.5. The slight two: 4.8 and 4.6 at 150."""
     plan, module, name, wrong = ERRORS[error]
     torch.manual_seed(0)
     monkeypatch.setattr(module, name, wrong)
-    certified = certify(
-        PLANS[plan], 150 if error in ("divided by the standard deviation", "inner noises resampled") else 50
-    )
+    certified = certify(PLANS[plan], BATCHES.get(error, 24))
     assert not certified.ok, f"passes with z {certified.z}"
 
 

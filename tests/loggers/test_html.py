@@ -17,7 +17,7 @@ from PIL import Image
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.loggers.html import write_report
-from rlr_ray.loggers.pictures import save_comparison
+from rlr_ray.loggers.pictures import save_columns, save_comparison
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation, Scores, held_out_scores
@@ -293,5 +293,7 @@ def test_scores_change_by_pairs() -> None:
 
 def test_a_title_that_looks_like_mathematics_is_drawn(tmp_path: Path) -> None:
     images = BEFORE.images[:1]
-    save_comparison(tmp_path / "pair", images, images, [r"a^b $\frac$"], "before", "after")
-    assert Image.open(tmp_path / "pair.png").size[0] > 100
+    title = r"a^b $\frac$"
+    save_comparison(tmp_path / "pair", images, images, [title], title, title)
+    save_columns(tmp_path / "columns", {title: images, "run": images}, [title])
+    assert all(Image.open(tmp_path / f"{name}.png").size[0] > 100 for name in ("pair", "columns"))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
@@ -15,6 +17,7 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.loggers.jsonl import Journal
 from rlr_ray.loggers.parquet import Parquet
 from rlr_ray.loggers.registry import Logger, Loggers, build_loggers
+from rlr_ray.loggers.tensorboard import TensorBoard
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
@@ -71,6 +74,15 @@ def test_parquet_holds_all_rows_at_each_checkpoint_and_columns_that_come_later(t
     assert pyarrow.parquet.read_table(file).to_pylist() == [row | {"later": None} for row in ROWS[:4]] + [
         ROWS[4] | {"later": 1.5}
     ]
+
+
+def test_tensorboard_hides_nothing_before_the_step_that_a_run_goes_on_with(tmp_path: Path) -> None:
+    """Also where rows of the journal are lost."""
+    logger = TensorBoard()
+    logger.begin(small_run(tmp_path), tmp_path, ROWS[3:])
+    logger.end({})
+    events = list(EventFileLoader(str(logger.file)).Load())
+    assert [event.step for event in events if event.session_log.status == SessionLog.START] == [5]
 
 
 def test_all_writes_of_a_long_run_together_are_linear_in_its_rows(

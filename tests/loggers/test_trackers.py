@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loggers import tracker as module
+from rlr_ray.loggers.mlflow import MLflow
 from rlr_ray.loggers.pictures import save_grid
 from rlr_ray.loggers.registry import Loggers, build_loggers
 from rlr_ray.loggers.tracker import Tracker
@@ -75,6 +77,11 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = mlflow.MlflowClient(uri)
     points = [(point.step, point.value) for point in client.get_metric_history(kept["id"], "reward_mean")]
     assert points == list(enumerate(VALUES)) and kept["link"] == uri
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda uri: MagicMock(tracking_uri=uri))
+    for uri in ("https://me:secret@host/mlflow", "postgresql://me:s@cret@host/mlflow"):
+        logger = MLflow(tracking_uri=uri)
+        logger.start(small_run(tmp_path), "7")
+        assert "host/mlflow" in str(logger.link) and "cret" not in str(logger.link)
     assert client.get_run(kept["id"]).info.status == "FINISHED"
     artifacts = {file.path for place in (None, "held_out") for file in client.list_artifacts(kept["id"], place)}
     assert {"config.yaml", "summary.json", "held_out/held_out_000002.png", "held_out/held_out_000003.gif"} <= artifacts
@@ -161,13 +168,32 @@ def test_a_server_that_hangs_holds_up_no_update(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Noted, "hangs", threading.Event())
     with logged() as said:
         loggers = Loggers(config, [])
-        monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+        monkeypatch.setattr(module, "PATIENCE_S", 0.05)
         for step in range(100):
             loggers.update({"step": step})
         loggers.end({"steps": 100, "links": {}})
-    assert len(said) == 1 and "Noted: TimeoutError" in said[0]
+    assert len(said) == 1 and "Noted: TimeoutError: no answer in 0.05 s; what it was not told is in" in said[0]
     assert Noted.hangs is not None
     Noted.hangs.set()
+
+
+def test_a_package_that_ends_its_process_ends_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quits(*arguments: Any) -> str:
+        raise SystemExit("log in first")
+
+    config = small_run(tmp_path, loggers=[f"{__name__}:Noted"])
+    config.folder.mkdir()
+    with logged() as said:
+        monkeypatch.setattr(Noted, "picture", quits)
+        loggers = Loggers(config, [])
+        loggers.evaluation(0, torch.zeros(1, 3, 8, 8))
+        loggers.end({"steps": 1, "links": {}})
+        assert [file.name for file in (config.folder / "trackers").iterdir()] == ["noted.json"]
+        monkeypatch.setattr(Noted, "start", quits)
+        assert not Loggers(config, []).begun
+    assert [text.partition("Noted: ")[2] for text in said] == [
+        "RuntimeError: it gave up: log in first; the run goes on"
+    ] * 2
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab", "trackio"])
