@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.rewards import load_reward, score
-from rlr_ray.utils.environment import expanded
+from rlr_ray.utils.environment import expanded, names_secret
 
 logger = logging.getLogger(__name__)
 _BATCH_WAIT_S = 0.01  # for calls that share a batch with the first
@@ -38,8 +38,11 @@ _RETURN_S = 0.5  # until a lost actor is asked again
 class RewardActor:
     """Holds a reward and nothing that a restart would lose."""
 
-    def __init__(self, label: str, config: JudgeConfig, folder: str | None, threads: int):
+    def __init__(
+        self, label: str, config: JudgeConfig, folder: str | None, threads: int, secrets: Mapping[str, str]
+    ):
         assert config.actors is not None
+        os.environ.update(secrets)
         self.label, self.config, self.folder, self.gpus = label, config, folder, config.actors.gpus
         self.batches = Batches(self._score, config.actors.batch_size, _BATCH_WAIT_S, threads)
 
@@ -201,19 +204,30 @@ def remote_rewards(config: RunConfig, held: HeldResources) -> Iterator[dict[str,
 def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, threads: int) -> ActorHandle:
     actors = reward.actors
     assert actors is not None
+    runtime_env, secrets = _without_secrets(expanded(actors.runtime_env, f"the runtime_env of reward {label!r}"))
     try:
         actor = ray.remote(RewardActor).options(
             num_cpus=actors.cpus,
             num_gpus=actors.gpus,
             resources=actors.resources,
-            runtime_env=expanded(actors.runtime_env, f"the runtime_env of reward {label!r}") or None,
+            runtime_env=runtime_env or None,
             max_restarts=-1,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group else "DEFAULT",
         )
         folder = None if "working_dir" in actors.runtime_env else os.getcwd()
-        return actor.remote(label, reward, folder, threads)
+        return actor.remote(label, reward, folder, threads, secrets)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"reward {label!r}: Ray refuses the runtime_env {actors.runtime_env} of its actors: {error}; see Ray's "
             "documentation of runtime environments"
         ) from error
+
+
+def _without_secrets(runtime_env: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A runtime_env, which Ray writes to its logs, and the variables of secret names, which the actor sets itself."""
+    variables = runtime_env.get("env_vars")
+    if not isinstance(variables, dict):
+        return runtime_env, {}
+    secrets = {name: value for name, value in variables.items() if names_secret(name)}
+    plain = {name: value for name, value in variables.items() if name not in secrets}
+    return runtime_env | {"env_vars": plain}, secrets

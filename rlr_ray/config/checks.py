@@ -10,7 +10,7 @@ from typing import Any
 from rlr_ray.config.estimator import STAGES
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.utils.environment import VARIABLE
+from rlr_ray.utils.environment import VARIABLE, names_secret
 
 
 def check_together(config: RunConfig) -> None:
@@ -20,10 +20,7 @@ def check_together(config: RunConfig) -> None:
         check(config)
 
 
-_SECRET = re.compile(
-    r"(.*[_-])?(token|authorization|cookie|secret|password|credentials?|(api|access|private)[_-]?key)([_-].*)?"
-)
-_LOGIN = re.compile(r"://[^/@]*:([^/@]+)@")
+_LOGIN = re.compile(r"://[^/@]*:([^/@]+)@|https?://([^/@:]+)@")  # a password, or a token in place of a name
 _QUERY = re.compile(r"[?&]([^=&]+)=([^&]+)")
 
 
@@ -48,14 +45,14 @@ def _in_clear(value: Any, where: str, secret: bool) -> Iterator[str]:
     """Where texts stand that may be secret: any header, keys by their names, and what a URL says of who asks."""
     if isinstance(value, dict):
         for key, one in value.items():
-            named = str(key).lower()
-            yield from _in_clear(one, f"{where}.{key}", secret or named == "headers" or bool(_SECRET.fullmatch(named)))
+            name = str(key)
+            yield from _in_clear(one, f"{where}.{key}", secret or name.lower() == "headers" or names_secret(name))
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _in_clear(one, where, secret)
     elif isinstance(value, str):
-        parts: list[str] = _LOGIN.findall(value)
-        parts += [told for name, told in _QUERY.findall(value) if name == "key" or _SECRET.fullmatch(name.lower())]
+        parts = [part for login in _LOGIN.findall(value) for part in login if part]
+        parts += [told for name, told in _QUERY.findall(value) if name == "key" or names_secret(name)]
         if any(not VARIABLE.search(part) for part in [*parts, *([value] if secret else [])]):
             yield where
 

@@ -78,13 +78,14 @@ class Endpoint:
         roles = [{"role": "system", "content": _ASKED}, {"role": "user", "content": prompt}]
         try:
             answer = self.server.answer({"model": self.model, "messages": roles})
-            return str(answer.json()["choices"][0]["message"]["content"])
         except requests.RequestException as error:
             raise UserError(
                 f"{self.url} gave no answer ({error}); see whether the server runs, --endpoint is its address up to "
                 "/v1, --model one that it has, and --api-key-env the variable of its key"
             ) from error
-        except (KeyError, TypeError, IndexError) as error:
+        try:
+            return str(answer.json()["choices"][0]["message"]["content"])
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise UserError(
                 f"{self.url} answered {answer.text[:200]!r}; allowed: what OpenAI's /chat/completions answers; give an "
                 "--endpoint that speaks it"

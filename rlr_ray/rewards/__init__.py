@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of
-from rlr_ray.utils.environment import expanded
+from rlr_ray.utils.environment import concealed, expanded
 
 
 class Entry(NamedTuple):
@@ -169,4 +169,4 @@ def score(
 def _told(error: Exception) -> str:
     """An error of a user's code: what, and where."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno}, in {where.name})"
+    return f"{type(error).__name__}: {concealed(error)} ({where.filename}, line {where.lineno}, in {where.name})"

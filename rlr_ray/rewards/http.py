@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of, pictures
+from rlr_ray.utils.environment import concealed
 
 
 class Http:
@@ -40,7 +41,7 @@ class Http:
         batch_size: int = 8,
         headers: dict[str, str] | None = None,
     ):
-        self.url, self.concurrency, self.batch_size = url, concurrency, batch_size
+        self.shown, self.concurrency, self.batch_size = concealed(url), concurrency, batch_size
         self.server = Server("reward 'http'", url, timeout_s, patience_s, concurrency, headers or {})
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
@@ -58,20 +59,20 @@ class Http:
             answer = self.server.answer(asked)
         except requests.RequestException as error:
             raise UserError(
-                f"reward 'http': {self.url} gave no scores ({error}); see whether the server runs and what it logs; or "
+                f"reward 'http': {self.shown} gave no scores ({concealed(error)}); see whether the server runs and what it logs; or "
                 f"raise reward.options.patience_s ({self.server.patience_s:g} s, for one that is away) or timeout_s "
                 f"({self.server.timeout_s:g} s, for one that is slow)"
-            ) from error
+            ) from None  # the error quotes the URL, and Ray writes whole tracebacks to its logs
         try:
             scores = [math.nan if score is None else float(score) for score in answer.json()["scores"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"reward 'http': {self.url} answered {answer.text[:200]!r}; allowed: a JSON object with a list "
+                f"reward 'http': {self.shown} answered {concealed(answer.text)[:200]!r}; allowed: a JSON object with a list "
                 "'scores' of numbers"
             ) from error
         if len(scores) != len(images):
             raise UserError(
-                f"reward 'http': {self.url} gave {len(scores)} scores for {len(images)} {kind_of(images)}s; allowed: "
+                f"reward 'http': {self.shown} gave {len(scores)} scores for {len(images)} {kind_of(images)}s; allowed: "
                 "one each, in their order"
             )
         return scores
@@ -102,7 +103,7 @@ class Server:
         self, name: str, url: str, timeout_s: float, patience_s: float, at_once: int, headers: Mapping[str, str]
     ):
         self.url, self.timeout_s, self.patience_s = url, timeout_s, patience_s
-        self.outage = _Outage(f"{name}: {url}", patience_s)
+        self.outage = _Outage(f"{name}: {concealed(url)}", patience_s)
         self.session = requests.Session()
         self.session.headers.update(headers)
         for scheme in ("http://", "https://"):
@@ -143,7 +144,7 @@ class _Outage:
             if self.since is None:
                 self.since = failed_at
                 logging.getLogger(__name__).warning(
-                    "%s gave no answer (%s); asking again for %g s", self.server, error, self.patience_s
+                    "%s gave no answer (%s); asking again for %g s", self.server, concealed(error), self.patience_s
                 )
             return min(self.since, failed_at) + self.patience_s - time.monotonic()
 

@@ -7,6 +7,7 @@ import platform
 import re
 from importlib.metadata import distributions
 from typing import Any
+from urllib.parse import quote
 
 from rlr_ray.errors import UserError
 
@@ -22,8 +23,29 @@ def versions() -> dict[str, str]:
 VARIABLE = re.compile(r"\$\{(\w+)\}")  # in a recipe: a variable of the environment, so that no file holds its value
 
 
+_SECRET = re.compile(
+    r"(.*[_-])?(token|authorization|cookie|secret|password|credentials?|(api|access|private)[_-]?key)([_-].*)?"
+)
+_SHORTEST = 4  # letters of a value that messages hide; shorter ones stand in many a word
+_UNQUOTED = "!#$%&'()*+,/:;=?@[]~"  # in a URL that requests quotes
+_names: dict[str, str] = {}  # of variables, by the values that this process has put in their place
+
+
+def names_secret(key: str) -> bool:
+    """Whether a key's value is secret, by its name."""
+    return _SECRET.fullmatch(key.lower()) is not None
+
+
+def concealed(text: object) -> str:
+    """A message with `${NAME}` again where this process put in a variable's value, as errors of servers quote it."""
+    message = str(text)
+    for value in sorted(_names, key=len, reverse=True):
+        message = message.replace(value, f"${{{_names[value]}}}")
+    return message
+
+
 def expanded(value: Any, whose: str) -> Any:
-    """A value with what the environment of this process has in place of each `${NAME}`.
+    """A value with what the environment of this process has in place of each `${NAME}`; see `concealed`.
 
     Raises UserError for one that is not set; `whose` is what that calls the value.
     """
@@ -39,6 +61,9 @@ def expanded(value: Any, whose: str) -> Any:
             f"{whose} names ${{{missing[0]}}}, which the environment on {platform.node()} lacks; export {missing[0]} "
             "wherever it is built before the run starts"
         )
+    for name in VARIABLE.findall(value):
+        text = os.environ[name].strip()
+        _names.update({form: name for form in (text, quote(text, _UNQUOTED)) if len(form) >= _SHORTEST})
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
 
 

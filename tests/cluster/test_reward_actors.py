@@ -44,7 +44,7 @@ def own(images, prompts, metadata):
     if "raise" in prompts:
         raise ValueError("an odd pixel")
     time.sleep(1000 if "hang" in prompts else 0.3 if "slow" in prompts else 0)
-    return images.mean((1, 2, 3)) * float(os.environ["OWN_FACTOR"])
+    return images.mean((1, 2, 3)) * float(os.environ["OWN_FACTOR"]) * len(os.environ["OWN_TOKEN"])
 
 own.differentiable = True
 """
@@ -56,7 +56,7 @@ class Near(RemoteReward):
 
     def __init__(self, name: str, differentiable: bool = True):
         super().__init__(name, [], 1.0, differentiable)
-        self.actor = RewardActor(name, RewardConfig(name=name, actors=RewardActorsConfig()), None, 1)
+        self.actor = RewardActor(name, RewardConfig(name=name, actors=RewardActorsConfig()), None, 1, {})
         self.asked: list[str] = []
 
     def _ask(self, method: str, *asked: Any) -> Any:
@@ -239,17 +239,15 @@ def own(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rem
     folder, before = tmp_path_factory.mktemp("own"), os.getcwd()
     (folder / "own_reward_apart.py").write_text(OWN)
     os.chdir(folder)
-    actors = {
-        "cpus": 0.5,
-        "batch_size": 8,
-        "runtime_env": {"env_vars": {"OWN_FACTOR": "4"}},
-        "timeout_s": 120,
-    }
+    os.environ["OWN_SECRET"] = "ab"
+    variables = {"OWN_FACTOR": "2", "OWN_TOKEN": "${OWN_SECRET}"}
+    actors = {"cpus": 0.5, "batch_size": 8, "runtime_env": {"env_vars": variables}, "timeout_s": 120}
     try:
         with apart(folder, name="own_reward_apart:own", actors=actors) as built:
             yield next(iter(built.values()))
     finally:
         os.chdir(before)
+        del os.environ["OWN_SECRET"]
 
 
 def sizes() -> list[int]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlr_ray.cli import main
+from rlr_ray.cluster.reward_actors import _without_secrets
 from rlr_ray.errors import UserError
+from rlr_ray.rewards import load_reward, score
 from rlr_ray.utils.environment import expanded
+from tests.rewards.servers import server
 from tests.runs import short_run, small_recipe
 
+CPU = torch.device("cpu")
 SECRET = "s3cret-of-this-test"
 OWN = """
 import torch
@@ -55,6 +61,7 @@ def test_a_run_uses_a_secret_and_leaves_it_nowhere(
         ({"api_key": SECRET}, "options.api_key"),
         ({"deep": {"HF_TOKEN": SECRET}}, "options.deep.HF_TOKEN"),
         ({"url": f"https://me:{SECRET}@judge/"}, "options.url"),
+        ({"url": f"https://{SECRET}@judge/"}, "options.url"),
         ({"url": f"https://judge/?a=1&key={SECRET}"}, "options.url"),
     ],
 )
@@ -78,4 +85,38 @@ def test_secrets_of_actors_and_loggers_are_refused_too_and_plain_words_are_not(t
     with pytest.raises(UserError, match=r"loggers\.wandb\.api_key holds a secret"):
         short_run(tmp_path, loggers=[{"wandb": {"api_key": SECRET}}])
     plain = {"max_tokens": 7, "tokenizer": "gpt2", "key": "score", "url": "http://judge:80/?model=a", "headers": None}
+    plain |= {"pip": "git+ssh://git@judge/a.git"}
     short_run(tmp_path, evaluation={"judge": {"name": "http", "options": plain}})
+
+
+def refuses(asked: dict[str, Any]) -> Any:
+    raise ConnectionError
+
+
+@pytest.mark.parametrize("answer", [refuses, lambda asked: {"who": "a b/c+d="}, lambda asked: {"scores": [1, 2]}])
+@pytest.mark.parametrize("options", [{"url": "?key=${JUDGE_TOKEN}"}, {"headers": {"X-Who": "${JUDGE_TOKEN}\n"}}])
+def test_what_a_server_answers_tells_no_secret(
+    answer: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("JUDGE_TOKEN", "a b/c+d=")  # which is quoted in a URL
+    with server(answer) as (url, _):
+        reward = load_reward("http", options | {"url": url + options.get("url", ""), "patience_s": 0.1}, CPU)
+        with pytest.raises(UserError) as error:
+            score(reward, torch.zeros(1, 3, 4, 4), ["1"], [{}], "http")
+    told = "".join(traceback.format_exception(error.value)) + caplog.text
+    assert "a b/c" not in told and "a%20b" not in told and "${JUDGE_TOKEN}" in told
+
+
+def test_an_error_of_ones_own_reward_tells_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_reward_that_tells.py").write_text("def told(*_, key): raise ValueError(key)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("JUDGE_TOKEN", SECRET)
+    reward = load_reward("own_reward_that_tells:told", {"key": "${JUDGE_TOKEN}"}, CPU)
+    with pytest.raises(UserError, match=r"raised ValueError: \$\{JUDGE_TOKEN\} \(.*own_reward_that_tells"):
+        score(reward, torch.zeros(1, 3, 4, 4), ["1"], [{}], "own")
+
+
+def test_variables_of_secret_names_are_not_in_the_runtime_env_that_ray_logs() -> None:
+    plain, secrets = _without_secrets({"pip": ["a"], "env_vars": {"HF_HOME": "/cache", "HF_TOKEN": SECRET}})
+    assert plain == {"pip": ["a"], "env_vars": {"HF_HOME": "/cache"}} and secrets == {"HF_TOKEN": SECRET}
+    assert _without_secrets({"env_vars": 3}) == ({"env_vars": 3}, {}) and _without_secrets({}) == ({}, {})
