@@ -24,6 +24,7 @@ from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill,
 from rlr_ray.prompts.load import load_prompts
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
+from rlr_ray.utils.files import disk_errors
 from rlr_ray.utils.memory import memory_errors
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def expand_command(options: argparse.Namespace) -> None:
     rows = expand(left, triple_of)
     try:
         for row in track(rows, "prompts", len(left), console=console, disable=not console.is_terminal):
-            append_row(options.out, row)
+            with disk_errors():
+                append_row(options.out, row)
             done += 1
     except UserError:
         logger.info(f"{done} of {len(prompts)} prompts are in {options.out}; the same command goes on from there")
@@ -127,7 +129,6 @@ def locate_command(options: argparse.Namespace) -> None:
             console.print(f"no sub-chain to place there: {why}", markup=False, soft_wrap=True)
         for key, value in proposal.items():
             console.print(f"{key}: {value}".replace("'", ""), markup=False, soft_wrap=True)
-    options.out.mkdir(parents=True, exist_ok=True)
     told = {"chains": rewards.shape[1], "end": float(rewards[-1].mean()), "steps": rows, "proposal": proposal}
     write_json(options.out / "locate.json", told | {"location": asdict(location) if location else None})
     console.print(f"locate.json is in {options.out}", markup=False)
@@ -152,7 +153,7 @@ def _proposal(
     try:
         keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
         keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]
-        load_config(options.config, [*options.set, *keys]).check_noise(schedule)
+        resolve(load_config(options.config, [*options.set, *keys])).check_noise(schedule)
     except UserError as error:
         return dcot, str(error)
     return {"estimator": {"sub_chain": sub_chain}} | dcot, ""

@@ -73,7 +73,6 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
         logger.info(f"{candidate.name}: {verdict}")
     failed = [row.name for row in rows if not row.ok]
     whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
-    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "lab.json", whole)
     if options.json:
         print((options.out / "lab.json").read_text("utf-8"), end="")

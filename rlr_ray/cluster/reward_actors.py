@@ -38,9 +38,7 @@ _RETURN_S = 0.5  # until a lost actor is asked again
 class RewardActor:
     """Holds a reward and nothing that a restart would lose."""
 
-    def __init__(
-        self, label: str, config: JudgeConfig, folder: str | None, threads: int, secrets: Mapping[str, str]
-    ):
+    def __init__(self, label: str, config: JudgeConfig, folder: str | None, threads: int, secrets: Mapping[str, str]):
         assert config.actors is not None
         os.environ.update(secrets)
         self.label, self.config, self.folder, self.gpus = label, config, folder, config.actors.gpus

@@ -30,6 +30,14 @@ class Free:
 FREE = Free()
 
 
+def numeric(value: Any) -> Any:
+    """A number for a text like 1e-8, which YAML 1.1 takes for no number; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def holder(annotation: Any) -> Any:
     """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
     for kind in (annotation, *get_args(annotation)):

@@ -43,15 +43,9 @@ GONE = {
 _KEY = re.compile(r"(?!(int|str|float)$)[a-z_]+")  # a key's name; not pydantic's name of a type
 
 
-def load_config(path: str, overrides: list[str], place: dict[str, str] | None = None) -> RunConfig:
-    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key.
-
-    `place` is a run's name and output_dir where they are not the recipe's.
-    """
-    values = read_recipe(path) | (place or {})
-    for text in overrides:
-        override(values, text)
-    return parse_config(values)
+def load_config(path: str, overrides: list[str]) -> RunConfig:
+    """Read a YAML recipe, apply `key.sub=value` overrides and check it. Raises UserError naming every bad key."""
+    return parse_config(overridden(read_recipe(path), overrides))
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -67,11 +61,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     return values
 
 
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    """The keys that overrides set, unchecked."""
-    values: dict[str, Any] = {}
+def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Unchecked values, in which each `key.sub=value` is set, in place. Raises UserError for one that says nothing."""
     for text in overrides:
-        override(values, text)
+        put(values, *split_override(text))
     return values
 
 
@@ -154,11 +147,6 @@ def _section(name: str, value: Any, key: str) -> dict[str, Any]:
     return {short: value}
 
 
-def override(values: dict[str, Any], text: str) -> None:
-    """Set what `key.sub=value` says, in place. Raises UserError if it says nothing."""
-    put(values, *split_override(text))
-
-
 def split_override(text: str) -> tuple[str, Any]:
     """Key and value of `key.sub=value`. Raises UserError if it has none."""
     key, separator, after = text.partition("=")
@@ -174,7 +162,10 @@ def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:
     """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
     by_place: dict[tuple[Any, ...], list[Any]] = {}
     for item in items:
-        by_place.setdefault(_walk(model, item["loc"])[0], []).append(item)
+        *above, last = item["loc"] or [""]
+        unknown = item["type"] == "extra_forbidden"  # and named whatever it looks like
+        place = (*_walk(model, above)[0], last) if unknown else _walk(model, item["loc"])[0]
+        by_place.setdefault(place, []).append(item)
     shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
     return "\n".join(_line(model, place, found) for place, found in by_place.items() if place not in shallow)
 
@@ -204,7 +195,8 @@ def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) 
             return f"{gone.replace('=', ': ')} is no more: {instead}"
     if item["type"] == "extra_forbidden":
         within = _walk(model, item["loc"][:-1])[1]
-        return f"{key}: no such key; allowed here: {', '.join(sorted(getattr(within, 'model_fields', ())))}"
+        allowed = ", ".join(sorted(getattr(within, "model_fields", ())))
+        return f"{key or repr(key)}: no such key; allowed here: {allowed}"
     message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
     told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
     shown = "" if told else f"found {item['input']!r}; "
@@ -223,15 +215,11 @@ def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunC
             )
         return load_config(recipe, overrides)
     if recipe is None:
-        folder = find_run(
-            run, parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
-        )
+        folder, named_by = find_run(run, output_dir_of(overrides)), "--set"
         config = run_config(folder, overrides)
-        named_by = "--set"
     else:
-        config = load_config(recipe, overrides)
+        config, named_by = load_config(recipe, overrides), "--config"
         folder = find_run(run, config.output_dir)
-        named_by = "--config"
     if not (config.folder.exists() and config.folder.samefile(folder)):
         raise UserError(
             f"--resume {run!r} is the run in {folder}, but {named_by} names the one in {config.folder}; leave out "
@@ -241,8 +229,25 @@ def config_of(recipe: str | None, overrides: list[str], run: str | None) -> RunC
 
 
 def run_config(folder: Path, overrides: list[str]) -> RunConfig:
-    """A run's own config.yaml with overrides, its name and output_dir where its folder lies now."""
-    return load_config(str(folder / "config.yaml"), overrides, {"name": folder.name, "output_dir": str(folder.parent)})
+    """A run's own config.yaml with overrides, its name and output_dir where its folder lies now.
+
+    Keys that are gone are left out: an earlier version wrote them with all others, asked or not.
+    """
+    values = without_gone(read_recipe(str(folder / "config.yaml")))
+    return parse_config(overridden(values | {"name": folder.name, "output_dir": str(folder.parent)}, overrides))
+
+
+def without_gone(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """A config that an earlier version wrote, without the keys that are gone."""
+    kept = {key: value for key, value in values.items() if not any(fnmatchcase(f"{above}{key}", gone) for gone in GONE)}
+    return {
+        key: without_gone(value, f"{above}{key}.") if isinstance(value, dict) else value for key, value in kept.items()
+    }
+
+
+def output_dir_of(overrides: list[str]) -> str:
+    """Where overrides, or else the default, say that runs lie."""
+    return str(overridden({}, overrides).get("output_dir", RunConfig.model_fields["output_dir"].default))
 
 
 def find_run(run: str, output_dir: str, asked_by: str = "--resume") -> Path:

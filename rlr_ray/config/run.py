@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlr_ray.config.base import FREE, Strict
+from rlr_ray.config.base import FREE, Strict, numeric
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.rewards import Judges, Rewards, gathered
@@ -85,6 +85,11 @@ class TrainConfig(Strict):
     max_grad_norm: float | None = Field(None, gt=0)  # to which a longer gradient is cut; None: none is
     checkpoint_every: Annotated[int, FREE] = Field(10, ge=1)  # updates between two checkpoints
     keep_checkpoints: Annotated[int, FREE] = Field(2, ge=1)  # newest checkpoints that stay
+
+    @field_validator("optimizer_options")
+    @classmethod
+    def _numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: numeric(value) for name, value in options.items()}
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlr_ray.config.base import Strict
+from rlr_ray.config.base import Strict, numeric
 from rlr_ray.config.recipe import checked, put, read_recipe, split_override
 from rlr_ray.errors import UserError
 
@@ -69,16 +69,17 @@ class TuneConfig(Strict):
     @field_validator("space", mode="before")
     @classmethod
     def _known(cls, space: Any) -> Any:
-        for key, distribution in space.items() if isinstance(space, dict) else ():
-            _check_distribution(key, distribution)
-        return space
+        if not isinstance(space, dict):
+            return space
+        return {key: _distribution(key, distribution) for key, distribution in space.items()}
 
     @property
     def folder(self) -> Path:
         return Path(self.output_dir).expanduser().absolute() / self.name
 
 
-def _check_distribution(key: str, distribution: Any) -> None:
+def _distribution(key: str, distribution: Any) -> Any:
+    """With numbers for texts like 1e-4. Raises ValueError for one that Optuna cannot draw from."""
     if key in _OWN or key.split(".")[0] == "cluster":
         raise ValueError(f"{key} cannot be searched over, a search sets it; see cost, evaluations and budgets_gib")
     names = ("choice", *_NUMBERS)
@@ -90,7 +91,8 @@ def _check_distribution(key: str, distribution: Any) -> None:
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a list")
     if name == "choice":
-        return
+        return distribution
+    arguments = [numeric(value) for value in arguments]
     kind, words = (int, "whole numbers") if name.endswith("randint") else (int | float, "numbers")
     numbers = [value for value in arguments if isinstance(value, kind) and not isinstance(value, bool)]
     if len(numbers) != len(arguments) or len(numbers) != _NUMBERS[name] or numbers[0] >= numbers[1]:
@@ -100,6 +102,7 @@ def _check_distribution(key: str, distribution: Any) -> None:
             raise ValueError(f"{key}: {name} has {arguments!r}; allowed: a step above 0 that divides both bounds")
     if name.startswith("log") and numbers[0] <= 0:
         raise ValueError(f"{key}: {name} has {arguments!r}; allowed: numbers above 0")
+    return {name: arguments}
 
 
 def load_tune_config(path: str, overrides: list[str]) -> TuneConfig:

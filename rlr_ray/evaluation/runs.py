@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rlr_ray.config.recipe import find_run, load_config, parse_config, parse_overrides, run_config
+from rlr_ray.config.recipe import find_run, load_config, output_dir_of, parse_config, run_config
 from rlr_ray.config.run import ModelConfig, RunConfig
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
@@ -34,8 +34,7 @@ class Run:
 
 def finished_run(name: str, overrides: list[str]) -> Run:
     """The run of this name or path. Raises UserError if there is none, or if it has not ended."""
-    output_dir = parse_overrides(overrides).get("output_dir", RunConfig.model_fields["output_dir"].default)
-    folder = find_run(name, output_dir, "run")
+    folder = find_run(name, output_dir_of(overrides), "run")
     config = run_config(folder, [])
     if not RunFolder(config).holds_results:
         raise UserError(

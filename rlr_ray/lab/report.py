@@ -22,7 +22,7 @@ from rlr_ray.lab.planner import Choice, Option
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.reference import Reference
 from rlr_ray.utils.console import table
-from rlr_ray.utils.files import replace_file
+from rlr_ray.utils.files import disk_errors, replace_file
 
 if TYPE_CHECKING:
     from rlr_ray.lab.certificate import Certified
@@ -71,6 +71,7 @@ def ranked(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=lambda result: (not result.measurement.unbiased, result.measurement.variance_cost))
 
 
+@disk_errors()
 def write_lab(
     folder: Path,
     config: RunConfig,
@@ -189,9 +190,9 @@ def _tied(option: Option, best: Option) -> bool:
     return option is not best and option.variance_cost - best.variance_cost < error
 
 
+@disk_errors()
 def write_choice(folder: Path, config: RunConfig, choice: Choice) -> Path:
     """plan.json with every option, and plan.yaml, a recipe that `train` takes; its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", asdict(choice))
     chosen = with_plan(config, choice.best.keys)
     recipe = chosen.model_dump(mode="json", exclude_defaults=True)
@@ -209,7 +210,10 @@ def as_chosen(config: RunConfig, folder: Path) -> RunConfig:
     return with_plan(config, json.loads(file.read_text("utf-8"))["best"]["keys"])
 
 
+@disk_errors()
 def write_json(path: Path, value: Any) -> None:
+    """In a folder that is made if need be. Raises UserError if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(value), indent=2)
     replace_file(path, lambda file: file.write_text(text + "\n", "utf-8"))
 

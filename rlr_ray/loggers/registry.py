@@ -67,8 +67,8 @@ def _build(name: str, options: Mapping[str, Any]) -> Logger:
         logger: Logger = getattr(importlib.import_module(module), attribute)(**expanded(options, f"loggers.{name}"))
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
-            f"loggers.{name} cannot be made of {dict(options)}: {concealed(first_line(error))}; its keys are the arguments of "
-            f"{LOGGERS.get(name, name)}"
+            f"loggers.{name} cannot be made of {dict(options)}: {concealed(first_line(error))}; its keys are the "
+            f"arguments of {LOGGERS.get(name, name)}"
         ) from error
     return logger
 
@@ -105,7 +105,8 @@ class Loggers:
             except Exception as error:  # whatever a tracker's package, its server or a disk comes up with
                 failed.append(name)
                 if name not in self.failed:
-                    log.warning(f"logger {name}: {type(error).__name__}: {concealed(first_line(error))}; the run goes on")
+                    text = concealed(first_line(error))
+                    log.warning(f"logger {name}: {type(error).__name__}: {text}; the run goes on")
                     log.debug(f"logger {name}: ", exc_info=error)
         self.failed.update(failed)
         return failed

@@ -14,9 +14,10 @@ import requests
 
 from rlr_ray.config.estimator import STAGES
 from rlr_ray.errors import UserError
-from rlr_ray.prompts.load import load_prompts
-from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT, Prompt
+from rlr_ray.prompts.files import decoded, json_lines
+from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT, Prompt, prompt_of
 from rlr_ray.rewards.http import Server
+from rlr_ray.utils.files import append_file
 
 Triple = dict[str, str]  # stage -> text
 TEMPLATE: Triple = {
@@ -30,6 +31,7 @@ _ASKED = (
     "decides, at most 30 words each. Answer with nothing but a JSON object with the texts 'coarse', 'mid' and 'fine'."
 )
 _AT_ONCE = 4
+_BEGINNING = b'{"prompt": '  # of every row that `expand` writes
 _TRIES = 3  # a language model's next answer may be better
 
 
@@ -124,27 +126,35 @@ def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> Ite
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    line = json.dumps(row, ensure_ascii=False, default=str) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(line.encode())
+    append_file(path, (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def remaining(prompts: Sequence[Prompt], path: Path) -> tuple[list[Prompt], int]:
     """Those without a row in the file of an earlier call, by text and negative; and how many rows there are of others.
 
-    A last line that the earlier call was ended amid is cut off. Raises UserError for a file that is not `expand`'s.
+    A last line that the earlier call was ended amid is cut off. Raises UserError for a file that is not `expand`'s,
+    which stays as it is.
     """
     if not path.exists():
         return list(prompts), 0
-    _end_last_line(path)
-    rows = load_prompts(str(path)) if path.stat().st_size else []
-    plain = next((row for row in rows if row.stages is None), None)
-    if plain is not None:
+    content = path.read_bytes()
+    start = content.rfind(b"\n") + 1  # of a last line that was not ended
+    half = start < len(content) and not _is_json(content[start:])
+    read = json_lines(decoded(content[:start] if half else content, str(path)), str(path))
+    rows = [row for row in (prompt_of(line, place) for place, line in read) if row is not None]
+    foreign = [f"its prompt {row.text!r} has no coarse, mid and fine" for row in rows if row.stages is None]
+    if half and not content[start:].startswith(_BEGINNING[: len(content) - start]):
+        foreign.append("its last line is no row")
+    if foreign:
         raise UserError(
-            f"--out {str(path)!r} is there, and its prompt {plain.text!r} has no coarse, mid and fine; allowed: a new "
-            "file, or one that this command began; give another --out"
+            f"--out {str(path)!r} is there, and {foreign[0]}; allowed: a new file, or one that this command began; "
+            "give another --out"
         )
+    if half:
+        os.truncate(path, start)
+    elif start < len(content):
+        append_file(path, b"\n")
     there = Counter((row.text, row.negative) for row in rows)
     left = []
     for prompt in prompts:
@@ -156,13 +166,9 @@ def remaining(prompts: Sequence[Prompt], path: Path) -> tuple[list[Prompt], int]
     return left, there.total()
 
 
-def _end_last_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole == len(content):
-        return
+def _is_json(line: bytes) -> bool:
     try:
-        json.loads(content[whole:])
-        path.write_bytes(content + b"\n")
-    except ValueError:  # half a line
-        os.truncate(path, whole)
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

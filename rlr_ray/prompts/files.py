@@ -23,10 +23,10 @@ def rows_of(path: Path, source: str) -> Rows:
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet(path, source)
-    return _TEXTS[kind](_decoded(path.read_bytes(), source), source)
+    return _TEXTS[kind](decoded(path.read_bytes(), source), source)
 
 
-def _decoded(content: bytes, source: str) -> str:
+def decoded(content: bytes, source: str) -> str:
     """UTF-8 text, with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
@@ -43,7 +43,7 @@ def _lines(text: str, source: str) -> Rows:
         yield f"{source}:{number}", line.strip()
 
 
-def _json_lines(text: str, source: str) -> Rows:
+def json_lines(text: str, source: str) -> Rows:
     for place, line in _lines(text, source):
         try:
             yield place, json.loads(line) if line else ""
@@ -102,7 +102,7 @@ def _unreadable(source: str, kind: str, error: Exception) -> UserError:
 
 _TEXTS: dict[str, Callable[[str, str], Rows]] = {
     ".txt": _lines,
-    ".jsonl": _json_lines,
+    ".jsonl": json_lines,
     ".csv": _csv,
     ".tsv": _tsv,
     ".json": _json,

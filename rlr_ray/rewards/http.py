@@ -59,16 +59,16 @@ class Http:
             answer = self.server.answer(asked)
         except requests.RequestException as error:
             raise UserError(
-                f"reward 'http': {self.shown} gave no scores ({concealed(error)}); see whether the server runs and what it logs; or "
-                f"raise reward.options.patience_s ({self.server.patience_s:g} s, for one that is away) or timeout_s "
-                f"({self.server.timeout_s:g} s, for one that is slow)"
+                f"reward 'http': {self.shown} gave no scores ({concealed(error)}); see whether the server runs and "
+                f"what it logs; or raise reward.options.patience_s ({self.server.patience_s:g} s, for one that is "
+                f"away) or timeout_s ({self.server.timeout_s:g} s, for one that is slow)"
             ) from None  # the error quotes the URL, and Ray writes whole tracebacks to its logs
         try:
             scores = [math.nan if score is None else float(score) for score in answer.json()["scores"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"reward 'http': {self.shown} answered {concealed(answer.text)[:200]!r}; allowed: a JSON object with a list "
-                "'scores' of numbers"
+                f"reward 'http': {self.shown} answered {concealed(answer.text)[:200]!r}; allowed: a JSON object with "
+                "a list 'scores' of numbers"
             ) from error
         if len(scores) != len(images):
             raise UserError(

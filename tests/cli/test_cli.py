@@ -225,6 +225,21 @@ def test_who_is_interrupted_is_told_what_that_command_can_do(
     assert said in told and ("--resume" in told) == (command[0] in ("train", "tune"))
 
 
+@pytest.mark.parametrize("command", ["expand", "lab"])
+def test_a_folder_that_cannot_be_written_is_told(
+    command: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("a cat")
+    Path("cats.txt").write_text("a cat")
+    monkeypatch.setattr("rlr_ray.lab.certificate.toy_candidates", list)
+    words = {
+        "expand": ["dcot", "expand", "--prompts", "cats.txt", "--out", "file/cats.jsonl"],
+        "lab": ["lab", "--model", "toy", "--out", "file/lab"],
+    }
+    assert main(words[command]) == 2
+    assert "error: could not save: " in capfd.readouterr().err
+
+
 def test_a_run_that_never_started_stands_in_no_ones_way(recipe: Path) -> None:
     Path("broken_rewards.py").write_text(BROKEN_REWARDS)
     command = ["train", "--config", str(recipe), "--set", "train.iterations=1"]

@@ -155,7 +155,7 @@ def server(*answers: Any) -> Iterator[tuple[str, list[tuple[Any, Any]]]]:
             answer = answer(body["messages"][-1]["content"]) if callable(answer) else answer
             said = answer if isinstance(answer, dict) else {"choices": [{"message": {"content": answer}}]}
             self.send_response(503 if answer is None else 200)
-            content = json.dumps(said).encode()
+            content = answer if isinstance(answer, bytes) else json.dumps(said).encode()
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -186,6 +186,7 @@ def test_a_language_model_is_asked_until_it_answers_with_a_triple(
         ("nothing", ["'nothing'", "a JSON object"]),
         (json.dumps(TRIPLE | {"mid": ""}), ["outline three", "'a cat'"]),
         ({"error": "no such model"}, ["no such model", "/chat/completions"]),
+        (b"<html>", ["answered '<html>'", "/chat/completions"]),
     ],
 )
 def test_an_answer_that_is_no_triple_is_refused(
@@ -236,11 +237,22 @@ def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(
         assert [json.loads(line) for line in out.read_text().splitlines()] == found
 
 
-def test_a_file_of_plain_prompts_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = prompts_file(tmp_path, {"prompt": "a cat"})
-    assert main(["dcot", "expand", "--prompts", source, "--out", source]) == 2
-    assert "'a cat' has no coarse, mid and fine" in capsys.readouterr().err
-    assert json.loads(Path(source).read_text()) == {"prompt": "a cat"}
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "a cat"}\n', "'a cat' has no coarse, mid and fine"),
+        (b'{"prompt": "a cat"}\nhalf a line of mine', "'a cat' has no coarse, mid and fine"),
+        (b"all of mine", "its last line is no row"),
+    ],
+)
+def test_a_file_of_anyone_elses_is_not_gone_on_with_and_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(content)
+    assert main(["dcot", "expand", "--prompts", prompts_file(tmp_path, {"prompt": "a cat"}), "--out", str(out)]) == 2
+    assert words in capsys.readouterr().err
+    assert out.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import yaml
 
 from rlr_ray.cli import main
 from rlr_ray.config.estimator import KEYS, PRESETS, merge
-from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put
+from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put, run_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
+from rlr_ray.train.checkpoints import changed_keys
 from tests.runs import RECIPE, short_run
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,9 @@ def test_an_override_within_a_value_is_refused() -> None:
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"iteration": 3}}, ["train.iteration", "no such key", "iterations", "learning_rate"]),
     ({"iterations": 3}, ["iterations", "no such key", "train", "sampler"]),
+    ({"train": {"lr-Rate": 3}}, ["train.lr-Rate: no such key", "learning_rate"]),
+    ({"estimator": {"int": 3}}, ["estimator.int: no such key"]),
+    ({"cluster": {"rollouts": {"Min": 3}}}, ["cluster.rollouts.Min: no such key"]),
     ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollouts"]),
     ({"cluster": "local"}, ["cluster", "'local'", "none"]),
     ({"estimator": {"sub_chain": {"length": 7}}}, ["7", "T = 5", "estimator.sub_chain.length", "sampler.steps"]),
@@ -188,7 +192,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
     ({"name": ".."}, ["name", "'..'"]),
     ({"train": {"learning_rate": "fast"}}, ["train.learning_rate", "'fast'", "number"]),
-    ({"prompts": []}, ["prompts"]),
     ({"prompts": [""]}, ["prompts"]),
     ({"name": "a/b"}, ["name", "'a/b'"]),
     ({"device": "cuda", "cluster": {}}, ["device is 'cuda'", "cluster.worker.gpus is 0", "device: auto"]),
@@ -219,6 +222,27 @@ def test_a_key_that_is_no_more_is_refused_with_what_to_write(tmp_path: Path, gon
         else:
             short_run(tmp_path, reward=None, **merge(values, {"evaluation": {"judge": None}}))
     assert str(error.value) == f"{gone.replace('=', ': ')} is no more: {GONE[gone]}"
+
+
+def test_a_run_that_an_earlier_version_left_is_read_without_the_keys_that_are_gone(tmp_path: Path) -> None:
+    """It wrote every key that there was, asked or not; so `evaluate` and `sample` go on with it."""
+    config = short_run(tmp_path, cluster={}, reward={"name": "digits", "actors": {}})
+    values = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    put(values, "estimator.sub_chain.temperature", 1.0)
+    put(values, "rewards.digits.actors.batch_wait_s", 0.01)
+    put(values, "cluster.resize_every_s", 60)
+    put(values, "cluster.rollouts.max_retries", 4)
+    assert changed_keys(values, config) == []
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert run_config(config.folder, []) == config
+
+
+def test_what_yaml_takes_for_no_number_is_one(tmp_path: Path) -> None:
+    options = yaml.safe_load("{eps: 1e-8, fused: false, name: a}")
+    assert isinstance(options["eps"], str)
+    train = short_run(tmp_path, train={"optimizer_options": options}).train
+    assert train.optimizer_options == {"eps": 1e-8, "fused": False, "name": "a"}
 
 
 def test_every_bad_key_is_named_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.runs import small_run
 TESTS = Path(__file__).parents[1]
 # With a test that sees whether the key does what it says. tests/train/test_keys.py has the keys that are refused.
 FREE = {
-    "cluster": "cluster/test_runs.py::test_any_number_of_actors_and_workers_ends_with_the_local_weights",
+    "cluster": "cluster/test_runs.py::test_workers_that_come_and_actors_that_die_end_with_the_local_weights",
     "device": "cli/test_cli.py::test_a_gpu_where_there_is_none",
     "estimator.checkpoint_steps": "config/test_free_keys.py::test_what_only_saves_memory_reaches_the_update",
     "evaluation.chunk_size": (
@@ -31,7 +32,7 @@ FREE = {
     "evaluation.pictures": "train/test_checkpoints.py::test_files_that_are_no_states_are_no_ones_checkpoints",
     "guards.keep": "train/test_guards.py::test_the_best_is_what_a_run_leaves",
     "guards.kl_stop": "train/test_guards.py::test_the_divergence_stops_a_run",
-    "guards.patience": "train/test_guards.py::test_a_run_stops_and_stays_stopped",
+    "guards.patience": "train/test_guards.py::test_a_judge_is_compared_with_its_highest_and_the_best_is_kept",
     "loggers": "loggers/test_registry.py::test_loggers_are_named_or_have_options",
     "memory_budget_gib": "utils/test_memory.py::test_a_run_ends_if_and_only_if_it_needs_more_than_its_budget",
     "model.compile": "models/test_compile.py::test_a_compiled_denoiser_is_the_same_function",
@@ -50,7 +51,7 @@ FREE = {
     "rewards.*.options.timeout_s": "rewards/test_http.py::test_a_request_that_takes_too_long_is_made_again",
     "train.checkpoint_every": "train/test_cut.py::test_checkpoints_are_saved_when_they_are_due_and_at_the_end",
     "train.iterations": "train/test_loop.py::test_a_finished_run_resumes_to_more_updates",
-    "train.keep_checkpoints": "train/test_loop.py::test_files_of_a_finished_run",
+    "train.keep_checkpoints": "train/test_cut.py::test_checkpoints_are_saved_when_they_are_due_and_at_the_end",
     "train.sampling_size": "config/test_free_keys.py::test_what_only_saves_memory_reaches_the_update",
 }
 
@@ -69,8 +70,23 @@ def test_every_key_is_free_or_refused() -> None:
 
 @pytest.mark.parametrize("key", FREE)
 def test_a_test_sees_what_a_free_key_does(key: str) -> None:
-    file, _, name = FREE[key].partition("::")
-    assert f"def {name}(" in (TESTS / file).read_text("utf-8")
+    """It is there, and names the key, or uses a function or constant of its file that does."""
+    file, _, test = FREE[key].partition("::")
+    parts = {}
+    for node in ast.parse((TESTS / file).read_text("utf-8")).body:
+        for name in [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets(node))]:
+            parts[name] = node
+    left, words = [parts[test]], ""
+    while left:
+        node = left.pop()
+        words += ast.unparse(node)
+        uses = {getattr(one, "id", None) or getattr(one, "arg", None) for one in ast.walk(node)}
+        left += [parts.pop(name) for name in uses & parts.keys() - {None}]
+    assert key.split(".")[-1] in words
+
+
+def targets(node: ast.stmt) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
 
 
 class Seen(Exception):

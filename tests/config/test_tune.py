@@ -70,6 +70,12 @@ def test_a_recipes_key_is_set_with_its_dots_and_nothing_beside_it_is_lost(tmp_pa
     assert train == base.model_copy(update=changed)
 
 
+def test_what_yaml_takes_for_no_number_is_one(tmp_path: Path) -> None:
+    overrides = ["space.train.learning_rate={loguniform: [1e-4, 1e-2]}"]
+    space = load_tune_config(written(tmp_path, space={"seed": {"choice": [0]}}), overrides).space
+    assert space["train.learning_rate"] == {"loguniform": [1e-4, 1e-2]}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
