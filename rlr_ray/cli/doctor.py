@@ -25,7 +25,7 @@ def doctor_command(options: argparse.Namespace) -> int:
     for verdict in verdicts:
         mark, style = ("ok", "green") if verdict.ok else ("NOT WELL", "bold red")
         remedy = "" if verdict.ok else f"; {verdict.remedy}"
-        console.print(f"{mark}: {verdict.what}: {verdict.found}{remedy}", style=style, markup=False, soft_wrap=True)
+        console.print(f"{mark}: {verdict.what}: {verdict.state}{remedy}", style=style, markup=False, soft_wrap=True)
     return 0 if all(verdict.ok for verdict in verdicts) else 1
 
 

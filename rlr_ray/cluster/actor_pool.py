@@ -28,12 +28,12 @@ _LOOK_S = 3.0  # between two looks at how much room there is
 
 @contextmanager
 def actor_pool(
-    config: RunConfig, cluster: ClusterConfig, held: HeldResources, coordinator: ActorHandle, remote: RemoteRewards
+    config: RunConfig, cluster: ClusterConfig, room: HeldResources, coordinator: ActorHandle, remote: RemoteRewards
 ) -> Iterator[ActorPool]:
     """Actors that start, grow and shrink with the cluster, and end with the block."""
     count = cluster.rollouts.min_actors
     logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
-    pool = ActorPool(config, cluster, held, coordinator, remote)
+    pool = ActorPool(config, cluster, room, coordinator, remote)
     try:
         pool.start()
         with repeating(pool.look, _LOOK_S, "looking for room for more rollout actors"):
@@ -53,11 +53,11 @@ class ActorPool:
         self,
         config: RunConfig,
         cluster: ClusterConfig,
-        held: HeldResources,
+        room: HeldResources,
         coordinator: ActorHandle,
         remote: RemoteRewards,
     ):
-        self.config, self.held, self.coordinator = config.on(cluster.rollouts.gpus), held, coordinator
+        self.config, self.room, self.coordinator = config.on(cluster.rollouts.gpus), room, coordinator
         self.remote = remote
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())
@@ -68,7 +68,7 @@ class ActorPool:
 
     def start(self) -> None:
         """Start the first actors, which then build their engines."""
-        group = self.held.actors
+        group = self.room.actors
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         for _ in range(self.rollouts.min_actors):
             self.first[next(self.names)] = self._actor(place)
@@ -80,15 +80,9 @@ class ActorPool:
         self._publish()
 
     def look(self) -> None:
-        """Fit the pool to the cluster, from the time when the workers have their places."""
-        before = len(self.more)
-        if ray.get(self.coordinator.started.remote()):
-            self._fit()
-        if len(self.more) != before:
-            logger.info(f"there is room for {len(self._actors())} rollout actors")
-
-    def _fit(self) -> None:
-        """Start or end actors beyond the first ones, so that they fill what room each node has."""
+        """Start or end actors beyond the first, so that they fill each node, once the workers have their places."""
+        if not ray.get(self.coordinator.started.remote()):
+            return
         free, before = self.wished.renew(), list(self.more)
         for name, (node, actor) in list(self.more.items()):
             free[node] -= 1
@@ -100,6 +94,8 @@ class ActorPool:
             self.more[next(self.names)] = node, self._actor(here)
         if list(self.more) != before:
             self._publish()
+        if len(self.more) != len(before):
+            logger.info(f"there is room for {len(self._actors())} rollout actors")
 
     def _actor(self, place: Any) -> ActorHandle:
         actor = ray.remote(RolloutActor).options(

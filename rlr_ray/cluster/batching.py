@@ -95,9 +95,9 @@ class Batches:
             for asked, answer in calls:
                 rows = slice(start, start := start + len(asked.images))
                 # Copies: a view would take all other callers' rows along when it is sent.
-                own = scores[rows].clone(), None if gradients is None else gradients[rows].clone()
+                copies = scores[rows].clone(), None if gradients is None else gradients[rows].clone()
                 if not answer.done():  # else its caller gave up
-                    answer.set_result(own)
+                    answer.set_result(copies)
         except Exception as error:
             for _, answer in calls:
                 if not answer.done():

@@ -130,7 +130,9 @@ class Dispatcher:
             self._ask(worker)
         late = now - self.patience.timeout_s
         for name in [name for name, when in self.asked.items() if when < late]:
-            self._answer_late(name)
+            del self.asked[name]
+            if name in self.workers:  # it is asked again when it is lost
+                self.workers[name].end()
         for call in [call for call in self.busy if not call.ended and call.started < late]:
             self._time_out(call)
         if self.job:
@@ -160,12 +162,6 @@ class Dispatcher:
         if self._is_there(worker):
             self.asked[worker.name] = time.monotonic()
             self._when(worker.ready(), lambda done: self._answered(worker, done))
-
-    def _answer_late(self, name: str) -> None:
-        """End a worker that does not even answer; it is asked again when it is lost."""
-        del self.asked[name]
-        if name in self.workers:
-            self.workers[name].end()
 
     def _answered(self, worker: RolloutWorker, future: Future[Any]) -> None:
         error = future.exception()

@@ -47,13 +47,13 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
     actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
     with (
         connected(cluster) as local,
-        hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as held,
-        remote_rewards(config, held) as remote,
+        hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as room,
+        remote_rewards(config, room) as remote,
         _coordinator() as coordinator,
-        actor_pool(config, cluster, held, coordinator, remote) if actors else nullcontext() as pool,
+        actor_pool(config, cluster, room, coordinator, remote) if actors else nullcontext() as pool,
         forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):
-        held.release_workers()
+        room.release_workers()
         patience = Patience(cluster.rollouts.quorum, cluster.rollouts.hedge_after, cluster.rollouts.timeout_s)
         rollouts = RolloutPool(coordinator, patience, config.seed) if pool else None
         training = beside(lambda: fit(config, cluster, rollouts, remote, coordinator))
@@ -153,10 +153,10 @@ def on_worker(
     Raises what it raised, and UserError if there is no room.
     """
     with (
-        hold_resources(cluster, 0, local=local, remote=config.remote_rewards) as held,
-        remote_rewards(config, held) as remote,
+        hold_resources(cluster, 0, local=local, remote=config.remote_rewards) as room,
+        remote_rewards(config, room) as remote,
     ):
-        place = PlacementGroupSchedulingStrategy(held.workers) if held.workers else "DEFAULT"
+        place = PlacementGroupSchedulingStrategy(room.workers) if room.workers else "DEFAULT"
         return call_in_task(cluster.worker.cpus, cluster.worker.gpus, place, function, config, remote, *arguments)
 
 

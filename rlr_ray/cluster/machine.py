@@ -39,11 +39,11 @@ class MachineReport:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One thing looked at: whether it is well, what was found, and else the remedy."""
+    """A judgement of one thing: whether it is well, how it is, and else the remedy."""
 
     ok: bool
     what: str
-    found: str
+    state: str
     remedy: str = ""
 
 
@@ -103,17 +103,17 @@ def judge(config: RunConfig, driver: MachineReport, others: Sequence[MachineRepo
     reports = (driver, *others)
     return [
         _device(config),
-        _same("versions", {report.name: _text(report.versions) for report in reports}, "install the same packages"),
+        _same(
+            "versions",
+            {r.name: " ".join(map(" ".join, r.versions.items())) for r in reports},
+            "install the same packages",
+        ),
         _same("random numbers", {r.name: f"{r.checksum!r}" for r in reports}, "install the same torch"),
         _storage(config, reports),
         _start(others),
         _enough("free disk", {r.name: r.disk_gib for r in reports}, _LEAST_DISK_GIB, "free some, or set output_dir"),
         _enough("free memory", {r.name: r.memory_gib for r in reports}, _LEAST_MEMORY_GIB, "end other processes"),
     ]
-
-
-def _text(found: Mapping[str, str]) -> str:
-    return " ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _device(config: RunConfig) -> Verdict:
@@ -123,10 +123,10 @@ def _device(config: RunConfig) -> Verdict:
     return Verdict(True, "device", f"{config.device}; {there} CUDA devices on this machine")
 
 
-def _same(what: str, found: Mapping[str, str], remedy: str) -> Verdict:
-    if len(set(found.values())) == 1:
-        return Verdict(True, what, next(iter(found.values())))
-    listed = "; ".join(f"{name}: {value}" for name, value in found.items())
+def _same(what: str, values: Mapping[str, str], remedy: str) -> Verdict:
+    if len(set(values.values())) == 1:
+        return Verdict(True, what, next(iter(values.values())))
+    listed = "; ".join(f"{name}: {value}" for name, value in values.items())
     return Verdict(False, what, f"they differ: {listed}", f"{remedy} on every node (constraints.txt)")
 
 
@@ -151,11 +151,11 @@ def _storage(config: RunConfig, reports: Sequence[MachineReport]) -> Verdict:
 def _start(others: Sequence[MachineReport]) -> Verdict:
     without = [report.name for report in others if not report.starts_there]
     if without:
-        found = f"{', '.join(without)} has no folder {Path.cwd()}"
-        return Verdict(False, "start", found, "the run's files are needed there too: file_mounts, or a shared disk")
+        state = f"{', '.join(without)} has no folder {Path.cwd()}"
+        return Verdict(False, "start", state, "the run's files are needed there too: file_mounts, or a shared disk")
     return Verdict(True, "start", f"every node has {Path.cwd()}")
 
 
-def _enough(what: str, found: Mapping[str, float], least: float, remedy: str) -> Verdict:
-    listed = ", ".join(f"{name} {amount:.1f} GiB" for name, amount in found.items())
-    return Verdict(min(found.values()) >= least, what, listed, f"at least {least:g} GiB; {remedy}")
+def _enough(what: str, values: Mapping[str, float], least: float, remedy: str) -> Verdict:
+    listed = ", ".join(f"{name} {amount:.1f} GiB" for name, amount in values.items())
+    return Verdict(min(values.values()) >= least, what, listed, f"at least {least:g} GiB; {remedy}")

@@ -71,7 +71,7 @@ def hold_resources(
     if missing:
         logger.info(f"waiting up to {cluster.wait_s:g} s for the cluster to grow: {missing}")
     reserved = [Reservation(role[0] if role else {}, len(role), essential=True) for role in bundles]
-    groups: Sequence[PlacementGroup | None] | None = ()
+    groups: Sequence[PlacementGroup | None] | None = None
     try:
         _reserve(reserved)
         groups = _hold(bundles, cluster.wait_s, _GROWING_S if missing else _HALF_S)
@@ -79,13 +79,13 @@ def hold_resources(
             free = ray.cluster_resources() if missing else ray.available_resources()
             verb = f"had within {cluster.wait_s:g} s only"
             raise UserError(_message(cluster, actors, remote, missing or "others use what it has", verb, free))
-        held = HeldResources(groups[0], groups[1], groups[2:], reserved)
-        with repeating(held.renew, _RENEW_S, "renewing the reservation of room"):
-            yield held
+        room = HeldResources(groups[0], groups[1], groups[2:], reserved)
+        with repeating(room.renew, _RENEW_S, "renewing the reservation of room"):
+            yield room
     finally:
         for reservation in reserved:
             reservation.cancel()
-        _remove(groups or ())
+        _remove(groups or [])
 
 
 def _reserve(reservations: Sequence[Reservation]) -> None:
@@ -108,9 +108,9 @@ def _hold(roles: Sequence[list[Resources]], wait_s: float, half_s: float) -> lis
     deadline, said = time.monotonic() + wait_s, False
     while True:
         groups, begun = [placement_group(bundles) if bundles else None for bundles in roles], time.monotonic()
-        while not all(held := [group is None or group.wait(0.1) for group in groups]):
+        while not all(ready := [group is None or group.wait(0.1) for group in groups]):
             now = time.monotonic()
-            if now > deadline or (any(held) and now - begun > half_s):
+            if now > deadline or (any(ready) and now - begun > half_s):
                 break
             if not said and now - begun > _HALF_S:
                 said = True

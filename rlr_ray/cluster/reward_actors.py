@@ -112,10 +112,10 @@ class RemoteReward:
         asked = images.detach().to("cpu", copy=True), list(prompts), list(metadata)
         if self.differentiable and images.requires_grad and torch.is_grad_enabled():
             scores, gradients = self._ask("score_with_gradient", *asked)
-            found: Tensor = _WithGradients.apply(images, scores.to(images.device), gradients.to(images.device))
-            return found
-        found = self._ask("score", *asked)
-        return found.to(images.device)
+            scores = _WithGradients.apply(images, scores.to(images.device), gradients.to(images.device))
+        else:
+            scores = self._ask("score", *asked).to(images.device)
+        return scores
 
     def _ask(self, method: str, *asked: Any) -> Any:
         deadline, why = time.monotonic() + self.timeout_s, "it does not answer"
@@ -170,14 +170,14 @@ _TRIES = 5  # of an actor that dies while it starts
 
 
 @contextmanager
-def remote_rewards(config: RunConfig, held: HeldResources) -> Iterator[dict[str, RemoteReward]]:
+def remote_rewards(config: RunConfig, room: HeldResources) -> Iterator[dict[str, RemoteReward]]:
     """The rewards and judges that have actors, by label, each built and in the room held for it, until the block ends.
 
     Raises UserError if one cannot be built.
     """
     started: dict[str, list[ActorHandle]] = {label: [] for label in config.remote_rewards}
     try:
-        for (label, reward), group in zip(config.remote_rewards.items(), held.rewards, strict=True):
+        for (label, reward), group in zip(config.remote_rewards.items(), room.rewards, strict=True):
             assert reward.actors is not None
             count = reward.actors.replicas
             logger.info(f"starting {count} actor{'s' * (count > 1)} of reward {label}")

@@ -34,7 +34,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], what: st
     verdicts = judge(short_run(tmp_path), WELL, [replace(WELL, name="two", **change)])
     wrong = [verdict for verdict in verdicts if not verdict.ok]
     assert [verdict.what for verdict in wrong] == [what] and wrong[0].remedy
-    assert [word for word in words if word not in wrong[0].found] == []
+    assert [word for word in words if word not in wrong[0].state] == []
 
 
 def test_this_machine_as_it_sees_itself(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import operator
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +56,22 @@ def test_rays_launcher_takes_it(name: str) -> None:
     launch(read(name))
 
 
-def spell_a_key_wrongly(config: Config) -> None:
-    config["idle_timeout_minuts"] = 10
-
-
-def give_half_a_resource(config: Config) -> None:
-    config["available_node_types"]["trainer"]["resources"]["trainer"] = 0.5
-
-
-def name_a_head_that_is_not_there(config: Config) -> None:
-    config["head_node_type"] = "boss"
-
-
-def want_more_nodes_than_allowed(config: Config) -> None:
-    config["available_node_types"]["rollouts"]["min_workers"] = 99
-
-
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "break_it",
-    [spell_a_key_wrongly, give_half_a_resource, name_a_head_that_is_not_there, want_more_nodes_than_allowed],
+    ("where", "value"),
+    [
+        ("idle_timeout_minuts", 10),
+        ("available_node_types.trainer.resources.trainer", 0.5),
+        ("head_node_type", "boss"),
+        ("available_node_types.rollouts.min_workers", 99),
+    ],
 )
-def test_rays_launcher_refuses_a_broken_copy(break_it: Callable[[Config], None]) -> None:
+def test_rays_launcher_refuses_a_broken_copy(where: str, value: Any) -> None:
     from jsonschema import ValidationError
 
     config = read("cluster.yaml")
-    break_it(config)
+    *path, key = where.split(".")
+    functools.reduce(operator.getitem, path, config)[key] = value
     with pytest.raises((ValidationError, ValueError)):
         launch(config)
 
@@ -95,46 +86,35 @@ def test_kuberays_autoscaler_takes_it(name: str) -> None:
     assert (types["rollouts"]["min_workers"], types["rollouts"]["max_workers"]) == (0, 4)
 
 
-def lose_max_replicas(spec: Config) -> None:
-    del spec["workerGroupSpecs"][1]["maxReplicas"]
-
-
-def quote_resources_wrongly(spec: Config) -> None:
-    spec["workerGroupSpecs"][0]["rayStartParams"]["resources"] = "trainer: 1"
-
-
-def want_more_pods_than_allowed(spec: Config) -> None:
-    spec["workerGroupSpecs"][1]["minReplicas"] = 99
-
-
 @pytest.mark.ray
-@pytest.mark.parametrize("break_it", [lose_max_replicas, quote_resources_wrongly, want_more_pods_than_allowed])
-def test_kuberays_autoscaler_refuses_a_broken_copy(break_it: Callable[[Config], None]) -> None:
-    cluster = copy.deepcopy(cluster_of("deploy/kuberay.yaml"))
-    break_it(cluster["spec"])
+@pytest.mark.parametrize(("key", "value"), [("resources", "trainer: 1"), ("minReplicas", 99)])
+def test_kuberays_autoscaler_refuses_a_broken_copy(key: str, value: Any) -> None:
+    cluster = cluster_of("deploy/kuberay.yaml")
+    trainer = cluster["spec"]["workerGroupSpecs"][0]
+    (trainer["rayStartParams"] if key == "resources" else trainer)[key] = value
     with pytest.raises((KeyError, ValueError)):
         autoscale(cluster)
 
 
 def dangers(config: Config) -> list[str]:
     """What a launcher's file would open, or leave to chance."""
-    found = []
+    opened = []
     starts = [command for where in ("head", "worker") for command in config[f"{where}_start_ray_commands"]]
     starts = [command for command in starts if "ray start" in command]
     if len(starts) != 2 or any("RAY_AUTH_MODE=token ray start" not in command for command in starts):
-        found.append("no token")
+        opened.append("no token")
     if "--dashboard-host=127.0.0.1" not in starts[0].split():
-        found.append("dashboard")
+        opened.append("dashboard")
     if config["file_mounts"].get("~/.ray/auth_token") != "~/.ray/auth_token":
-        found.append("no token mounted")
+        opened.append("no token mounted")
     nodes = [each["node_config"] for each in config.get("available_node_types", {}).values()]
     if "security_group" in config["provider"] or any(not node.get("SecurityGroupIds") for node in nodes):
-        found.append("ssh from anywhere")  # which Ray admits to a group that it makes
+        opened.append("ssh from anywhere")  # which Ray admits to a group that it makes
     pip = [command for command in config["setup_commands"] if "pip install" in command]
     pip += [command for command in config.get("head_setup_commands", []) if "pip" in command]
     if not pip or any("-c ~/rlr_ray_project/constraints.txt" not in command for command in pip):
-        found.append("versions")
-    return found
+        opened.append("versions")
+    return opened
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -184,9 +164,9 @@ def test_rays_defaults_are_as_open_as_we_say() -> None:
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_what_it_mounts_is_there_and_is_the_package(name: str) -> None:
     mounts = read(name)["file_mounts"]
-    own = {remote: local for remote, local in mounts.items() if remote != "~/.ray/auth_token"}
-    assert all((ROOT / local).exists() for local in own.values())
-    package = {remote.removeprefix("~/rlr_ray_project/") for remote in own} - {"~/configs"}
+    files = {remote: local for remote, local in mounts.items() if remote != "~/.ray/auth_token"}
+    assert all((ROOT / local).exists() for local in files.values())
+    package = {remote.removeprefix("~/rlr_ray_project/") for remote in files} - {"~/configs"}
     assert package == {"rlr_ray", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
     assert (ROOT / mounts["~/configs"] / "digits.yaml").is_file()
     assert (ROOT / "train.py").is_file()
@@ -258,10 +238,10 @@ def test_the_jobs_command_is_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_job_has_the_cluster_of_the_other_manifest() -> None:
-    own, job = (cluster_of(name)["spec"] for name in KUBERAY)
-    assert own["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
+    cluster, job = (cluster_of(name)["spec"] for name in KUBERAY)
+    assert cluster["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
     assert job["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "0.0.0.0"
-    assert own == job
+    assert cluster == job
 
 
 def test_kuberay_asks_for_a_token_one_image_and_spot_nodes_for_rollouts_alone() -> None:

@@ -107,11 +107,11 @@ def test_the_doctor_says_what_would_go_where(tmp_path: Path) -> None:
         return placed
 
     well, spot = placement({}), {"rollouts": {"resources": {"spot": 1}}}
-    assert well.ok and well.found.count("->") == 3 and "has to come" not in well.found
-    assert "actor of reward digits (0.25 CPU) ->" in well.found
+    assert well.ok and well.state.count("->") == 3 and "has to come" not in well.state
+    assert "actor of reward digits (0.25 CPU) ->" in well.state
     missing, waited = placement(spot), placement(spot | {"wait_s": 900})
-    assert not missing.ok and "rollout actor (0.5 CPU, 1 spot) -> a node that has to come" in missing.found
-    assert waited.ok and waited.found == missing.found
+    assert not missing.ok and "rollout actor (0.5 CPU, 1 spot) -> a node that has to come" in missing.state
+    assert waited.ok and waited.state == missing.state
 
 
 def test_what_there_is_no_room_for_is_told_with_the_keys_that_take_it() -> None:
