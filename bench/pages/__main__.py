@@ -15,7 +15,6 @@ from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
 
-HEAD = text("head")
 SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
 
 
@@ -29,7 +28,7 @@ def fill(page: Path, name: str, block: str) -> None:
 def main() -> None:
     options(__doc__).parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    page = [HEAD, *filter(None, (section() for section in SECTIONS))]
+    page = [text("head"), *filter(None, (section() for section in SECTIONS))]
     (DOCS / "benchmarks.md").write_text("\n".join(page), "utf-8")
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from bench.common import IMAGES, MACHINE, RESULTS, Row, mean_se, read_json, read_rows, table, text
 from bench.runs.sweep import CHOICE_SEED
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 COST, GAIN, SEEDS = 72_000, 1.0, (0, 1, 2)  # of a run of TRL's; a gain to be reached; seeds of the table
 STEP = 3_000  # between the points of a mean
@@ -40,8 +37,6 @@ HEADS: tuple[str, ...] = (
     "judge",
 )
 HEADS += (f"cost of gain {GAIN:g}", "CPU s per 1,000", "peak MiB")
-
-PEERS = text("peers")
 
 Point = tuple[float, float]  # cost, gain
 
@@ -88,19 +83,19 @@ def gain_at(curve: Sequence[Point], cost: float) -> float:
 
 def lines() -> dict[str, Line]:
     """TRL's first, then ours, by the names of peers_costs.json."""
-    found, long = {}, {row["variant"]: _points(row) for row in read_rows(RESULTS / "peers_long.jsonl")}
-    own = [row for row in read_rows(RESULTS / "peers.jsonl") if row["seed"] in SEEDS]
-    for name in dict.fromkeys(row["variant"] for row in own):
-        rows = [row for row in own if row["variant"] == name]
+    known, long = {}, {row["variant"]: _points(row) for row in read_rows(RESULTS / "peers_long.jsonl")}
+    runs = [row for row in read_rows(RESULTS / "peers.jsonl") if row["seed"] in SEEDS]
+    for name in dict.fromkeys(row["variant"] for row in runs):
+        rows = [row for row in runs if row["variant"] == name]
         whose = "TRL" if "versions" in rows[0] else "ours"
-        found[name] = Line(f"{whose}: {name}", rows, [_points(row) for row in rows], long.get(name, ()))
+        known[name] = Line(f"{whose}: {name}", rows, [_points(row) for row in rows], long.get(name, ()))
     ours = [*read_rows(RESULTS / "ablation.jsonl"), *read_rows(RESULTS / "surrogate.jsonl")]
     for name, label in OURS.items():
-        own = [row for row in ours if row["variant"] == name and "curve" in row]
-        rows = [row for row in own if row["seed"] in SEEDS]
-        rows = rows or [max(own, key=lambda row: row["gain"])]  # of the sweep, while there is nothing else
-        found[name] = Line(label, rows, [_curve(row) for row in rows], long.get(name, ()))
-    return found
+        runs = [row for row in ours if row["variant"] == name and "curve" in row]
+        rows = [row for row in runs if row["seed"] in SEEDS]
+        rows = rows or [max(runs, key=lambda row: row["gain"])]  # of the sweep, while there is nothing else
+        known[name] = Line(label, rows, [_curve(row) for row in rows], long.get(name, ()))
+    return known
 
 
 def _points(row: Row) -> list[Point]:
@@ -123,7 +118,7 @@ def peers() -> str:
         return ""
     known = lines()
     figure(list(known.values()), IMAGES / "peers.png")
-    return PEERS.format(
+    return text("peers").format(
         **next(row["versions"] for row in rows if "versions" in row),
         difference=max(row.get("difference", 0) for row in rows if "as shipped" not in row["variant"]),
         rates=", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
@@ -169,15 +164,16 @@ def _sweep(rows: Sequence[Row]) -> str:
     swept = {(row["variant"], row["learning_rate"]): row for row in rows}
     cells = []
     for name in dict.fromkeys(row["variant"] for row in rows):
-        own = [swept[name, rate] for rate in rates]
-        costs = dict.fromkeys(f"{row['curve'][-1]['cost']:,}" for row in own)
-        cells.append([name, *(f"{row['gain']:.2f}" for row in own), ", ".join(costs)])
+        runs = [swept[name, rate] for rate in rates]
+        costs = dict.fromkeys(f"{row['curve'][-1]['cost']:,}" for row in runs)
+        cells.append([name, *(f"{row['gain']:.2f}" for row in runs), ", ".join(costs)])
     return table(["trainer", *(f"{rate:g}" for rate in rates), "at cost"], cells)
 
 
 def figure(known: Sequence[Line], path: Path) -> None:
     """Mean gain over seeds against cost, its range as a band; TRL's solid, ours dashed; thin: one seed, longer."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    figure = Figure((12, 4.6))
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, black_box in zip(axes, (False, True), strict=True):
         for line in (line for line in known if line.black_box == black_box):
             costs = line.grid()
@@ -199,4 +195,3 @@ def figure(known: Sequence[Line], path: Path) -> None:
     figure.supylabel("held-out gain", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -10,24 +10,22 @@ from typing import Any
 
 from bench.common import IMAGES, MACHINE, RESULTS, read_json, read_rows, table, text
 
-LAB = text("lab")
-
 
 def lab() -> str:
-    found = read_json("lab/lab.json")
-    if found is None:
+    results = read_json("lab/lab.json")
+    if results is None:
         return ""
     shutil.copy(RESULTS / "lab" / "lab.png", IMAGES / "lab.png")
     heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
-    rows = [_lab_row(row) for row in found["plans"]]
-    profile = found["profile"]
+    rows = [_lab_row(row) for row in results["plans"]]
+    profile = results["profile"]
     cells = [[f"{value:.3g}" if value is not None else "" for value in row.values()] for row in profile]
-    return LAB.format(
-        batches=found["reference"]["batches"],
-        cost=found["cost"],
-        numbers=found["trained_numbers"],
-        kind=found["reference"]["kind"],
-        norm=found["gradient_norm"],
+    return text("lab").format(
+        batches=results["reference"]["batches"],
+        cost=results["cost"],
+        numbers=results["trained_numbers"],
+        kind=results["reference"]["kind"],
+        norm=results["gradient_norm"],
         machine=MACHINE,
         rows=table(heads, rows),
         profile=table([name.replace("_", " ") for name in profile[0]], cells),
@@ -47,25 +45,22 @@ def _lab_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-PLANNER = text("planner")
-
-
 def planner() -> str:
-    found = read_json("planner.json")
-    if found is None:
+    results = read_json("planner.json")
+    if results is None:
         return ""
     heads = ("budget, GiB", "choice", "variance x cost", "predicted GiB", "measured GiB", "error", "the paper's h*")
-    rows = [_choice_row(choice) for choice in found["choices"]]
-    last = found["choices"][-1]
+    rows = [_choice_row(choice) for choice in results["choices"]]
+    last = results["choices"][-1]
     shown = [option for option in last["options"] if option["unbiased"]][:12]
-    return PLANNER.format(
+    return text("planner").format(
         batches=last["batches"],
         machine=MACHINE,
         rows=table(heads, rows),
         best=last["best"]["name"],
         budget=last["budget_gib"],
         options=table(("plan", "variance", "cost", "variance x cost", "peak GiB"), [_option_row(o) for o in shown]),
-        memory=_memory_table(found["memory"]),
+        memory=_memory_table(results["memory"]),
     )
 
 
@@ -98,16 +93,13 @@ def _memory_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(["steps", *kinds], [[str(steps), *row] for steps, row in cells.items()])
 
 
-BREAK_EVEN = text("break_even")
-
-
 def break_even() -> str:
     rows = read_rows(RESULTS / "break_even.jsonl")
     if not rows:
         return ""
     sizes = {row["recipe"]: math.prod(row["latent_shape"]) for row in rows}
     heads = ("model", "adapter", "P", "g²", "V_BP", "V_HO", "V_ZO", "law's V_ZO", "P*", "V_ZO / (r V_HO)")
-    return BREAK_EVEN.format(
+    return text("break_even").format(
         sizes=", ".join(f"{size} numbers ({name})" for name, size in sizes.items()),
         machine=MACHINE,
         rows=table(heads, [_row(row) for row in rows]),
@@ -132,20 +124,18 @@ def _row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-WORKERS = text("workers")
-
 SPANS = ("isotropic", "the four guides", *(f"{count} components of half order" for count in (4, 8, 16, 32)))
 PAIRS, AVERAGING = 80, 8
 
 
 def workers(rate: str = "0.1") -> str:
     """What each span and number of directions buy, from bench.runs.directions."""
-    found = read_json("directions.json")
-    if found is None:
+    results = read_json("directions.json")
+    if results is None:
         return ""
-    measured = found[rate]["measured"]
+    measured = results[rate]["measured"]
     counts = (1, 4, 16, 64)
-    return WORKERS.format(
+    return text("workers").format(
         rate=rate,
         updates=", ".join(measured),
         chains=1280,

@@ -8,8 +8,6 @@ from typing import Any
 from bench.common import MACHINE, read_json, read_rows, table, text
 from bench.runs import chaos
 
-SCALE = text("scale")
-
 
 def scale() -> str:
     facts = read_json("scale.json")
@@ -31,19 +29,19 @@ def scale() -> str:
         calls: [row for row in facts["rows"] if row["calls"] == calls and row["actors"] == most and not row["spread"]]
         for calls in ("dispatcher alone", "Ray alone", "dispatcher over Ray")
     }
-    own, bare, both = (statistics.median(map(_beyond, rows)) for rows in equal.values())
+    alone, bare, both = (statistics.median(map(_beyond, rows)) for rows in equal.values())
     coordinator, hosts = (
         1000 * statistics.median(row[cpu] for row in equal["dispatcher over Ray"]) / most
         for cpu in ("coordinator_cpu_s", "hosts_cpu_s")
     )
-    return SCALE.format(
+    return text("scale").format(
         ray=facts["ray"],
         machine=MACHINE,
         rollout_s=facts["rollout_s"],
         rows=table((*heads, "hosts' CPU, s", "pairs rerun"), lines),
         most=most,
         turns=len(equal["Ray alone"]),
-        own=own,
+        own=alone,
         bare=bare,
         both=both,
         share=both - bare,
@@ -68,16 +66,13 @@ def kills() -> str:
     return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"
 
 
-MEMORY = text("memory")
-
-
 def update_memory() -> str:
-    found = read_json("speed/update_memory_cpu.json")
-    if found is None:
+    results = read_json("speed/update_memory_cpu.json")
+    if results is None:
         return ""
     heads = ("terms", "chunks", "extra, GB", "the same in P numbers", "resident, GB", "before, GB")
     rows = []
-    for row in found:
+    for row in results:
         extra, *others = (f"{row[key] / 1e9:.3f}" for key in ("bytes", "resident_bytes", "bytes_before"))
         rows.append([row["plan"], str(row["chunks"]), extra, f"{row['numbers']:.2f}", *others])
-    return MEMORY.format(parameters=found[0]["parameters"], rows=table(heads, rows))
+    return text("memory").format(parameters=results[0]["parameters"], rows=table(heads, rows))

@@ -28,33 +28,19 @@ BENCHES: dict[str, tuple[str, ...]] = {
 BENCHES |= {"digits": ("throughput", "overlap", "speedups", "demo")}
 GB = 2**30 / 1e9  # in a GiB
 
-HEAD = text("speed")
-
-PARTS = text("parts")
-
-THROUGHPUT = text("throughput")
-
-OVERLAP = text("overlap")
-
-PAIR_DEMO = text("pair_demo")
-
-TRIED = text("tried")
-
-DEMO = text("demo")
-
 
 def speed() -> str:
     """All of it."""
     lacking = {size: [bench for bench in names if not _kept(bench, size, "cuda")] for size, names in BENCHES.items()}
     words = [f"{', '.join(benches)} of {NAMES[size]}" for size, benches in lacking.items() if benches]
     missing = f"Not measured yet on a GPU: {'; '.join(words)}." if words else ""
-    sections = [HEAD.format(missing=missing), *(_parts(size) for size in SMALL), _throughput(), _overlap()]
+    sections = [text("speed").format(missing=missing), *(_parts(size) for size in SMALL), _throughput(), _overlap()]
     return "\n".join(filter(None, [*sections, _tried(), _demo_pair(), _demo()]))
 
 
 def _kept(bench: str, size: str, device: str) -> Facts | None:
-    found: Facts | None = read_json(f"speed/{bench}_{size}_{device}.json")
-    return found
+    facts: Facts | None = read_json(f"speed/{bench}_{size}_{device}.json")
+    return facts
 
 
 def _all(bench: str) -> Iterator[Facts]:
@@ -99,7 +85,7 @@ def _parts(size: str) -> str:
         shares = _shares(facts, row["tflop"], row["seconds"])
         rows.append([name, f"{row['seconds']:.3f}", f"{scale * row['peak_gib']:.2f}", shares])
     caution = f"\nIn place of {NAMES[size]}: that the script runs; it says nothing of that size's seconds and memory."
-    return PARTS.format(
+    return text("parts").format(
         name=NAMES[facts["size"]],
         facts=_told(facts),
         caution="" if true else caution,
@@ -125,8 +111,8 @@ def _memory(facts: Facts, true: bool) -> str:
         f"order step, B_z (a rollout's peak over T): {scale * rollout / facts['steps']:.3g} {unit}{paper}; a whole "
         f"rollout {scale * rollout:.2f} {unit}."
     )
-    own = [UPDATE.format(1, 2), f"update: K = {facts['steps']}, checkpointed"]
-    peaks = {name: rows[name]["peak_gib"] + facts["weights_gib"] for name in own if name in rows}
+    updates = [UPDATE.format(1, 2), f"update: K = {facts['steps']}, checkpointed"]
+    peaks = {name: rows[name]["peak_gib"] + facts["weights_gib"] for name in updates if name in rows}
     totals = [f"{name}: {scale * peak:.1f} {unit}" for name, peak in peaks.items()]
     budget = " (the paper: 30 GB for the first)" if facts["size"] == "sd14" else ""
     return words + (f" With the model's weights: {'; '.join(totals)}{budget}." if totals else "")
@@ -144,7 +130,7 @@ def _throughput() -> str:
     if not rows:
         return ""
     heads = ("size", "of", "directions", "rollout, chains/s", "over this package's inference")
-    return THROUGHPUT.format(
+    return text("throughput").format(
         rows=table((*heads, "over diffusers' pipeline", "arithmetic"), rows), machines="; ".join(told) + "."
     )
 
@@ -179,7 +165,7 @@ def _overlap() -> str:
         return ""
     heads = ["size", "first and half order, s", "rollouts, s", "the first beside, s", "the second beside, s"]
     heads += ["update, s", "over the longer alone", "over the longer beside", "over the sum alone"]
-    return OVERLAP.format(rows=table(heads, rows), machines="; ".join(told) + ".")
+    return text("overlap").format(rows=table(heads, rows), machines="; ".join(told) + ".")
 
 
 def _demo() -> str:
@@ -189,7 +175,7 @@ def _demo() -> str:
         row = facts["rows"]["demo"]
         cells = [f"{row['start_to_finish']:.0f}", f"{row['seconds']:.0f}", f"{row['gain']:.2f} ± {row['gain_se']:.2f}"]
         rows.append([f"{facts['machine']} ({facts['date']})", *cells])
-    return DEMO.format(rows=table(heads, rows)) if rows else ""
+    return text("demo").format(rows=table(heads, rows)) if rows else ""
 
 
 def _demo_pair() -> str:
@@ -210,7 +196,7 @@ def _demo_pair() -> str:
         turn["now"]["start_to_finish"] / turn["before"]["start_to_finish"] for turn in facts["turns"]
     )
     told = {name: facts[name] for name in ("machine", "date")} | facts["revisions"]
-    return PAIR_DEMO.format(ratio=ratio, rows=table(heads, rows), **told)
+    return text("pair_demo").format(ratio=ratio, rows=table(heads, rows), **told)
 
 
 def _tried() -> str:
@@ -224,4 +210,4 @@ def _tried() -> str:
             low, _, high = statistics.quantiles(ratios, n=4)
             cells = [f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['first_call']:.2g}"]
             rows.append([name, facts["size"], *cells])
-    return TRIED.format(rows=table(heads, rows), machines="; ".join(told) + ".") if rows else ""
+    return text("tried").format(rows=table(heads, rows), machines="; ".join(told) + ".") if rows else ""

@@ -7,21 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from bench.common import IMAGES, MACHINE, Row, mean_se, read_json, read_rows, standard_error, table, text
 from bench.runs.sweep import CHOICE_SEED, load_sweep
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-ABLATION = text("ablation")
-
-SURROGATE = text("surrogate")
-
-REWARDS = text("rewards")
-
-LENGTHS = text("lengths")
 
 Runs = Sequence[Row]
 
@@ -46,7 +35,7 @@ def ablation() -> str:
     rates = sorted({row["learning_rate"] for row in swept})
     draw_ablation(groups)
     heads = ("plan", "learning rate", "updates", "seeds", "gain", "gain at half the cost", "worst", "judge")
-    return ABLATION.format(
+    return text("ablation").format(
         rates=", ".join(f"{rate:g}" for rate in rates),
         seeds=seeds_of(groups),
         judge=statistics.mean(row["judge_before"] for runs in groups.values() for row in runs),
@@ -82,7 +71,8 @@ def draw_ablation(groups: dict[str, list[Row]]) -> None:
     """Mean gain over seeds against the share of the cost, one panel a plan, single seeds thin."""
     columns = 4
     lines = math.ceil(len(groups) / columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(12, 2.6 * lines), sharex=True, sharey=True, squeeze=False)
+    figure = Figure((12, 2.6 * lines))
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axis, (variant, runs) in zip(axes.flat, groups.items(), strict=False):
         curves = [gains(run) for run in runs]
         for curve, run in zip(curves, runs, strict=True):
@@ -99,14 +89,13 @@ def draw_ablation(groups: dict[str, list[Row]]) -> None:
     figure.supylabel("held-out gain", fontsize=9)
     figure.tight_layout()
     figure.savefig(IMAGES / "ablation.png", dpi=110)
-    pyplot.close(figure)
 
 
 def surrogate() -> str:
     groups = runs_by_variant("surrogate")
     heads = ("plan", "learning rate", "updates", "seeds", "gain", "judge", "correlation")
     rows = table(heads, [_surrogate_row(*item) for item in groups.items()])
-    return SURROGATE.format(seeds=seeds_of(groups), machine=MACHINE, rows=rows) if groups else ""
+    return text("surrogate").format(seeds=seeds_of(groups), machine=MACHINE, rows=rows) if groups else ""
 
 
 def _surrogate_row(variant: str, runs: Runs) -> list[str]:
@@ -125,7 +114,9 @@ def rewards() -> str:
     ]
     base = ["(base model)", "", "", *(f"{value:.3g}" for value in before), "0", ""]
     lines = [base, *(_rewards_row(*item) for item in groups.items())]
-    return REWARDS.format(seeds=seeds_of(groups), machine=MACHINE, rows=table(heads, lines), words=_between(groups))
+    return text("rewards").format(
+        seeds=seeds_of(groups), machine=MACHINE, rows=table(heads, lines), words=_between(groups)
+    )
 
 
 SCORES = ("digits", "jpeg_compressibility", "digits_judge")
@@ -166,7 +157,7 @@ def lengths() -> str:
     if not (lengths and scales and rule):
         return ""
     _draw(lengths, scales, rule)
-    return LENGTHS.format(
+    return text("lengths").format(
         forwards=load_sweep("length").forwards,
         seeds=len({row["seed"] for rows in lengths.values() for row in rows}),
         machine=MACHINE,
@@ -202,7 +193,8 @@ def _budget(budget: float, rule: int, lengths: dict[int, list[Row]]) -> list[str
 
 
 def _draw(lengths: dict[int, list[Row]], scales: dict[float, list[Row]], rule: dict[str, int]) -> None:
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure = Figure((9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     for axis, groups, name in ((left, lengths, "sub-chain length h"), (right, scales, "perturbation scale")):
         gains = {value: [row["gain"] for row in rows] for value, rows in groups.items()}
         means = [statistics.mean(values) for values in gains.values()]
@@ -217,4 +209,3 @@ def _draw(lengths: dict[int, list[Row]], scales: dict[float, list[Row]], rule: d
     left.legend(fontsize=7)
     right.set_xscale("log")
     figure.savefig(IMAGES / "tune.png", dpi=120)
-    pyplot.close(figure)

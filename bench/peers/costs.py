@@ -46,8 +46,8 @@ def theirs(trl: Trl, name: str) -> dict[str, Any]:
     return trl.ask(spec_of(peer, engine_of(0), LEARNING_RATES[0], EVERY_UPDATE, traced=True))
 
 
-def costs(found: dict[str, Any]) -> dict[str, float]:
-    return {"seconds_per_1000": quickest(found["points"]), "peak_mib": found["peak_bytes"] / 2**20}
+def costs(results: dict[str, Any]) -> dict[str, float]:
+    return {"seconds_per_1000": quickest(results["points"]), "peak_mib": results["peak_bytes"] / 2**20}
 
 
 def quickest(points: Sequence[dict[str, Any]]) -> float:
@@ -76,14 +76,14 @@ def alike(trl: Trl, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--python", required=True, help="of the environment of bench/peers/requirements.txt")
-    given = parser.parse_args()
-    found: dict[str, Any] = {}
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        trl = Trl(given.python, Path(folder))
-        for own, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
-            found |= {own: costs(ours(OURS[own])), peer: costs(theirs(trl, peer))}
+        trl = Trl(args.python, Path(folder))
+        for plan, peer in zip(OURS, PEERS, strict=True):  # in turn, so that a busy machine slows both
+            results |= {plan: costs(ours(OURS[plan])), peer: costs(theirs(trl, peer))}
         same = alike(trl, "AlignProp, all steps")
-    write_json(FILE, {"costs": found, "alike": same})
+    write_json(FILE, {"costs": results, "alike": same})
 
 
 if __name__ == "__main__":

@@ -126,21 +126,21 @@ def engine_of(seed: int, *overrides: str) -> Engine:
 def train_here(engine: Engine, points: list[int], *, traced: bool = False) -> dict[str, Any]:
     """A run of our own plan, told as trl_trainers.py tells of TRL's; traced: with one more update's peak memory."""
     state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
-    online, found, cost, seconds = engine.online_surrogate(), [], 0, 0.0
+    online, results, cost, seconds = engine.online_surrogate(), [], 0, 0.0
     while points:
         begun = time.process_time()
         row = update(engine, state, engine.local_rollouts, Process(), online)
         seconds += time.process_time() - begun
         cost += row["denoiser_forwards"] + 2 * row["denoiser_backwards"]
         if cost >= points[0]:
-            found.append(
+            results.append(
                 {"cost": cost, "updates": state.step, "seconds": seconds, "theta": state.theta_to_save.clone()}
             )
             points = [point for point in points if point > cost]
     if not traced:
-        return {"points": found}
+        return {"points": results}
     peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process(), online), engine.device)
-    return {"points": found, "peak_bytes": peak}
+    return {"points": results, "peak_bytes": peak}
 
 
 @torch.no_grad()
@@ -183,13 +183,13 @@ def spec_of(peer: Peer, engine: Engine, rate: float, points: list[int], **more: 
     } | more
 
 
-def difference(engine: Engine, found: dict[str, Any]) -> float:
+def difference(engine: Engine, results: dict[str, Any]) -> float:
     """The largest between pictures drawn there and here at a run's end, whose sides are [0, 1].
 
     Raises RuntimeError if it is more than arithmetic: then the two do not train the same model.
     """
-    _, own = engine.sample(found["points"][-1]["theta"], range(CHECKED))
-    largest = float((own - found["pictures"]).abs().max())
+    _, here = engine.sample(results["points"][-1]["theta"], range(CHECKED))
+    largest = float((here - results["pictures"]).abs().max())
     if largest > 1e-2:
         raise RuntimeError(f"pictures of both environments differ by {largest:.3g}; at most 0.01 is expected")
     return largest
@@ -200,16 +200,16 @@ def make(job: Job, trl: Trl, cost: int) -> dict[str, Any]:
     points = [COST // 2] if seed == CHOICE_SEED else list(range(COST // POINTS, cost + 1, COST // POINTS))
     if name in OURS | LONGER:
         engine, more = engine_of(seed, *(OURS | LONGER)[name], f"train.learning_rate={rate}"), {}
-        found = train_here(engine, points)
+        results = train_here(engine, points)
     else:
         engine = engine_of(seed)
-        found = trl.ask(spec_of(PEERS[name], engine, rate, points))
-        if "error" in found:
-            raise RuntimeError(f"{job}: {found['error']}")
-        more = {"difference": difference(engine, found), "versions": found["versions"]}
-    curve = judged(engine, found["points"])
+        results = trl.ask(spec_of(PEERS[name], engine, rate, points))
+        if "error" in results:
+            raise RuntimeError(f"{job}: {results['error']}")
+        more = {"difference": difference(engine, results), "versions": results["versions"]}
+    curve = judged(engine, results["points"])
     row = job | {"gain": curve[-1]["reward"] - curve[0]["reward"]}
-    row |= {"judge_after": curve[-1]["judge"], "seconds": found["points"][-1]["seconds"], "curve": curve}
+    row |= {"judge_after": curve[-1]["judge"], "seconds": results["points"][-1]["seconds"], "curve": curve}
     return row | more
 
 
@@ -227,8 +227,8 @@ def refusals(trl: Trl) -> dict[str, dict[str, Any]]:
     """What TRL's trainers say where they do not run as shipped, and after how many updates."""
     engine, told = engine_of(0), {}
     for name, (guidance, peer) in REFUSALS.items():
-        found = trl.ask(spec_of(peer, engine, LEARNING_RATES[0], [COST // 3], guidance=guidance))
-        told[name] = {"error": found.get("error", "none"), "updates": found["updates"]}
+        results = trl.ask(spec_of(peer, engine, LEARNING_RATES[0], [COST // 3], guidance=guidance))
+        told[name] = {"error": results.get("error", "none"), "updates": results["updates"]}
     return told
 
 
@@ -241,9 +241,9 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="of the environment of bench/peers/requirements.txt")
     parser.add_argument("--trainers", nargs="+", choices=[*ALL, *LONGER], default=ALL, help="these alone")
     parser.add_argument("--long", action="store_true", help="one seed, three times as long: does it collapse?")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trl = Trl(given.python, Path(folder))
+        trl = Trl(args.python, Path(folder))
 
         def run_all(file: Path, jobs: list[Job], cost: int = COST) -> None:
             run_missing(file, jobs, lambda job: make(job, trl, cost))
@@ -251,14 +251,14 @@ def main() -> None:
         if not REFUSED.exists():
             write_json(REFUSED, refusals(trl))
         run_all(
-            FILE, [job_of(name, rate, CHOICE_SEED) for name in given.trainers if name in ALL for rate in LEARNING_RATES]
+            FILE, [job_of(name, rate, CHOICE_SEED) for name in args.trainers if name in ALL for rate in LEARNING_RATES]
         )
         swept = [*read_rows(FILE), *read_rows(load_sweep("ablation").file)]
-        rates = {name: best(swept, name)["learning_rate"] for name in given.trainers}
-        if given.long:
-            run_all(LONG, [job_of(name, rates[name], SEEDS[0]) for name in given.trainers], 3 * COST)
+        rates = {name: best(swept, name)["learning_rate"] for name in args.trainers}
+        if args.long:
+            run_all(LONG, [job_of(name, rates[name], SEEDS[0]) for name in args.trainers], 3 * COST)
         else:
-            run_all(FILE, [job_of(name, rates[name], seed) for seed in SEEDS for name in given.trainers])
+            run_all(FILE, [job_of(name, rates[name], seed) for seed in SEEDS for name in args.trainers])
 
 
 if __name__ == "__main__":

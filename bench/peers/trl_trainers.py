@@ -43,13 +43,13 @@ class DigitsPipeline(DefaultDDPOStableDiffusionPipeline):
 
     def get_trainable_layers(self) -> nn.Module:
         self.unet.add_adapter(peft.LoraConfig(**self.spec["adapter"]))
-        own = adapter(self.unet)
-        found, expected = {name: tuple(value.shape) for name, value in own.items()}, self.spec["shapes"]
-        if found != expected:
-            raise ValueError(f"the adapter has {found}; expected {expected}; PEFT's names have changed")
-        self.vector = ParameterVector({name: own[name] for name in expected})  # in rlr_ray's order
+        numbers = adapter(self.unet)
+        shapes, expected = {name: tuple(value.shape) for name, value in numbers.items()}, self.spec["shapes"]
+        if shapes != expected:
+            raise ValueError(f"the adapter has {shapes}; expected {expected}; PEFT's names have changed")
+        self.vector = ParameterVector({name: numbers[name] for name in expected})  # in rlr_ray's order
         for name, value in self.vector.unflatten(self.spec["theta"]).items():
-            own[name].data.copy_(value)
+            numbers[name].data.copy_(value)
         return self.unet
 
     def theta(self) -> Tensor:  # [P]
@@ -135,18 +135,18 @@ class Meter:
 def trainer_of(spec: dict[str, Any], pipeline: DigitsPipeline) -> AlignPropTrainer | DDPOTrainer:
     reward, prompts = Digits(), itertools.cycle(spec["prompts"])
     align = spec["trainer"] == "AlignProp"
-    own = {"train_batch_size": spec["chunk_size"], "train_learning_rate": spec["learning_rate"], "seed": spec["seed"]}
-    own |= {"sample_num_steps": spec["steps"], "sample_eta": spec["eta"], "sample_guidance_scale": spec["guidance"]}
-    own |= {"train_gradient_accumulation_steps": spec["chains"] // spec["chunk_size"] // spec["optimizer_steps"]}
-    own |= {"mixed_precision": "no", "save_freq": NEVER} | spec["options"]
+    keys = {"train_batch_size": spec["chunk_size"], "train_learning_rate": spec["learning_rate"], "seed": spec["seed"]}
+    keys |= {"sample_num_steps": spec["steps"], "sample_eta": spec["eta"], "sample_guidance_scale": spec["guidance"]}
+    keys |= {"train_gradient_accumulation_steps": spec["chains"] // spec["chunk_size"] // spec["optimizer_steps"]}
+    keys |= {"mixed_precision": "no", "save_freq": NEVER} | spec["options"]
     if not align:
-        own |= {"sample_batch_size": spec["chunk_size"]}
-        own |= {"sample_num_batches_per_epoch": spec["chains"] // spec["chunk_size"]}
+        keys |= {"sample_batch_size": spec["chunk_size"]}
+        keys |= {"sample_num_batches_per_epoch": spec["chains"] // spec["chunk_size"]}
 
     def rate(images: Tensor, texts: tuple[str, ...], metadata: Any) -> tuple[Tensor, dict[str, Any]]:
         return reward(images, texts, metadata), {}
 
-    config = AlignPropConfig(**own) if align else DDPOConfig(**own)
+    config = AlignPropConfig(**keys) if align else DDPOConfig(**keys)
     kind = AlignPropTrainer if align else RepairedDDPOTrainer if spec["repaired"] else DDPOTrainer
     trainer = kind(config, rate, lambda: (next(prompts), {}), pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -156,14 +156,14 @@ def trainer_of(spec: dict[str, Any], pipeline: DigitsPipeline) -> AlignPropTrain
 @torch.no_grad()
 def pictures(spec: dict[str, Any], pipeline: DigitsPipeline) -> Tensor:  # [n, 3, H, W]
     """Chains of the checked seeds and prompts one by one, each from the global generator, as the trainers draw."""
-    found = []
+    results = []
     for seed, prompt in spec["checked"]:
         embeds = [embedding(pipeline, text) for text in (prompt, "")]
         torch.manual_seed(seed)
         options = {"num_inference_steps": spec["steps"], "eta": spec["eta"], "output_type": "pt"}
         options |= {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
-        found.append(pipeline(guidance_scale=spec["guidance"], **options).images)
-    return torch.cat(found)
+        results.append(pipeline(guidance_scale=spec["guidance"], **options).images)
+    return torch.cat(results)
 
 
 def embedding(pipeline: DigitsPipeline, text: str) -> Tensor:  # [1, L, D]
@@ -171,8 +171,8 @@ def embedding(pipeline: DigitsPipeline, text: str) -> Tensor:  # [1, L, D]
     return pipeline.text_encoder(tokens)[0]
 
 
-def run(spec: dict[str, Any], found: dict[str, Any]) -> None:
-    """Train until the cost is spent; what there is to tell is put into `found` as it comes."""
+def run(spec: dict[str, Any], results: dict[str, Any]) -> None:
+    """Train until the cost is spent; what there is to tell is put into `results` as it comes."""
     pipeline = (RepairedPipeline if spec["repaired"] else DigitsPipeline)(spec)
     trainer = trainer_of(spec, pipeline)
     meter, points, seconds, updates, step = Meter(pipeline.unet), list(spec["points"]), 0.0, 0, 0
@@ -180,14 +180,14 @@ def run(spec: dict[str, Any], found: dict[str, Any]) -> None:
         begun = time.process_time()
         step = trainer.step(updates, step)
         seconds, updates = seconds + time.process_time() - begun, updates + 1
-        found["updates"] = updates
+        results["updates"] = updates
         if meter.cost >= points[0]:
             point = {"cost": meter.cost, "updates": updates, "seconds": seconds, "theta": pipeline.theta()}
-            found["points"].append(point)
+            results["points"].append(point)
             points = [cost for cost in points if cost > meter.cost]
-    found |= {"forwards": meter.forwards, "backwards": meter.backwards, "pictures": pictures(spec, pipeline)}
+    results |= {"forwards": meter.forwards, "backwards": meter.backwards, "pictures": pictures(spec, pipeline)}
     if spec["traced"]:
-        found["peak_bytes"] = peak_bytes(lambda: trainer.step(updates, step), torch.device("cpu"))
+        results["peak_bytes"] = peak_bytes(lambda: trainer.step(updates, step), torch.device("cpu"))
 
 
 def main() -> None:
@@ -196,13 +196,13 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         spec, out = line.split()
-        found: dict[str, Any] = {"points": [], "updates": 0, "versions": VERSIONS}
+        results: dict[str, Any] = {"points": [], "updates": 0, "versions": VERSIONS}
         try:
-            run(torch.load(spec, weights_only=True), found)
+            run(torch.load(spec, weights_only=True), results)
         except Exception as error:  # a crash is a result too
             where = traceback.extract_tb(error.__traceback__)[-1]
-            found["error"] = f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}, {where.name})"
-        torch.save(found, out)
+            results["error"] = f"{type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}, {where.name})"
+        torch.save(results, out)
         print("done", flush=True)
 
 

@@ -11,15 +11,13 @@ import json
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.common import RESULTS, ROOT, append_row, options, read_rows
 from rlr_ray.config.recipe import load_config
-from rlr_ray.config.run import RunConfig
 from rlr_ray.lab.compare import Laboratory
 from rlr_ray.lab.measure import variance, variance_se
 from rlr_ray.lab.plans import reinforce
-from rlr_ray.lab.reference import exact_by_step
+from rlr_ray.lab.reference import chain_gradients
 from rlr_ray.utils.environment import prepare_process
 
 FILE = RESULTS / "break_even.jsonl"
@@ -46,12 +44,13 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
     config = load_config(str(ROOT / "configs" / f"{recipe}.yaml"), ["cluster=none", f"adapter={ADAPTERS[adapter]}"])
     laboratory = Laboratory(config, None, None, batches)
     reference = laboratory.measure_reference()
-    subject, found = laboratory.subject, {}
+    subject, results = laboratory.subject, {}
     for name, keys in PLANS.items():
         measurement = laboratory.measure(laboratory.candidate(name, keys, reference), keys, reference, COST).measurement
         kept = ("variance", "variance_se", "relative_bias", "relative_bias_se", "batches")
-        found[name] = {key: getattr(measurement, key) for key in kept} | {"term": measurement.term_variances[name]}
-    exact = single_chains(config)
+        results[name] = {key: getattr(measurement, key) for key in kept} | {"term": measurement.term_variances[name]}
+    # Not of whole batches: chains of one prompt are alike, so a batch's variance is not a chain's over their number.
+    exact = torch.stack([steps[:-1].sum(0) for steps in chain_gradients(subject, CHAINS)])  # [n, P]
     halves = exact[0::2].double().mean(0), exact[1::2].double().mean(0)
     return {
         "recipe": recipe,
@@ -62,31 +61,21 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
         "squared_norm": float(halves[0] @ halves[1]),  # of what both estimate; unbiased
         "pathwise_variance": variance(exact),
         "pathwise_variance_se": variance_se(exact),
-        "plans": found,
+        "plans": results,
     }
-
-
-def single_chains(config: RunConfig) -> Tensor:  # [n, P]
-    """The exact gradient of one chain after the other, through all steps but the last.
-
-    Not of whole batches: chains of one prompt are alike, so a batch's variance is not a chain's over their number.
-    """
-    train = config.train.model_copy(update={"chains": 1, "chains_per_prompt": 1, "chunk_size": 1})
-    subject = Laboratory(config.model_copy(update={"train": train}), None, None, CHAINS).subject
-    return torch.stack([exact_by_step(subject, number)[:-1].sum(0) for number in range(CHAINS)])
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batches", type=int, default=32, help="of the reference, and at most of a plan")
     parser.add_argument("--recipe", choices=RECIPES, help="this one alone")
-    given = parser.parse_args()
+    args = parser.parse_args()
     prepare_process(1)
     known = {(row["recipe"], row["adapter"]) for row in read_rows(FILE)}
-    for recipe in [given.recipe] if given.recipe else RECIPES:
+    for recipe in [args.recipe] if args.recipe else RECIPES:
         for adapter in ADAPTERS:
             if (recipe, adapter) not in known:
-                row = measured(recipe, adapter, given.batches)
+                row = measured(recipe, adapter, args.batches)
                 append_row(FILE, row)
                 print(json.dumps(row), flush=True)
 

@@ -93,9 +93,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=10, help="of each kind")
     parser.add_argument("--checkpointed", type=int, default=3, help="of each kind, after a checkpoint")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    given = parser.parse_args()
-    run_trials(given.kinds, given.checkpointed, checkpointed=True)
-    run_trials(given.kinds, given.trials, checkpointed=False)
+    args = parser.parse_args()
+    run_trials(args.kinds, args.checkpointed, checkpointed=True)
+    run_trials(args.kinds, args.trials, checkpointed=False)
     rows = read_rows(FILE)
     print(chaos_table(rows))
     sha, trials = rows[0]["theta_sha256"], [row for row in rows if row["kind"] != "none"]

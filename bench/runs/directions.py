@@ -112,7 +112,7 @@ def measure(engine: Engine, state: TrainState, earlier: list[Tensor]) -> dict[st
     """One update's figures."""
     step, theta = state.step, state.theta.detach()
     plan, rows = engine.plans(step)[0], exact_rows(engine, theta, step, CHAINS)
-    found = spans(state, earlier)
+    candidates = spans(state, earlier)
     part, half = rows[list(plan.zeroth_order)].sum(0), rows[list(plan.sub_chains[0])].sum(0)
     first = rows[-3:].sum(0)
     return {
@@ -125,8 +125,8 @@ def measure(engine: Engine, state: TrainState, earlier: list[Tensor]) -> dict[st
         "half_with_all": squared_norm(half, rows.sum(0)),
         "half_with_first": squared_norm(half, first),
         "half_variance": CHUNK / 2 * float(torch.stack(earlier[-40:]).var(0).sum()),
-        "spans": {name: facts(rows, plan, span) for name, span in found.items()},
-        "rollouts": {name: rolled_out(engine, state, step, found[name], part) for name in ROLLED_OUT},
+        "spans": {name: facts(rows, plan, span) for name, span in candidates.items()},
+        "rollouts": {name: rolled_out(engine, state, step, candidates[name], part) for name in ROLLED_OUT},
     }
 
 

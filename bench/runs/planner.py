@@ -51,10 +51,10 @@ def closed_form(batches: int) -> dict[str, int]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--batches", type=int, default=48, help="for the variances")
-    given = parser.parse_args()
+    args = parser.parse_args()
     prepare_process(1)
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
-    planner = Planner(config, given.batches)
+    planner = Planner(config, args.batches)
     choices = [planner.choose(budget) for budget in BUDGETS_GIB]
     memory = planner.probe.memory
     write_json(
@@ -68,7 +68,7 @@ def main() -> None:
             "trained_numbers": len(planner.subject.theta),
         },
     )
-    write_json(RESULTS / "closed_form.json", closed_form(given.batches))
+    write_json(RESULTS / "closed_form.json", closed_form(args.batches))
     for choice in choices:
         print(json.dumps({"budget": choice.budget_gib, "best": choice.best.name, "error": choice.error}))
 

@@ -146,11 +146,11 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="these alone")
     parser.add_argument("--seeds", type=int, help="so many of the table's")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to run")
-    given = parser.parse_args()
-    sweep = load_sweep(given.name)
-    for jobs in sweep.stages(given.variants or list(sweep.variants), sweep.seeds[: given.seeds]):
-        if not given.dry_run:
-            run_missing(sweep.file, jobs, sweep.run, given.jobs)
+    args = parser.parse_args()
+    sweep = load_sweep(args.name)
+    for jobs in sweep.stages(args.variants or list(sweep.variants), sweep.seeds[: args.seeds]):
+        if not args.dry_run:
+            run_missing(sweep.file, jobs, sweep.run, args.jobs)
             continue
         left = missing(sweep.file, jobs)
         print(f"{len(jobs) - len(left)} of {len(jobs)} runs are there")

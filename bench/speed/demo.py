@@ -42,11 +42,11 @@ def in_turn(other: Path, count: int) -> None:
 
 
 def main() -> None:
-    given = arguments(__doc__, other="", turns=2)
-    if given.other:
-        in_turn(Path(given.other), given.turns)
+    args = arguments(__doc__, other="", turns=2)
+    if args.other:
+        in_turn(Path(args.other), args.turns)
         return
-    kept = Kept("demo", "digits", {}, given.limit_s)
+    kept = Kept("demo", "digits", {}, args.limit_s)
     kept.row("demo", lambda: demo("cluster=none", f"device={DEVICE.type}"))
 
 

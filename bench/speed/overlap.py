@@ -114,9 +114,9 @@ class Bench:
             beside.append(self.half(results))
         rollouts_beside = self.other.pipe.recv()[0] / again
         half_beside = min(beside[:-1] or beside)  # the last may have been alone at its end
-        found = {"step": step, "half": half, "rollouts": rollouts}
-        found |= {"half_beside": half_beside, "rollouts_beside": rollouts_beside}
-        return {name: rounded(value) for name, value in found.items()}
+        row = {"step": step, "half": half, "rollouts": rollouts}
+        row |= {"half_beside": half_beside, "rollouts_beside": rollouts_beside}
+        return {name: rounded(value) for name, value in row.items()}
 
     def turns(self, count: int, budget_s: float = 60) -> dict[str, list[float]]:
         """Each column of so many turns; of fewer if they take longer than the budget, at least two."""
@@ -133,15 +133,15 @@ def longer_halves(turns: Mapping[str, Sequence[float]]) -> dict[str, list[float]
 
 
 def main() -> None:
-    given = arguments(__doc__, turns=5)
-    bench = Bench(given.size)
+    args = arguments(__doc__, turns=5)
+    bench = Bench(args.size)
     where = "two CPU processes of one thread each"
     if DEVICE.type == "cuda":
         where = "two GPUs" if torch.cuda.device_count() > 1 else "two processes on one GPU"
     train, zeroth = bench.engine.config.train, bench.engine.config.estimator.zeroth_order
     facts = facts_of(bench.engine) | {"where": where, "chains": train.chains, "pairs": zeroth.count}
-    kept = Kept("overlap", given.size, facts, given.limit_s)
-    kept.row("turns", lambda: bench.turns(given.turns))
+    kept = Kept("overlap", args.size, facts, args.limit_s)
+    kept.row("turns", lambda: bench.turns(args.turns))
     bench.other.end()
 
 

@@ -99,7 +99,7 @@ def shown(now: dict[str, Any], last: dict[str, Any] | None) -> str:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--keep", action="store_true", help="append the figures to the kept ones")
-    given = parser.parse_args()
+    args = parser.parse_args()
     began = time.monotonic()
     figures: dict[str, float] = {}
     for part in (imports, start_up, dispatcher, rollouts, step):
@@ -108,7 +108,7 @@ def main() -> None:
     now: dict[str, Any] = {"revision": revision(), "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
     now |= {"figures": figures}
     print(shown(now, next(reversed(read_rows(KEPT)), None)))
-    if given.keep:
+    if args.keep:
         append_row(KEPT, now)
 
 

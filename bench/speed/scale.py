@@ -264,18 +264,18 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--actors", type=int, nargs="+", default=[8, 64, 256, 1000])
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
         ray.get([host.run.remote(ray.put(THETA), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
         facts["bytes"] = bytes_per_rollout(hosts[0])
         print(facts["bytes"], flush=True)
-        for row in steps([OverRay(host) for host in hosts], given.actors):
+        for row in steps([OverRay(host) for host in hosts], args.actors):
             print(row, flush=True)
             facts["rows"] += [row]
-        facts["weak_scaling"] = weak_scaling(given.out.parent)
-    write_json(given.out, facts)
+        facts["weak_scaling"] = weak_scaling(args.out.parent)
+    write_json(args.out, facts)
     one, two = (
         statistics.median(row["seconds"] for row in facts["weak_scaling"] if row["actors"] == count) for count in (1, 2)
     )

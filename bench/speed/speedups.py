@@ -82,11 +82,11 @@ class Tried:
         last = self.changed(lambda model: model.module.to(memory_format=torch.channels_last))
         pairs = {CHECK: (forward(plain, 40), forward(plain, 40))}
         for chains in (16, 80):
-            own = forward(plain, chains, own=True)
+            batched = forward(plain, chains, own=True)
             pairs |= {
                 f"own weights of {chains} chains by a batched product, not vmap": (
                     forward(vmapped, chains, own=True),
-                    own,
+                    batched,
                 )
             }
         pairs |= {"one call for 80 chains, not four for 20": (repeated(forward(plain, 20), 4), forward(plain, 80))}
@@ -123,11 +123,11 @@ def row(without: Part, with_it: Part, turns: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments(__doc__, turns=20, compiled=0)
-    tried = Tried(given.size)
-    kept = Kept("speedups", given.size, facts_of(tried.plain), given.limit_s)
-    for name, pair in (tried.quick() | (tried.compiled() if given.compiled else {})).items():
-        kept.row(name, lambda: row(*pair, given.turns))  # noqa: B023
+    args = arguments(__doc__, turns=20, compiled=0)
+    tried = Tried(args.size)
+    kept = Kept("speedups", args.size, facts_of(tried.plain), args.limit_s)
+    for name, pair in (tried.quick() | (tried.compiled() if args.compiled else {})).items():
+        kept.row(name, lambda: row(*pair, args.turns))  # noqa: B023
 
 
 if __name__ == "__main__":

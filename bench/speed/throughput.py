@@ -108,12 +108,12 @@ class Bench:
 
 
 def main() -> None:
-    given = arguments(__doc__, turns=5)
-    bench = Bench(given.size)
-    kept = Kept("throughput", given.size, facts_of(bench.engine), given.limit_s)
+    args = arguments(__doc__, turns=5)
+    bench = Bench(args.size)
+    kept = Kept("throughput", args.size, facts_of(bench.engine), args.limit_s)
     for kind, parts_of in (("chain alone", bench.chain_alone), ("whole", bench.whole)):
         for count in DIRECTIONS:
-            kept.row(f"{kind}, {count}", lambda: bench.row(parts_of(count), given.turns))  # noqa: B023
+            kept.row(f"{kind}, {count}", lambda: bench.row(parts_of(count), args.turns))  # noqa: B023
 
 
 if __name__ == "__main__":

@@ -128,9 +128,9 @@ def parts_of(bench: Parts) -> dict[str, Part]:
 
 
 def main() -> None:
-    given = arguments(__doc__, batch=1)
-    bench = Parts(given.size, given.batch)
-    kept = Kept("update_parts", given.size, facts_of(bench.engine) | {"batch": given.batch}, given.limit_s)
+    args = arguments(__doc__, batch=1)
+    bench = Parts(args.size, args.batch)
+    kept = Kept("update_parts", args.size, facts_of(bench.engine) | {"batch": args.batch}, args.limit_s)
     for name, part in parts_of(bench).items():
         kept.row(name, lambda part=part: measure(part))  # type: ignore[misc]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,13 +49,18 @@ def half_order_variances(subject: Subject, batches: int) -> list[float]:  # [T]
     return _gather(subject, "", (reinforce_by_step(subject, number) for number in range(batches))).step_variances
 
 
+def chain_gradients(subject: Subject, chains: int) -> Iterator[Tensor]:  # each [T, P]
+    """The exact gradient through each step of one chain after the other, each of a prompt of its own."""
+    singles = replace(subject, batch=lambda number: [subject.chain(number)])
+    return (exact_by_step(singles, number) for number in range(chains))
+
+
 def chain_squares(subject: Subject, chains: int) -> list[float]:  # [T]
     """E |g_b|^2, g_b one chain's exact gradient through each step, from so many single chains.
 
     Not a batch's variance times its chains: what prompts differ in is shared by all of a prompt's chains there.
     """
-    singles = replace(subject, batch=lambda number: [subject.chain(number)])
-    squares = [exact_by_step(singles, number).double().square().sum(1) for number in range(chains)]
+    squares = [steps.double().square().sum(1) for steps in chain_gradients(subject, chains)]
     return torch.stack(squares).mean(0).tolist()
 
 

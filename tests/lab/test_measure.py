@@ -14,7 +14,14 @@ from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.lab.certificate import toy_subject
 from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
-from rlr_ray.lab.reference import chain_squares, exact_by_step, exact_reference, gather, roulette_square
+from rlr_ray.lab.reference import (
+    chain_gradients,
+    chain_squares,
+    exact_by_step,
+    exact_reference,
+    gather,
+    roulette_square,
+)
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains
 from tests.toy import exact_gradient
 
@@ -146,6 +153,8 @@ def test_what_prompts_differ_in_counts_once_a_chain_in_the_law_of_perturbations(
         chain=lambda number: chains(1, 1000 + number, wants[number % 4]),
     )
     reference = exact_reference(subject, 40)
+    for number, steps in enumerate(chain_gradients(subject, 3)):  # of one chain, not of a batch
+        torch.testing.assert_close(steps[2:3], exact_gradient(subject.chain(number), [2]))
     for k, square in enumerate(chain_squares(subject, 100)):
         expected, error = float(exact[k].mean()), float(exact[k].std()) / 100**0.5
         assert abs(square - expected) < 4 * error
