@@ -75,7 +75,8 @@ class TrainConfig(Strict):
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # the optimizer's
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate, over `iterations`
+    # Of the learning rate, over `iterations`; a run resumed with others goes on along the new ones' schedule
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     schedule_final: float = Field(0.0, ge=0, le=1)  # what a schedule falls to, as a part of learning_rate
     # A class of torch.optim by its name, e.g. AdamW or SGD, or Adam8bit, which needs bitsandbytes
     optimizer: str = "AdamW"

@@ -15,7 +15,7 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
-from rlr_ray.core.sums import ExactMean, Reduce, reduced, square_norm
+from rlr_ray.core.sums import ExactMean, Reduce, gathered, reduced, square_norm
 from rlr_ray.core.weighting import TermEstimate, term_estimate
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
@@ -84,12 +84,12 @@ def estimate_gradient(
     count = len(groups) // len(chains.x_start)
     mean = ExactMean(theta, count, reduce)
     terms: dict[str, TermEstimate] = {}
-    trajectories, own, rows, divergence = {}, {}, list[Tensor](), None
+    trajectories, rewards, rows, divergence = {}, {}, list[Tensor](), None
     for c, begun in _begun(sampler, theta, work, sampled_together):
-        trajectories[c], own[c] = _backpropagate(sampler, theta, c, *work[c], begun, mean, checkpoint_steps)
+        trajectories[c], rewards[c] = _backpropagate(sampler, theta, c, *work[c], begun, mean, checkpoint_steps)
     if plan.first_order:
         terms["first_order"] = term_estimate(*mean.take(range(count)), count)
-    *parts, left = reduce(_of_all_chunks(own, count))
+    *parts, left = gathered(rewards, count, reduce).transpose(0, 1).flatten(1)  # each [all B]
     if plan.sub_chains:
         advantages = [leave_one_out(carried, groups).view(count, -1) for carried in (torch.stack(parts).sum(0), left)]
         terms["half_order"], rows = _half_order(sampler, theta, plan, trajectories, advantages, mean, half_order_rows)
@@ -154,15 +154,6 @@ def _backpropagate(
     return trajectory, torch.cat([parts, left.sum(0, keepdim=True)])
 
 
-def _of_all_chunks(own: Mapping[int, Tensor], count: int) -> Tensor:  # each [m, B] -> [m, all B]
-    """This process's chunks in their places, 0 in the others'."""
-    some = next(iter(own.values()))
-    every = some.new_zeros(len(some), count, some.shape[1])
-    for c, rows in own.items():
-        every[:, c] = rows
-    return every.flatten(1)
-
-
 def _half_order(
     sampler: Sampler,
     theta: Tensor,
@@ -213,6 +204,7 @@ def _penalise(
     for c, trajectory in trajectories.items():
         slope, divergence = divergence_gradient(sampler, theta, penalty.base, trajectory, penalty.steps)
         mean.add(c, slope.mul_(-penalty.size))
+        del slope  # [P], before the next one is made
         nats[c] = divergence.mean()
     return float(reduce(nats).mean())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ def reduced(vector: Tensor, reduce: Reduce) -> Tensor:  # [P] -> [P]
     for part in vector.split(_BLOCK):
         part.copy_(reduce(part))
     return vector
+
+
+def gathered(own: Mapping[int, Tensor], chunks: int, reduce: Reduce) -> Tensor:  # chunk -> [...]; [chunks, ...]
+    """What every process has of its own chunks, each in its place."""
+    some = next(iter(own.values()))
+    every = some.new_zeros(chunks, *some.shape)  # the others' stay 0
+    for c, value in own.items():
+        every[c] = value
+    return reduce(every)
 
 
 class ExactMean:

@@ -20,7 +20,7 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Chains, Conditioning, Objective, Sampler, Start, Trajectory
+from rlr_ray.core.sampler import Chains, Conditioning, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import chain_noise, seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
@@ -53,16 +53,6 @@ def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str
     ]
 
 
-def _check_threads(threads: int) -> None:
-    """A process sets them once, at its start: to change them here would change what others compute."""
-    if torch.get_num_threads() != threads:
-        raise UserError(
-            f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: {threads}, "
-            "and they change the last bits; call rlr_ray.utils.environment.prepare_process"
-            f"({threads}) at the process's start"
-        )
-
-
 class PictureEngine:
     """Model and prompts of one recipe, on one device: enough to draw its pictures.
 
@@ -70,7 +60,12 @@ class PictureEngine:
     """
 
     def __init__(self, config: RunConfig):
-        _check_threads(config.threads)
+        if torch.get_num_threads() != config.threads:  # set once: to do so here would change what others compute
+            raise UserError(
+                f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: "
+                f"{config.threads}, and they change the last bits; call rlr_ray.utils.environment.prepare_process"
+                f"({config.threads}) at the process's start"
+            )
         self.config = config
         self.device = pick_device(config.device)
         sets = prompt_sets(config)
@@ -246,19 +241,16 @@ class Engine(PictureEngine):
             spent.add(scored)
             return maximised.parts(scored.scores)
 
+        def surrogate(latents: Tensor) -> Tensor:  # [B]
+            return self._score(self.surrogate, latents, texts, metadata).scores[0]
+
         return Chains(
             *self.start(seeds, prompts),
             lambda latents: parts(latents).sum(0),
-            self._surrogate(texts, metadata),
+            surrogate if self.surrogate.labels else None,
             parts,
             self.rewards.black_box if self.config.mixed else (),
         )
-
-    def _surrogate(self, texts: list[str], metadata: list[dict[str, Any]]) -> Objective | None:
-        """The named reward that stands in for the true one, if any."""
-        if not self.surrogate.labels:
-            return None
-        return lambda latents: self._score(self.surrogate, latents, texts, metadata).scores[0]
 
     def _score(self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""
@@ -290,13 +282,12 @@ class Engine(PictureEngine):
     ) -> TermEstimate:
         """The zeroth-order term, its directions rebuilt from their seeds and summed in the order of their indices."""
         ordered = sorted(results, key=lambda result: result.indices.start)
-        indices = [index for result in ordered for index in result.indices]
         if tally is not None:
             tally.invalid += sum(result.invalid for result in ordered)
             tally.seconds += sum(result.reward_s for result in ordered)
         return zeroth_order(
             request.directions,
-            [seed for index in indices for seed in self.direction_seeds(request.step, range(index, index + 1))],
+            [seed for result in ordered for seed in self.direction_seeds(request.step, result.indices)],
             torch.tensor([reward for result in ordered for reward in result.rewards_plus], dtype=torch.float64),
             torch.tensor([reward for result in ordered for reward in result.rewards_minus], dtype=torch.float64),
         )

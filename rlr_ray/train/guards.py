@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -85,5 +85,6 @@ class Guards:
             for judge, (update, rewards, scores) in saved["peaks"].items()
         }
         self.warning, self.best = saved["warning"], Best(**saved["best"])
+        self.best = replace(self.best, theta=self.best.theta.cpu())
         if saved["limits"] == self._limits:
             self.gamed, self.stopped = saved["gamed"], saved["stopped"]

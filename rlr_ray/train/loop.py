@@ -34,8 +34,7 @@ def train(
     """
     config = engine.config
     folder = RunFolder(config)
-    state, online, saved = _start(engine, folder, process)
-    results = Results(engine, folder, state.initial_theta, saved) if process.leads else None
+    state, online, results = _start(engine, folder, process)
     total = _shared_sum(engine, results, process)
     recorder = Recorder(folder, state.step) if process.leads else None
 
@@ -63,8 +62,11 @@ def train(
 
 def _start(
     engine: Engine, folder: RunFolder, process: Process
-) -> tuple[TrainState, OnlineSurrogate | None, dict[str, Any] | None]:
-    """The state to begin with or to go on from, the surrogate's too, and what it was loaded from."""
+) -> tuple[TrainState, OnlineSurrogate | None, Results | None]:
+    """All that there is to begin with or to go on from; only the leading process has results.
+
+    Nothing else of the checkpoint stays in memory.
+    """
     config = engine.config
     state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
     online = engine.online_surrogate()
@@ -77,7 +79,7 @@ def _start(
         notes = [f"going on from update {state.step}" if saved else "", engine.prompt_note()]
         for note in filter(None, notes):
             logger.info(note)
-    return state, online, saved
+    return state, online, Results(engine, folder, state.initial_theta, saved) if process.leads else None
 
 
 def _shared_sum(engine: Engine, results: Results | None, process: Process) -> WeightedSum:

@@ -23,7 +23,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.loggers.jsonl import Journal
 from rlr_ray.loggers.registry import LOGGERS, Loggers
 from rlr_ray.train.checkpoints import Checkpoints, changed_keys
-from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
+from rlr_ray.utils.files import PARTS, disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
 _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its folder
     *("config.yaml", "plan.*", "metrics.*", "summary.json", "report.html", "reward_curve.png", "over_budget.json"),
@@ -34,10 +34,10 @@ _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its 
         "adapter/*",
         "evaluate/*",
         "sample/*",
-        "*.part",
         "trackers/*",
     ),
     *(f"{logger}/*" for logger in LOGGERS),
+    *(PARTS, f"*/{PARTS}"),
 )
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
 

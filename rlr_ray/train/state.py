@@ -131,7 +131,7 @@ class TrainState:
             self.step += 1
             return 0.0
         self._check(estimate)
-        self.theta.grad = -estimate.total(weights)
+        self.theta.grad = estimate.total(weights).neg_()
         norm = float(self.theta.grad.norm())
         if self.train.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([self.theta], self.train.max_grad_norm)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.kl import noisy_steps
-from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import permutation
+from rlr_ray.core.sums import Reduce, gathered
 from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
 from rlr_ray.train.state import TrainState
@@ -27,7 +28,7 @@ class Process:
 
     rank: int = 0
     size: int = 1
-    reduce: Callable[[Tensor], Tensor] = lambda value: value  # sum over processes
+    reduce: Reduce = lambda value: value
     ran_on: str = "this process"  # for the summary
 
     @property
@@ -49,30 +50,32 @@ def update(
     """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
-    proposal = state.propose(config.sampler.steps)
+    proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
     coefficient = proposal.control_variate
     plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0)
-    total, tally = total or engine.rewards.weighted_sum(), Tally()
-    request = RolloutRequest(step, plans[0], theta.cpu().clone(), proposal.directions, coefficient, total)
     zeroth = config.estimator.zeroth_order
-    count = zeroth.count if plans[0].zeroth_order else 0
-    batch = rollouts(request, _chunks(count, zeroth.chunk_size)) if rollouts and count and process.leads else None
+    count, batch = zeroth.count if plans[0].zeroth_order else 0, None
+    if rollouts and count and process.leads:
+        request = RolloutRequest(step, plans[0], theta.cpu().clone(), proposal.directions, coefficient, total)
+        batch = rollouts(request, _chunks(count, zeroth.chunk_size))
     chains = _own_chains(engine, step, process, online, total, tally)
     estimate = estimate_gradient(
         engine.sampler,
         theta,
-        {c: (plans[c], own.with_control_variate(coefficient)) for c, own in chains.items()},
+        {c: (plans[c], one.with_control_variate(coefficient)) for c, one in chains.items()},
         engine.groups(),
-        lambda: None if batch is None else engine.zeroth_order(request, batch.results, tally),
+        lambda: engine.zeroth_order(request, batch.results, tally) if batch else None,
         checkpoint_steps=config.estimator.checkpoint_steps,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
-        half_order_rows=proposal.half_order_rows if plans[0].zeroth_order else 0,
+        half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
     )
     weights = state.adaptive.observe(plans[0], estimate)
-    row = _row(step, plans[0], estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
-    row |= _reward_columns(engine, estimate, process, total, tally)
+    mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
+    row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
+    row |= _terms(estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
+    row |= _rewards(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
         row["surrogate_coefficient"] = coefficient
         row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
@@ -80,6 +83,22 @@ def update(
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
+
+
+def _chunks(count: int, size: int) -> list[range]:
+    return [range(first, first + size) for first in range(0, count, size)]
+
+
+def _own_chains(
+    engine: Engine, step: int, process: Process, online: OnlineSurrogate | None, total: WeightedSum, tally: Tally
+) -> dict[int, Chains]:
+    """This process's chunks of an update, with the surrogate at its full size."""
+    train, chains = engine.config.train, {}
+    for c, indices in enumerate(_chunks(train.chains, train.chunk_size)):
+        if c // train.sampled_together % process.size == process.rank:
+            one = engine.train_chains(step, indices, total, tally)
+            chains[c] = one if online is None else replace(one, surrogate=online.objective(one.conditioning))
+    return chains
 
 
 def _penalty(engine: Engine, step: int) -> Penalty | None:
@@ -91,10 +110,10 @@ def _penalty(engine: Engine, step: int) -> Penalty | None:
     return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
 
 
-def _reward_columns(
+def _rewards(
     engine: Engine, estimate: GradientEstimate, process: Process, total: WeightedSum, tally: Tally
 ) -> dict[str, Any]:
-    """Each of several rewards alone, as it is; time spent in them, and images whose score was replaced."""
+    """Time spent in rewards, each of several as it is, and scores that were replaced."""
     columns = {"reward_s": tally.seconds}
     if len(total.labels) > 1:
         means = total.scores(estimate.parts).mean(1).tolist()
@@ -104,17 +123,19 @@ def _reward_columns(
     return columns
 
 
-def _own_chains(
-    engine: Engine, step: int, process: Process, online: OnlineSurrogate | None, total: WeightedSum, tally: Tally
-) -> dict[int, Chains]:
-    """This process's chunks of an update, with the surrogate at its full size."""
-    train = engine.config.train
-    numbered = enumerate(_chunks(train.chains, train.chunk_size))
-    own = [(c, indices) for c, indices in numbered if c // train.sampled_together % process.size == process.rank]
-    chains = {c: engine.train_chains(step, indices, total, tally) for c, indices in own}
-    if online is None:
-        return chains
-    return {c: replace(one, surrogate=online.objective(one.conditioning)) for c, one in chains.items()}
+def _terms(estimate: GradientEstimate, weights: Mapping[str, float]) -> dict[str, float]:
+    """The terms' norms, variances and cosines, all before weighting, their weights and shares of noise."""
+    columns = {} if estimate.divergence is None else {"kl_of_chains": estimate.divergence}
+    for name, term in estimate.terms.items():
+        columns[f"{name}_norm"] = float(term.gradient.norm())
+        columns[f"{name}_variance"] = term.variance
+        columns[f"{name}_weight"] = weights[name]
+    columns |= {f"{name}_noise_share": share for name, share in estimate.noise_shares(weights).items()}
+    for one, other in combinations(estimate.terms, 2):
+        product = float(estimate.terms[one].gradient @ estimate.terms[other].gradient)
+        norms = columns[f"{one}_norm"] * columns[f"{other}_norm"]
+        columns[f"cosine_{one}_{other}"] = product / norms if norms else 0.0
+    return columns
 
 
 def _show_surrogate(
@@ -132,12 +153,8 @@ def _show_surrogate(
     """
     count = len(estimate.rewards) // len(next(iter(chains.values())).x_start)
 
-    def gather(own: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
-        some = next(iter(own.values()))
-        every = some.new_zeros(count, *some.shape)  # other processes' chunks stay 0
-        for c, value in own.items():
-            every[c] = value
-        return process.reduce(every).flatten(0, 1)
+    def gather(parts: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
+        return gathered(parts, count, process.reduce).flatten(0, 1)
 
     with torch.no_grad():
         scores = {c: one.surrogate(estimate.latents[c]) for c, one in chains.items() if one.surrogate is not None}
@@ -147,31 +164,3 @@ def _show_surrogate(
         online.learn(step, gather(estimate.latents), prompts, estimate.rewards)
         online.share(process.leads, process.reduce)
     return correlation
-
-
-def _chunks(count: int, size: int) -> list[range]:
-    return [range(first, first + size) for first in range(0, count, size)]
-
-
-def _row(step: int, plan: Plan, estimate: GradientEstimate, weights: dict[str, float]) -> dict[str, Any]:
-    """An update's metrics; norms and variances are before weighting."""
-    row: dict[str, Any] = {
-        "step": step,
-        "reward_mean": float(estimate.rewards.mean()),
-        "reward_std": float(estimate.rewards.std()),
-        "plan": str(plan),
-    }
-    if estimate.divergence is not None:
-        row["kl_of_chains"] = estimate.divergence
-    for name, term in estimate.terms.items():
-        row[f"{name}_norm"] = float(term.gradient.norm())
-        row[f"{name}_variance"] = term.variance
-        row[f"{name}_weight"] = weights[name]
-    for name, share in estimate.noise_shares(weights).items():
-        row[f"{name}_noise_share"] = share
-    names = list(estimate.terms)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            gradients = estimate.terms[one].gradient, estimate.terms[other].gradient
-            row[f"cosine_{one}_{other}"] = float(torch.cosine_similarity(*gradients, dim=0))
-    return row

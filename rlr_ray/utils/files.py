@@ -20,6 +20,7 @@ from rlr_ray.errors import UserError
 
 _SEAL = b"\nsha256 "  # and 64 hexadecimal digits: a sealed file's end
 _SEAL_BYTES = len(_SEAL) + 64
+PARTS = f".*.{'[0-9a-f]' * 32}.part"  # names of files that replace_file has begun to write
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -67,7 +68,7 @@ def _flush(path: Path) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Remove what killed processes had begun to write. One that still lives loses a part, and tries again."""
-    for part in folder.rglob(".*.part"):
+    for part in folder.rglob(PARTS):
         part.unlink(missing_ok=True)
 
 
@@ -75,10 +76,10 @@ def refuse_foreign(folder: Path, kind: str, own: Collection[str] = ()) -> None:
     """Raise UserError if a folder in which a `kind` is to begin has files of anyone else's.
 
     They would be mixed with its own, and deleted when it is overwritten. `own`: what a kill leaves of one that had not
-    begun yet; hidden files do not count.
+    begun yet, its folders empty; hidden files do not count.
     """
-    names = sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
-    foreign = [name for name in names if name not in own]
+    paths = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
+    foreign = [path.name for path in paths if path.name not in own or (path.is_dir() and any(path.glob("[!.]*")))]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UserError(
@@ -89,6 +90,7 @@ def refuse_foreign(folder: Path, kind: str, own: Collection[str] = ()) -> None:
 
 def make_folder(folder: Path, *, anew: bool) -> None:
     """Make a folder. `anew`: what it holds goes, by a new name first, so that no kill leaves half of it."""
+    folder = folder.resolve()  # a link to it stays
     old = folder.with_name(f".{folder.name}.old")
     if old.exists():  # killed while it was deleted
         shutil.rmtree(old)

@@ -1,4 +1,4 @@
-"""Memory of backpropagation, as bytes that autograd keeps alive."""
+"""Memory of backpropagation, as bytes that autograd keeps alive, and of an update's sums, as bytes handed out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 import torch
 
 from rlr_ray.core.first_order import first_order
+from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.half_order import half_order
-from rlr_ray.core.sampler import Sampler
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Chains, Sampler
+from rlr_ray.core.schedule import Schedule
 from rlr_ray.lab.toy import STEPS, toy_chains, toy_reward, toy_sampler, toy_schedule, toy_theta
+from rlr_ray.train.update import _terms
+from rlr_ray.utils.memory import peak_bytes
 from tests.toy import toy_trajectory
 
 CHAINS = toy_chains(1000, seed=0)
@@ -64,3 +69,28 @@ def test_checkpointed_steps_keep_their_latents_only() -> None:
     checkpointed = (saved_bytes(work(5, True)) - saved_bytes(work(1, True))) / 4
     assert plain >= 50 * LATENT_BYTES
     assert checkpointed <= 3 * LATENT_BYTES
+
+
+def test_an_update_holds_six_times_its_parameters_whatever_the_number_of_chunks() -> None:
+    """Of float32 theta: two integers of 64 bits, two terms, and two steps' gradients that meet; a penalty is paid."""
+    count, chunks = 4_000_000, 4
+    theta, fixed = torch.full((2, count), 1e-3).unbind()
+    sampler = Sampler(
+        lambda theta, latent, timestep, conditioning: latent * (theta @ fixed),
+        Schedule((2.0, 1.0, 0.0), (1.0,) * 3, (0.1,) * 3, (0.5,) * 3),
+    )
+    plan, draw = Plan(3, range(2, 3), (range(0, 2),), ()), torch.Generator().manual_seed(0)
+    work = {}
+    for c in range(chunks):
+        start, *noise = torch.randn(4, 2, 1, 2, 2, generator=draw)
+        work[c] = plan, Chains(start, torch.stack(noise), {}, lambda latent: latent.flatten(1).sum(1))
+    penalty, groups = Penalty(0.3, 0.9 * theta, range(3)), torch.zeros(2 * chunks)
+    estimates: list[GradientEstimate] = []
+
+    def work_once() -> None:
+        estimates[:] = [estimate_gradient(sampler, theta, work, groups, lambda: None, penalty=penalty)]
+
+    vector, blocks = 4 * count, 6 * 8 * 2**18
+    assert peak_bytes(work_once, torch.device("cpu")) <= (2 * 2 + 2 + 2) * vector + blocks
+    weights = dict.fromkeys(estimates[0].terms, 1.0)
+    assert peak_bytes(lambda: _terms(estimates[0], weights), torch.device("cpu")) <= 2 * vector + blocks
