@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,25 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import Sampler
-from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
-from rlr_ray.models.loading import load_model
+from tests.models.common import (
+    assert_close_in_float32,
+    assert_loop_over_chains,
+    assert_same,
+    drawn,
+    generators,
+    model_of,
+    recipe,
+    some_theta,
+    updates_raise_the_reward,
+)
 from tests.models.tiny_flow import TOKENS, save_flux, save_stable_diffusion_3
-from tests.models.updates import recipe, updates_raise_the_reward
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 NEGATIVES = ["a handwritten one", "", "eight"]
-SEEDS = [11, 12, 13]
 HEIGHT, WIDTH = 16, 12
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["to_q", "to_out.0"]}
 IA3 = {"type": "IA3", "target_modules": ["to_v"], "feedforward_modules": []}
@@ -43,37 +46,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(name: str, folder: Path, adapter: dict[str, Any] = LORA, sampler: Any = (), **model: Any) -> Any:
-    size = {"height": HEIGHT, "width": WIDTH}
-    return load_model(
-        ModelConfig(name=name, path=str(folder), **{**size, **model}),
-        AdapterConfig(**adapter),
-        SamplerConfig(**{"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}),
-        torch.device("cpu"),
-    )
+    keys = {"height": HEIGHT, "width": WIDTH, **model}
+    return model_of(name, folder, adapter, {"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}, **keys)
 
 
-def some_theta(model: Any) -> Tensor:  # [P]
-    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
-    return model.initial_theta + 0.3 * noise
-
-
-@torch.no_grad()
-def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) -> Tensor:  # [3, 3, H, W]
-    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
-    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = Sampler(model, model.schedule).sample(theta, start, noise, model.encode(PROMPTS, negatives)).latents
-    images: Tensor = model.decode(latents[-1])
-    return images
+def our_images(model: Any, theta: Tensor) -> Tensor:  # [3, 3, H, W]
+    return drawn(model, theta, PROMPTS, NEGATIVES)
 
 
 def plain_images(name: str, pipeline: Any, **options: Any) -> Tensor:  # [3, 3, H, W]
     pipeline.set_progress_bar_config(disable=True)
     scale = "true_cfg_scale" if name == "flux" else "guidance_scale"
     arguments = {"negative_prompt": NEGATIVES, "height": HEIGHT, "width": WIDTH, scale: 3.0}
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     images: Tensor = pipeline(
         PROMPTS,
-        generator=generators,
+        generator=generators(),
         num_inference_steps=3,
         output_type="pt",
         **arguments | {"max_sequence_length": TOKENS} | options,
@@ -83,10 +70,6 @@ def plain_images(name: str, pipeline: Any, **options: Any) -> Tensor:  # [3, 3, 
 
 def plain(name: str, folder: Path, **parts: Any) -> Any:
     return CLASSES[name].from_pretrained(folder, dtype=torch.float32, **parts)
-
-
-def assert_same(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @FAMILIES
@@ -144,16 +127,7 @@ def test_what_t5_cuts_is_truncated(name: str, folders: dict[str, Path]) -> None:
 def test_a_theta_for_each_chain_is_a_loop_over_chains(
     name: str, adapter: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    model = load(name, folders[name], adapter)
-    thetas = torch.stack([some_theta(model) * factor for factor in (0.5, 1.0, 2.0)])  # [3, P]
-    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    conditioning = model.encode(PROMPTS, NEGATIVES)
-    together = model(thetas, latent, 500.0, conditioning)
-    assert (together - model(thetas[0], latent, 500.0, conditioning))[1:].abs().amax((1, 2, 3)).gt(1e-3).all()
-    for i in range(3):
-        own = {key: value[i : i + 1] for key, value in conditioning.items()}
-        alone = model(thetas[i], latent[i : i + 1], 500.0, own)
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+    assert_loop_over_chains(load(name, folders[name], adapter), PROMPTS, NEGATIVES)
 
 
 @FAMILIES
@@ -188,15 +162,8 @@ def test_other_adapters_load_with_peft(name: str, folders: dict[str, Path], tmp_
 def test_small_weights_keep_a_float32_adapter_and_chain(
     name: str, dtype: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    model, reference = load(name, folders[name], dtype=dtype), load(name, folders[name])
-    assert model.initial_theta.dtype == torch.float32 and model.dtype == getattr(torch, dtype)
-    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    theta = some_theta(reference)
-    ours = model(theta, latent, 500.0, model.encode(PROMPTS))
-    expected = reference(theta, latent, 500.0, reference.encode(PROMPTS))
-    assert ours.dtype == torch.float32
-    assert (ours - expected).norm() < 0.05 * expected.norm()
-    assert {tensor.dtype for tensor in load_file(model.save_adapter(theta, tmp_path)).values()} == {torch.float32}
+    model = load(name, folders[name], dtype=dtype)
+    assert_close_in_float32(model, load(name, folders[name]), PROMPTS, tmp_path)
 
 
 @FAMILIES

@@ -14,7 +14,7 @@ from rlr_ray.train.engine import PictureEngine, chain_rows
 from scripts.build_moving_digits import CAPTIONS, accuracy, load_pipeline, plain_samples
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = 200
+SAMPLES = 100
 
 
 def test_plain_samples_leave_headroom() -> None:
@@ -23,7 +23,7 @@ def test_plain_samples_leave_headroom() -> None:
     judge = load_classifier(VideoClassifier, MOVING_DIGITS / "judge.safetensors")
     assert 0.05 < accuracy(judge, videos, digits, directions) < 0.35
     read = judge(videos)[0].argmax(1)
-    assert 0.35 < float((read == digits).double().mean()) < 0.75  # standard error .035
+    assert 0.35 < float((read == digits).double().mean()) < 0.75  # standard error .05
 
 
 def test_the_recipe_draws_the_videos_of_the_plain_pipeline() -> None:

@@ -9,26 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Sampler, Trajectory
-from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
+from tests.models.common import CPU, model_of, some_theta
 from tests.models.tiny_flow import save_stable_diffusion_3
 
-CPU = torch.device("cpu")
 LORA = {"type": "LORA", "r": 2, "target_modules": ["to_q", "to_out.0"]}
 SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "target_modules": ["to_q"]}
 
 
 def load(name: str, path: str | None, again: bool, adapter: dict[str, Any]) -> Any:
-    return load_model(
-        ModelConfig(name=name, path=path, gradient_checkpointing=again),
-        AdapterConfig(**adapter),
-        SamplerConfig(steps=3, guidance_scale=3.0, eta=0.7),
-        CPU,
-    )
+    sampler = {"steps": 3, "guidance_scale": 3.0, "eta": 0.7}
+    return model_of(name, path, adapter, sampler, gradient_checkpointing=again)
 
 
 def chains(model: Any, theta: Tensor) -> Trajectory:
@@ -60,9 +54,7 @@ def test_gradients_are_the_same_at_a_theta_that_is_not_the_modules_own(
         save_stable_diffusion_3(tmp_path)
         path = str(tmp_path)
     plain, again = (load(name, path, choice, adapter) for choice in (False, True))
-    theta = plain.initial_theta + 0.3 * torch.randn(
-        len(plain.initial_theta), generator=torch.Generator().manual_seed(0)
-    )
+    theta = some_theta(plain)
     expected = gradient(plain, theta)
     assert_close(gradient(again, theta), expected)
     assert_close(gradient(again, theta, checkpoint_steps=True), expected)  # the one inside the other

@@ -15,8 +15,8 @@ from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.sizes import describe_sizes, sizes_of
+from tests.models.common import recipe
 from tests.models.tiny_flow import save_flux, save_stable_diffusion_3
-from tests.models.updates import recipe
 
 LORA = {"type": "LORA", "r": 2, "target_modules": ["to_q", "to_out.0"]}
 IA3 = {"type": "IA3", "target_modules": ["to_v"], "feedforward_modules": []}

@@ -18,43 +18,35 @@ from torch import Tensor
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import Sampler
-from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.families.stable_diffusion import StableDiffusion
 from rlr_ray.models.loading import MODELS, load_model
 from rlr_ray.models.pipelines import PipelineModel
-from tests.models.updates import recipe, updates_raise_the_reward
+from tests.models.common import (
+    assert_close_in_float32,
+    assert_loop_over_chains,
+    assert_same,
+    drawn,
+    generators,
+    model_of,
+    some_theta,
+)
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 NEGATIVES = ["a handwritten one", "", "eight"]
-SEEDS = [11, 12, 13]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["attn2.to_out.0"]}
 SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "target_modules": ["attn2.to_out.0"]}
 IA3 = {"type": "IA3", "target_modules": ["attn2.to_v", "attn2.to_out.0"], "feedforward_modules": []}
 
 
-def load(path: Path = DIGITS / "pipeline", adapter: dict[str, Any] = LORA, **sampler: Any) -> StableDiffusion:
-    model = load_model(
-        ModelConfig(name="stable_diffusion", path=str(path)),
-        AdapterConfig(**adapter),
-        SamplerConfig(**{"steps": 4, "guidance_scale": 1.0} | sampler),
-        torch.device("cpu"),
-    )
+def load(path: Path | str = DIGITS / "pipeline", adapter: dict[str, Any] = LORA, **sampler: Any) -> StableDiffusion:
+    model = model_of("stable_diffusion", path, adapter, {"steps": 4, "guidance_scale": 1.0} | sampler)
     assert isinstance(model, StableDiffusion)
     return model
 
 
-def some_theta(model: StableDiffusion) -> Tensor:  # [P]
-    return model.initial_theta + 0.1 * torch.randn(len(model.parameters), generator=torch.Generator().manual_seed(0))
-
-
-def our_images(model: StableDiffusion, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
-    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
-    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = Sampler(model, model.schedule).sample(theta, start, noise, model.encode(PROMPTS, negatives)).latents
-    with torch.no_grad():
-        return model.decode(latents[-1])
+def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
+    return drawn(model, theta, PROMPTS, negatives)
 
 
 def plain_pipeline(path: Path = DIGITS / "pipeline") -> StableDiffusionPipeline:
@@ -66,7 +58,7 @@ def plain_pipeline(path: Path = DIGITS / "pipeline") -> StableDiffusionPipeline:
 
 def plain_images(pipeline: StableDiffusionPipeline, **options: Any) -> Tensor:  # [3, 3, H, W]
     arguments = {"num_inference_steps": 4, "eta": 1.0, "guidance_scale": 1.0, "output_type": "pt"} | options
-    return pipeline(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], **arguments).images
+    return pipeline(PROMPTS, generator=generators(), **arguments).images
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -74,7 +66,7 @@ def plain_images(pipeline: StableDiffusionPipeline, **options: Any) -> Tensor:  
 def test_chain_draws_the_pictures_of_a_plain_pipeline(guidance: float, eta: float) -> None:
     model = load(guidance_scale=guidance, eta=eta)
     expected = plain_images(plain_pipeline(), guidance_scale=guidance, eta=eta)
-    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+    assert_same(our_images(model, model.initial_theta), expected)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
@@ -82,14 +74,14 @@ def test_other_spacings_of_the_steps_are_the_schedulers(spacing: str) -> None:
     model, pipeline = load(timestep_spacing=spacing), plain_pipeline()
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     expected = plain_images(pipeline)
-    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+    assert_same(our_images(model, model.initial_theta), expected)
 
 
 def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline() -> None:
     model = load(guidance_scale=3.0)
     found = our_images(model, model.initial_theta, NEGATIVES)
     expected = plain_images(plain_pipeline(), guidance_scale=3.0, negative_prompt=NEGATIVES)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_same(found, expected)
     assert (found - our_images(model, model.initial_theta)).flatten(1).norm(dim=1).gt(0.01).tolist() == [
         True,
         False,
@@ -106,43 +98,25 @@ def test_a_text_is_truncated_if_the_tokenizer_drops_its_end() -> None:
     assert same == [True, True, False, True]  # what comes after is not seen
 
 
-def save_with(folder: Path, prediction_type: str) -> None:
-    pipeline = plain_pipeline()
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction_type)
-    pipeline.save_pretrained(folder)
-
-
 def test_v_prediction_draws_the_pictures_of_a_plain_pipeline(tmp_path: Path) -> None:
-    save_with(tmp_path, "v_prediction")
+    pipeline = plain_pipeline()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    pipeline.save_pretrained(tmp_path)
     model = load(tmp_path)
-    torch.testing.assert_close(
-        our_images(model, model.initial_theta), plain_images(plain_pipeline(tmp_path)), atol=1e-5, rtol=0
-    )
+    assert_same(our_images(model, model.initial_theta), plain_images(plain_pipeline(tmp_path)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (24, 16)])
 def test_other_sizes_than_the_models_own(height: int, width: int) -> None:
-    model = load_model(
-        ModelConfig(name="digits", height=height, width=width),
-        AdapterConfig(**LORA),
-        SamplerConfig(steps=4, guidance_scale=1.0),
-        torch.device("cpu"),
-    )
+    model = model_of("digits", None, LORA, {"steps": 4, "guidance_scale": 1.0}, height=height, width=width)
     expected = plain_images(plain_pipeline(), height=height, width=width)
-    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)  # type: ignore[arg-type]
+    assert_same(our_images(model, model.initial_theta), expected)
 
 
 @pytest.mark.parametrize("adapter", [LORA, IA3], ids=["lora", "ia3"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_theta_for_each_chain_is_a_loop_over_chains(adapter: dict[str, Any], guidance: float) -> None:
-    model = load(adapter=adapter, guidance_scale=guidance)
-    thetas = torch.stack([some_theta(model) * factor for factor in (0.5, 1.0, 2.0)])  # [3, P]
-    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    conditioning = model.encode(PROMPTS)
-    together = model(thetas, latent, 500, conditioning)
-    for i in range(3):
-        own = {name: value[i : i + 1] for name, value in conditioning.items()}
-        torch.testing.assert_close(together[i], model(thetas[i], latent[i : i + 1], 500, own)[0], atol=1e-5, rtol=1e-4)
+    assert_loop_over_chains(load(adapter=adapter, guidance_scale=guidance), PROMPTS)
 
 
 @pytest.mark.parametrize("adapter", [LORA, SHARED], ids=["lora", "layers that share a parameter"])
@@ -161,16 +135,6 @@ def test_gradient_is_that_of_the_modules_own_parameters(adapter: dict[str, Any])
     assert ours.norm() > 0
 
 
-def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(tmp_path: Path) -> None:
-    path = tmp_path / "pipeline"
-    save_with(path, "v_prediction")  # epsilon: test_stable_diffusion_xl.py
-    folder = updates_raise_the_reward(lambda output: recipe("stable_diffusion", path, output, adapter=LORA), tmp_path)
-    model, pipeline = load(path), plain_pipeline(path)
-    pipeline.load_lora_weights(folder / "lora")
-    expected = plain_images(pipeline)
-    torch.testing.assert_close(our_images(model, model.load_adapter(folder)), expected, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("options", [{}, {"lora_alpha": 8}, {"use_rslora": True}], ids=str)
 def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Path, options: dict[str, Any]) -> None:
     model = load(adapter=LORA | options)
@@ -180,7 +144,7 @@ def test_lora_loads_in_plain_diffusers_and_draws_the_same_pictures(tmp_path: Pat
     pipeline = plain_pipeline()
     pipeline.load_lora_weights(tmp_path / "lora")
     expected = plain_images(pipeline)
-    torch.testing.assert_close(our_images(model, theta), expected, atol=1e-5, rtol=0)
+    assert_same(our_images(model, theta), expected)
     assert (expected - plain_images(plain_pipeline())).abs().max() > 0.01  # the adapter does something
 
 
@@ -224,43 +188,18 @@ def test_a_lora_of_plain_diffusers_loads(tmp_path: Path) -> None:
         assert torch.equal(value, saved["unet." + name.replace(".default", "")])
 
 
-def test_a_bfloat16_model_saves_its_adapter_in_float32(tmp_path: Path) -> None:
-    model = load_model(
-        ModelConfig(name="digits", dtype="bfloat16"),
-        AdapterConfig(**LORA),
-        SamplerConfig(steps=4, guidance_scale=1.0),
-        torch.device("cpu"),
-    )
-    assert isinstance(model, StableDiffusion)
-    theta = some_theta(model)
-    saved = load_file(model.save_adapter(theta, tmp_path))
-    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    assert torch.equal(torch.cat([t.flatten() for t in saved.values()]).sort().values, theta.sort().values)
-
-
 def test_other_adapters_load_with_peft_and_draw_the_same_pictures(tmp_path: Path) -> None:
     model = load(adapter=IA3)
     theta = some_theta(model)
     folder = model.save_adapter(theta, tmp_path)
     pipeline = plain_pipeline()
     pipeline.unet = PeftModel.from_pretrained(pipeline.unet, folder).base_model.model
-    torch.testing.assert_close(our_images(model, theta), plain_images(pipeline), atol=1e-5, rtol=0)
+    assert_same(our_images(model, theta), plain_images(pipeline))
 
 
-def test_bfloat16_weights_keep_a_float32_adapter_and_chain() -> None:
-    model = load_model(
-        ModelConfig(name="digits", dtype="bfloat16"),
-        AdapterConfig(**LORA),
-        SamplerConfig(steps=4, guidance_scale=1.0),
-        torch.device("cpu"),
-    )
-    reference = load()
-    assert model.initial_theta.dtype == torch.float32
-    latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    ours = model(model.initial_theta, latent, 500, model.encode(PROMPTS))
-    expected = reference(reference.initial_theta, latent, 500, reference.encode(PROMPTS))
-    assert ours.dtype == torch.float32
-    assert (ours - expected).norm() < 0.05 * expected.norm()  # bfloat16 keeps 8 bits
+def test_bfloat16_weights_keep_a_float32_adapter_and_chain(tmp_path: Path) -> None:
+    model = model_of("digits", None, LORA, {"steps": 4, "guidance_scale": 1.0}, dtype="bfloat16")
+    assert_close_in_float32(model, load(), PROMPTS, tmp_path)
 
 
 def test_initial_values_follow_the_seed_and_leave_the_global_generator_alone() -> None:
@@ -341,7 +280,7 @@ def test_a_folder_that_is_not_there_is_refused_at_once(path: str) -> None:
     with pytest.raises(
         UserError, match=rf"model.path '{path}': there is no such folder .*OWNER/NAME; correct the path"
     ):
-        load(path)  # type: ignore[arg-type]
+        load(path)
 
 
 def test_a_name_on_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +288,7 @@ def test_a_name_on_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest
     with pytest.raises(
         UserError, match=r"'owner/name' could not be .*no such folder, .*hf download owner/name --local"
     ):
-        load("owner/name")  # type: ignore[arg-type]
+        load("owner/name")
 
 
 def test_a_size_that_the_vae_cannot_make_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,19 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import Sampler
-from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
-from rlr_ray.models.loading import load_model
-from tests.models.updates import recipe, updates_raise_the_reward
+from tests.models.common import (
+    assert_loop_over_chains,
+    assert_same,
+    drawn,
+    generators,
+    model_of,
+    recipe,
+    some_theta,
+    updates_raise_the_reward,
+)
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
-SEEDS = [11, 12, 13]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_out.0"]}
 
 
@@ -76,21 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, guidance: float = 3.0, **model: Any) -> Any:
-    return load_model(
-        ModelConfig(name="stable_diffusion_xl", path=str(folder), **model),
-        AdapterConfig(**LORA),
-        SamplerConfig(steps=4, eta=1.0, guidance_scale=guidance),
-        torch.device("cpu"),
-    )
-
-
-def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
-    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
-    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    with torch.no_grad():
-        conditioning = model.encode(PROMPTS, negatives)
-        latents = Sampler(model, model.schedule).sample(theta, start, noise, conditioning).latents
-        return model.decode(latents[-1])
+    sampler = {"steps": 4, "eta": 1.0, "guidance_scale": guidance}
+    return model_of("stable_diffusion_xl", folder, LORA, sampler, **model)
 
 
 def plain_images(folder: Path, lora: Path | None = None, **options: Any) -> Tensor:  # [3, 3, H, W]
@@ -101,9 +91,8 @@ def plain_images(folder: Path, lora: Path | None = None, **options: Any) -> Tens
     pipeline.set_progress_bar_config(disable=True)
     if lora:
         pipeline.load_lora_weights(lora)
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     arguments = {"num_inference_steps": 4, "eta": 1.0, "guidance_scale": 3.0, "output_type": "pt"} | options
-    images: Tensor = pipeline(PROMPTS, generator=generators, **arguments).images
+    images: Tensor = pipeline(PROMPTS, generator=generators(), **arguments).images
     return images
 
 
@@ -111,15 +100,15 @@ def plain_images(folder: Path, lora: Path | None = None, **options: Any) -> Tens
 def test_chain_draws_the_pictures_of_a_plain_pipeline(folder: Path, guidance: float) -> None:
     model = load(folder, guidance)
     expected = plain_images(folder, guidance_scale=guidance)
-    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+    assert_same(drawn(model, model.initial_theta, PROMPTS), expected)
 
 
 def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline(folder: Path) -> None:
     model = load(folder)
     negatives = ["a handwritten one", "one", "eight"]
-    found = our_images(model, model.initial_theta, negatives)
-    torch.testing.assert_close(found, plain_images(folder, negative_prompt=negatives), atol=1e-5, rtol=0)
-    assert (found - our_images(model, model.initial_theta)).abs().max() > 1e-3
+    found = drawn(model, model.initial_theta, PROMPTS, negatives)
+    assert_same(found, plain_images(folder, negative_prompt=negatives))
+    assert (found - drawn(model, model.initial_theta, PROMPTS)).abs().max() > 1e-3
 
 
 def test_a_text_that_either_tokenizer_cuts_is_truncated(folder: Path) -> None:
@@ -131,37 +120,30 @@ def test_a_text_that_either_tokenizer_cuts_is_truncated(folder: Path) -> None:
 def test_pictures_of_another_shape_are_asked_for_at_their_size(folder: Path) -> None:
     model = load(folder, height=16, width=24)
     expected = plain_images(folder, height=16, width=24)
-    torch.testing.assert_close(our_images(model, model.initial_theta), expected, atol=1e-5, rtol=0)
+    assert_same(drawn(model, model.initial_theta, PROMPTS), expected)
 
 
 def test_the_adapter_does_in_diffusers_what_it_does_here(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
-    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
-    theta = model.initial_theta + 0.3 * noise
+    theta = some_theta(model)
     model.save_adapter(theta, tmp_path)
     found = plain_images(folder, tmp_path / "lora")
-    torch.testing.assert_close(our_images(model, theta), found, atol=1e-5, rtol=0)
+    assert_same(drawn(model, theta, PROMPTS), found)
     assert (found - plain_images(folder)).abs().max() > 1e-3
 
 
-def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(folder: Path, tmp_path: Path) -> None:
+def test_updates_of_all_orders_raise_a_reward(folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"adapter": LORA, "train": {"learning_rate": 0.4}}
-    run = updates_raise_the_reward(lambda output: recipe("stable_diffusion_xl", folder, output, **changes), tmp_path)
+    run = updates_raise_the_reward(
+        lambda output: recipe("stable_diffusion_xl", folder, output, **changes), tmp_path, interrupted=False
+    )
     model = load(folder)
     expected = plain_images(folder, run / "lora")
-    torch.testing.assert_close(our_images(model, model.load_adapter(run)), expected, atol=1e-5, rtol=0)
+    assert_same(drawn(model, model.load_adapter(run), PROMPTS), expected)
 
 
 def test_a_theta_for_each_chain_predicts_as_one_by_one(folder: Path) -> None:
-    model = load(folder)
-    generator = torch.Generator().manual_seed(0)
-    thetas = model.initial_theta + 0.3 * torch.randn(3, len(model.initial_theta), generator=generator)
-    latent, conditioning = torch.randn(3, *model.latent_shape, generator=generator), model.encode(PROMPTS)
-    together = model(thetas, latent, 500, conditioning)
-    for number in range(3):
-        own = {name: value[number : number + 1] for name, value in conditioning.items()}
-        alone = model(thetas[number], latent[number : number + 1], 500, own)
-        torch.testing.assert_close(together[number : number + 1], alone, atol=1e-5, rtol=0)
+    assert_loop_over_chains(load(folder), PROMPTS)
 
 
 def test_a_pipeline_of_another_family_is_refused() -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.sampler import Sampler, Trajectory
-from rlr_ray.core.seeds import chain_noise
 from rlr_ray.models.staged import Staged
 from rlr_ray.train.surrogate import OnlineSurrogate
-from tests.models.test_stable_diffusion import SEEDS, load, plain_pipeline, some_theta
+from tests.models.common import generators, some_theta, starts
+from tests.models.test_stable_diffusion import load, plain_pipeline
 
 TRIPLES = [
     ("a handwritten two", "seven", "a handwritten four"),
@@ -25,11 +25,6 @@ STAGES = [0, 0, 1, 2, 2]  # of 5 steps
 
 def staged(**sampler: Any) -> Staged:
     return Staged(load(steps=5, **sampler), STAGES)
-
-
-def start_of(model: Staged) -> tuple[Tensor, Tensor]:
-    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
-    return torch.stack(starts), torch.stack(noises, dim=1)
 
 
 def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
@@ -50,7 +45,7 @@ def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
         eta=1.0,
         guidance_scale=guidance,
         output_type="pt",
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        generator=generators(),
         callback_on_step_end=swap,
         callback_on_step_end_tensor_inputs=["prompt_embeds"],
     ).images
@@ -60,7 +55,7 @@ def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
 def test_chain_draws_the_pictures_of_a_pipeline_whose_prompt_is_swapped(guidance: float) -> None:
     model = staged(guidance_scale=guidance)
     conditioning = model.encode_stages(TRIPLES)
-    latents = Sampler(model, model.schedule).sample(model.initial_theta, *start_of(model), conditioning).latents
+    latents = Sampler(model, model.schedule).sample(model.initial_theta, *starts(model), conditioning).latents
     with torch.no_grad():
         images = model.decode(latents[-1])
     torch.testing.assert_close(images, swapped_images(guidance), atol=1e-4, rtol=0)
@@ -71,7 +66,7 @@ def test_a_step_is_the_models_own_under_its_stages_prompt(guidance: float) -> No
     model = staged(guidance_scale=guidance)
     theta = some_theta(model.model)  # type: ignore[arg-type]
     each = torch.stack([theta, 0.5 * theta, 2 * theta])  # a theta a chain
-    latent, conditioning = start_of(model)[0], model.encode_stages(TRIPLES)
+    latent, conditioning = starts(model)[0], model.encode_stages(TRIPLES)
     for k, timestep in enumerate(model.schedule.timesteps):
         plain = model.model.encode([texts[STAGES[k]] for texts in TRIPLES])
         for thetas in (theta, each):
@@ -83,7 +78,7 @@ def test_one_prompt_for_all_stages_is_the_plain_model() -> None:
     model = staged()
     texts = [triple[0] for triple in TRIPLES]
     ours, plain = (
-        Sampler(one, model.schedule).sample(model.initial_theta, *start_of(model), one.encode(texts)).latents
+        Sampler(one, model.schedule).sample(model.initial_theta, *starts(model), one.encode(texts)).latents
         for one in (model, model.model)
     )
     assert torch.equal(ours, plain)
@@ -92,7 +87,7 @@ def test_one_prompt_for_all_stages_is_the_plain_model() -> None:
 def test_each_steps_gradient_is_autograds_through_its_own_prompt() -> None:
     model = staged()
     theta = some_theta(model.model)  # type: ignore[arg-type]
-    x_start, noise = start_of(model)
+    x_start, noise = starts(model)
     head = Trajectory(x_start[None], noise, model.encode_stages(TRIPLES))
     reward = lambda latent: latent.square().flatten(1).sum(1)  # noqa: E731
     ours, _ = step_gradients(Sampler(model, model.schedule), theta, head, reward)

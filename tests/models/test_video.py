@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
-from rlr_ray.core.sampler import Sampler
-from rlr_ray.core.seeds import chain_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
+from tests.models.common import (
+    assert_close_in_float32,
+    assert_loop_over_chains,
+    assert_same,
+    drawn,
+    generators,
+    model_of,
+    recipe,
+    some_theta,
+    updates_raise_the_reward,
+)
 from tests.models.tiny_flow import TOKENS
 from tests.models.tiny_video import save_animatediff, save_motion_adapter, save_stable_diffusion, save_wan
-from tests.models.updates import recipe, updates_raise_the_reward
 
 PROMPTS = ["a handwritten two", "seven"]
 NEGATIVES = ["a handwritten one", ""]
-SEEDS = [11, 12]
 SIZES = {"animatediff": {"height": 16, "width": 8}, "wan": {"height": 16, "width": 32}}
 FRAMES = {"animatediff": 3, "wan": 5}
 CHOSEN = {"animatediff": [2, 0], "wan": [3, 0]}  # frames
@@ -70,30 +77,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(name: str, folder: Path, adapter: dict[str, Any] = LORA, sampler: Any = (), **model: Any) -> Any:
-    return load_model(
-        ModelConfig(name=name, path=str(folder), **{"num_frames": FRAMES[name], **SIZES[name], **model}),
-        AdapterConfig(**adapter),
-        SamplerConfig(**{"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}),
-        torch.device("cpu"),
-    )
-
-
-def some_theta(model: Any) -> Tensor:  # [P]
-    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
-    return model.initial_theta + 0.3 * noise
+    keys = {"num_frames": FRAMES[name], **SIZES[name], **model}
+    return model_of(name, folder, adapter, {"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}, **keys)
 
 
 def some_latents(model: Any, seed: int = 1) -> Tensor:  # [2, C, F, H, W]
     return torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def our_videos(model: Any, theta: Tensor, negatives: Sequence[str] = NEGATIVES) -> Tensor:  # [2, n, 3, h, w]
-    starts, noises = zip(*(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS), strict=True)
-    start, noise = torch.stack(starts), torch.stack(noises, dim=1)
-    latents = Sampler(model, model.schedule).sample(theta, start, noise, model.encode(PROMPTS, negatives)).latents
-    videos: Tensor = model.decode(latents[-1])
-    return videos
+def our_videos(model: Any, theta: Tensor) -> Tensor:  # [2, n, 3, h, w]
+    return drawn(model, theta, PROMPTS, NEGATIVES)
 
 
 def plain(name: str, folder: Path, **parts: Any) -> Any:
@@ -111,14 +104,9 @@ def plain(name: str, folder: Path, **parts: Any) -> Any:
 def plain_videos(name: str, pipeline: Any, **options: Any) -> Tensor:  # [2, n, 3, h, w]
     own = {"max_sequence_length": TOKENS} if name == "wan" else {}
     arguments = {"negative_prompt": NEGATIVES, "guidance_scale": 3.0, "num_frames": FRAMES[name]} | SIZES[name] | own
-    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    more = {"generator": generators, "num_inference_steps": 3, "output_type": "pt"}
+    more = {"generator": generators(2), "num_inference_steps": 3, "output_type": "pt"}
     videos: Tensor = torch.as_tensor(pipeline(PROMPTS, **more | arguments | options).frames)
     return videos
-
-
-def assert_same(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
 @FAMILIES
@@ -195,15 +183,7 @@ def test_wans_times_are_those_of_its_scheduler(folders: dict[str, Path]) -> None
 def test_a_theta_for_each_chain_is_a_loop_over_chains(
     name: str, adapter: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    model = load(name, folders[name], adapter)
-    thetas = torch.stack([some_theta(model), 2 * some_theta(model)])  # [2, P]
-    latent, conditioning = some_latents(model), model.encode(PROMPTS, NEGATIVES)
-    together = model(thetas, latent, 500.0, conditioning)
-    assert (together - model(thetas[0], latent, 500.0, conditioning))[1].abs().max() > 1e-3
-    for i in range(2):
-        own = {key: value[i : i + 1] for key, value in conditioning.items()}
-        alone = model(thetas[i], latent[i : i + 1], 500.0, own)
-        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+    assert_loop_over_chains(load(name, folders[name], adapter), PROMPTS, NEGATIVES)
 
 
 @FAMILIES
@@ -271,15 +251,10 @@ def test_lora_loads_in_plain_diffusers_and_draws_the_same_videos(
 @FAMILIES
 def test_bfloat16_weights_keep_a_float32_adapter_and_chain(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     model, reference = load(name, folders[name], dtype="bfloat16"), load(name, folders[name])
-    assert model.initial_theta.dtype == torch.float32 and model.dtype == torch.bfloat16
-    theta, latent = some_theta(reference), some_latents(model)
-    ours = model(theta, latent, 500.0, model.encode(PROMPTS))
-    expected = reference(theta, latent, 500.0, reference.encode(PROMPTS))
-    assert ours.dtype == torch.float32
-    assert (ours - expected).norm() < 0.05 * expected.norm()
+    assert_close_in_float32(model, reference, PROMPTS, tmp_path)
+    latent = some_latents(model)
     videos = model.decode(latent)
     assert videos.dtype == torch.float32 and (videos - reference.decode(latent)).abs().mean() < 0.02
-    assert {tensor.dtype for tensor in load_file(model.save_adapter(theta, tmp_path)).values()} == {torch.float32}
 
 
 def test_what_a_tokenizer_cuts_is_truncated(folders: dict[str, Path]) -> None:
@@ -300,7 +275,7 @@ def test_a_video_is_as_long_and_as_large_as_the_pipelines_own_if_nothing_is_said
 
 
 @pytest.mark.parametrize(("name", "frames", "chains"), [("animatediff", 2, 12), ("wan", 5, 64)])
-def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(
+def test_updates_of_all_orders_raise_a_reward(
     name: str, frames: int, chains: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     changes = {
@@ -311,7 +286,9 @@ def test_updates_of_all_orders_raise_a_reward_also_if_interrupted(
         "train": {"chains": 4, "chains_per_prompt": 2, "chunk_size": 2, "learning_rate": 0.4},
         "evaluation": {"chains": chains},
     }
-    folder = updates_raise_the_reward(lambda output: recipe(name, folders[name], output, **changes), tmp_path)
+    folder = updates_raise_the_reward(
+        lambda output: recipe(name, folders[name], output, **changes), tmp_path, interrupted=name == "wan"
+    )
     assert Image.open(folder / "samples" / "before_after.gif").n_frames == frames
 
 

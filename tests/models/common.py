@@ -1,0 +1,142 @@
+"""Models of one line, what they draw, and updates of all three orders on a small pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.run import AdapterConfig, ModelConfig, RunConfig, SamplerConfig
+from rlr_ray.core.sampler import Sampler
+from rlr_ray.core.seeds import chain_noise
+from rlr_ray.models.loading import load_model
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+SEEDS = (11, 12, 13)
+
+
+def model_of(name: str, path: Path | str | None, adapter: Mapping[str, Any], sampler: Any, **keys: Any) -> Any:
+    config = ModelConfig(name=name, path=None if path is None else str(path), **keys)
+    return load_model(config, AdapterConfig(**adapter), SamplerConfig(**dict(sampler)), CPU)
+
+
+def some_theta(model: Any, scale: float = 0.3) -> Tensor:  # [P]
+    noise = torch.randn(len(model.initial_theta), generator=torch.Generator().manual_seed(0))
+    return model.initial_theta + scale * noise
+
+
+def starts(model: Any, count: int = len(SEEDS)) -> tuple[Tensor, Tensor]:  # [B, ...], [T, B, ...]
+    """Where the chains of the first seeds begin, and their noises."""
+    latents, noises = zip(
+        *(chain_noise(seed, len(model.schedule), model.latent_shape) for seed in SEEDS[:count]), strict=True
+    )
+    return torch.stack(latents), torch.stack(noises, dim=1)
+
+
+def generators(count: int = len(SEEDS)) -> list[torch.Generator]:
+    """From which a plain pipeline draws the same."""
+    return [torch.Generator().manual_seed(seed) for seed in SEEDS[:count]]
+
+
+@torch.no_grad()
+def drawn(model: Any, theta: Tensor, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Tensor:
+    """Pictures [B, 3, H, W] or videos [B, n, 3, h, w] of the first seeds."""
+    conditioning = model.encode(prompts, negatives)
+    chains = Sampler(model, model.schedule).sample(theta, *starts(model, len(prompts)), conditioning)
+    pictures: Tensor = model.decode(chains.latents[-1])
+    return pictures
+
+
+def assert_same(ours: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+
+
+def assert_loop_over_chains(model: Any, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
+    """A theta for each chain predicts what each chain's own does alone."""
+    thetas = torch.stack([some_theta(model) * factor for factor in (0.5, 1.0, 2.0)[: len(prompts)]])  # [B, P]
+    latent = torch.randn(len(prompts), *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    conditioning = model.encode(prompts, negatives)
+    together = model(thetas, latent, 500.0, conditioning)
+    assert (together - model(thetas[0], latent, 500.0, conditioning))[1:].flatten(1).abs().amax(1).gt(1e-3).all()
+    for i in range(len(prompts)):
+        own = {name: value[i : i + 1] for name, value in conditioning.items()}
+        alone = model(thetas[i], latent[i : i + 1], 500.0, own)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def assert_close_in_float32(model: Any, reference: Any, prompts: Sequence[str], folder: Path) -> None:
+    """A model of small weights predicts what one of float32 does, with adapter and chain in float32."""
+    assert model.initial_theta.dtype == torch.float32 != model.dtype
+    theta = some_theta(reference)
+    latent = torch.randn(len(prompts), *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours, expected = (one(theta, latent, 500.0, one.encode(prompts)) for one in (model, reference))
+    assert ours.dtype == torch.float32
+    assert (ours - expected).norm() < 0.05 * expected.norm()  # bfloat16 keeps 8 bits
+    saved = load_file(model.save_adapter(theta, folder)).values()
+    assert {tensor.dtype for tensor in saved} == {torch.float32}
+    assert torch.equal(torch.cat([value.flatten() for value in saved]).sort().values, theta.sort().values)
+
+
+def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
+    """A run of six updates, with `changes` put on top."""
+    base = {
+        "name": "run",
+        "output_dir": str(output),
+        "model": {"name": name, "path": str(folder), "height": 8, "width": 8},
+        "sampler": {"steps": 3, "eta": 0.7, "guidance_scale": 1.0},
+        "reward": {"name": "tests.models.tiny_flow:brightness"},
+        "prompts": ["a handwritten two", "a handwritten seven"],
+        "estimator": {
+            "first_order_steps": 1,
+            "sub_chain": {"length": 1},
+            "zeroth_order": {"count": 4, "chunk_size": 4},
+        },
+        "train": {
+            "iterations": 6,
+            "chains": 8,
+            "chains_per_prompt": 4,
+            "chunk_size": 4,
+            "learning_rate": 0.2,
+            "checkpoint_every": 1,
+        },
+        "evaluation": {"chains": 32, "chunk_size": 32, "pictures": 2},
+        "cluster": "none",
+    }
+    return parse_config(merge(base, changes))
+
+
+def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    folder, engine = RunFolder(config), Engine(config)
+    folder.begin(resume=resume)
+    train(engine, engine.local_rollouts, report)
+    return folder.load_summary()
+
+
+def updates_raise_the_reward(config: Callable[[Path], RunConfig], folder: Path, *, interrupted: bool = True) -> Path:
+    """Assert that the reward rises, and that a run stopped after 4 goes on to the same bits; where the run lies."""
+    whole, broken = config(folder / "whole"), config(folder / "broken")
+    summary = run(whole)
+    assert summary["gain"] > 5 * summary["gain_se"] > 0
+    assert summary["adapter"].startswith("lora/")
+    if not interrupted:
+        return whole.folder
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop_after=4)
+    assert run(broken, resume=True)["gain"] == summary["gain"]
+    first, second = (load_file(config.folder / summary["adapter"]) for config in (whole, broken))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return whole.folder
