@@ -170,7 +170,7 @@ def _await(name: str, call: ray.ObjectRef, ask: Callable[[], ray.ObjectRef], tri
             raise UserError(f"{name} cannot start: {error}") from error
         except RuntimeEnvSetupError as error:
             raise UserError(f"{name} cannot start in its environment: {error}") from error
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):  # the latter: Ray ended it, for its node had no memory left
             time.sleep(_RETURN_S)
             call = ask()
     raise UserError(f"{name} died {tries} times while it started; {remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def _write_best(config: TuneConfig, budget: float, row: Row) -> Path:
 
 def _write_hparams(folder: Path, rows: Sequence[Row]) -> None:
     """One session a trial, for TensorBoard's HParams view."""
+    shutil.rmtree(folder, ignore_errors=True)  # of this search before it went on: its sessions would be there twice
     with SummaryWriter(str(folder)) as writer:
         for row in rows:
             if row["reward"] is not None:

@@ -19,6 +19,7 @@ from rlr_ray.cluster.doctor import examine_cluster
 from rlr_ray.cluster.launch import call_in_task, check_reachable, connected
 from rlr_ray.cluster.machine import Verdict, left_token
 from rlr_ray.cluster.resources import Reservation, _message, hold_resources, missing_of, place
+from rlr_ray.cluster.rollouts import await_ready
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.rewards import JudgeConfig, RewardActorsConfig
 from rlr_ray.errors import UserError
@@ -139,6 +140,17 @@ def test_a_process_that_is_lost_while_it_measures_is_told_with_a_remedy(
     monkeypatch.setattr(ray, "get", lost)
     with pytest.raises(UserError, match=r"was lost .*lower train\.chunk_size"):
         call_in_task(1, 0, "DEFAULT", print, short_run(tmp_path), {})
+
+
+@pytest.mark.parametrize("error", [ray.exceptions.RayActorError, lambda: ray.exceptions.OutOfMemoryError("its node")])
+def test_an_actor_that_dies_at_every_start_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
+    def died(call: Any) -> None:
+        raise error()
+
+    monkeypatch.setattr(ray, "get", died)
+    monkeypatch.setattr("rlr_ray.cluster.rollouts._RETURN_S", 0.0)
+    with pytest.raises(UserError, match=r"^actor 1 died 3 times while it started; lower replicas$"):
+        await_ready({"actor 1": lambda: None}, 3, "lower replicas")  # type: ignore[dict-item,return-value]
 
 
 def test_an_address_where_no_ray_answers_is_refused_at_once() -> None:

@@ -61,7 +61,9 @@ def test_the_best_of_a_budget_fits_it_and_went_to_its_end(tmp_path: Path) -> Non
 def test_choices_of_several_kinds_become_texts_and_all_is_written(tmp_path: Path) -> None:
     config = searched(tmp_path)
     config.folder.mkdir()
-    (recipe,) = write_results(config, rows(tmp_path))
+    for _ in range(2):  # the second time as a search that goes on
+        (recipe,) = write_results(config, rows(tmp_path))
+    assert len(list((config.folder / "tensorboard").glob("*/events*"))) == 3
     write_report(config, rows(tmp_path))
     table = pyarrow.parquet.read_table(config.folder / "results.parquet").to_pylist()
     assert [one[K] for one in table] == ["1", "all", "1", "1", "3"]

@@ -29,9 +29,12 @@ _ENOUGH = 20  # times that a run is started again
 
 def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     """A short run of the embedded model on Ray, every update of which writes half of a checkpoint's worth."""
-    train = {"iterations": 12, "checkpoint_every": CHECKPOINT_EVERY}
+    parts: dict[str, Any] = {  # small chunks, so that an update takes long enough for a kill to fall into it
+        "train": {"iterations": 12, "checkpoint_every": CHECKPOINT_EVERY, "chunk_size": 2},
+        "estimator": {"zeroth_order": {"chunk_size": 2}},
+    }
     cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25, "min_actors": 2}, "max_failures": 5}
-    return merge(RECIPE | {"output_dir": str(folder), "cluster": cluster}, merge({"train": train}, changes))
+    return merge(RECIPE | {"output_dir": str(folder), "cluster": cluster}, merge(parts, changes))
 
 
 class Run:
