@@ -16,7 +16,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,15 @@ import pyarrow.parquet
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
+from rlr_ray.core.sums import Reduce
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.loop import train
+from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.console import messages_by
 
 TIMED = ("seconds", "rollouts_per_s", "reward_s")  # columns of an update that do not repeat
@@ -106,6 +113,45 @@ def small_recipe(folder: Path) -> Path:
     keys = merge(RECIPE, SMALL | {"model": tiny(), "output_dir": str(folder / "runs")})
     file.write_text(yaml.safe_dump(keys))
     return file
+
+
+def train_here(
+    config: RunConfig,
+    on_row: Callable[[dict[str, Any]], Any] = lambda row: None,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+) -> RunFolder:
+    """Train in this process; `stop_after` so many updates it is interrupted."""
+
+    def report(row: dict[str, Any]) -> None:
+        on_row(row)
+        if row["step"] + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    engine, folder = Engine(config), RunFolder(config)
+    folder.check(resume=resume, overwrite=False)
+    folder.begin(resume=resume)
+    train(engine, engine.local_rollouts, report)
+    return folder
+
+
+def shared(processes: int, work: Callable[[int, Reduce], Any]) -> list[Any]:
+    """The outcome of each of some threads, whose `reduce` sums over all of them."""
+    barrier, buffers = threading.Barrier(processes, timeout=60), dict[int, Tensor]()
+
+    def run(rank: int) -> Any:
+        def reduce(value: Tensor) -> Tensor:
+            buffers[rank] = value.clone()
+            barrier.wait()
+            total = torch.stack([buffers[other] for other in range(processes)]).sum(0)
+            barrier.wait()
+            return total
+
+        return work(rank, reduce)
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, range(processes)))
 
 
 def outcome(folder: Path) -> dict[str, Any]:

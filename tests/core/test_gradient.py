@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -22,6 +19,7 @@ from rlr_ray.core.sums import LIMIT, ExactMean, Reduce
 from rlr_ray.core.weighting import TermEstimate, mse_weight, term_estimate
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
+from tests.runs import shared
 from tests.toy import exact_gradient, toy_trajectory
 
 PLAN = Plan(STEPS, range(5, 6), (range(2, 4),), (0, 1, 4))
@@ -108,24 +106,6 @@ def test_chunks_sampled_together_are_the_same_chains() -> None:
     depths = [5, 3, 5, 2]  # each chunk's own: none is sampled further than its first-order steps
     torch.testing.assert_close(run(4, depths).total({}), run(1, depths).total({}), rtol=0, atol=0)
     assert max(batches) == SIZE
-
-
-def shared(processes: int, work: Callable[[int, Reduce], Any]) -> list[Any]:
-    """What each of some threads, whose `reduce` sums over all of them, comes to."""
-    barrier, buffers = threading.Barrier(processes), {}
-
-    def run(rank: int) -> Any:
-        def reduce(value: Tensor) -> Tensor:
-            buffers[rank] = value.clone()
-            barrier.wait()
-            total = torch.stack([buffers[other] for other in range(processes)]).sum(0)
-            barrier.wait()
-            return total
-
-        return work(rank, reduce)
-
-    with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(run, range(processes)))
 
 
 SHARES = [(1, [[0, 2], [1, 3]]), (2, [[0, 1], [2, 3]]), (1, [[3], [1, 0], [2]])]

@@ -24,27 +24,18 @@ from rlr_ray.config.estimator import merge
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.checkpoints import changed_keys
-from rlr_ray.train.engine import Engine
-from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
-from tests.runs import logged, outcome, small_recipe, small_run, tiny
+from tests.runs import logged, outcome, small_recipe, small_run, tiny, train_here
 
 CPU = torch.device("cpu")
 Report = Callable[[dict[str, Any]], None]
 
 
-def ignore(row: dict[str, Any]) -> None:
-    pass
-
-
-def run(config: RunConfig, report: Report = ignore, *, resume: bool = False) -> list[str]:
+def run(config: RunConfig, report: Report = lambda row: None, *, resume: bool = False) -> list[str]:
     """Train in this process; returns what was logged of troubles."""
-    engine, folder = Engine(config), RunFolder(config)
-    folder.check(resume=resume, overwrite=False)
-    folder.begin(resume=resume)
     with logged() as said:
-        train(engine, engine.local_rollouts, report)
+        train_here(config, report, resume=resume)
     return [text for text in said if not text.startswith("going on from update ")]
 
 

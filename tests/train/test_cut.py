@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 
 from rlr_ray.train.checkpoints import steps_in
-from rlr_ray.train.engine import Engine
-from rlr_ray.train.loop import train
-from rlr_ray.train.run_folder import RunFolder
-from tests.runs import outcome, small_run
+from tests.runs import outcome, small_run, train_here
 
 JUDGES = {"fours": {"name": "digits_judge"}, "own": {"name": "digits"}}
 EVERYTHING: dict[str, Any] = {
@@ -21,32 +18,18 @@ EVERYTHING: dict[str, Any] = {
     "guards": {"ema": 0.7, "keep": "best", "patience": 50},
     "evaluation": {"every": 1, "judge": None, "judges": JUDGES},
 }
-CUT = 5  # updates, of which the last is lost
-
-
-def run(folder: Path, *, stop_after: int | None = None) -> Path:
-    """Train, from a checkpoint if there is one; returns the run's folder."""
-    config = small_run(folder, **EVERYTHING)
-
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] + 1 == stop_after:
-            raise KeyboardInterrupt
-
-    engine, run_folder = Engine(config), RunFolder(config)
-    run_folder.begin(resume=run_folder.path.exists())
-    train(engine, engine.local_rollouts, report)
-    return run_folder.path
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("whole"))
+    return train_here(small_run(tmp_path_factory.mktemp("whole"), **EVERYTHING)).path
 
 
 def test_cut_and_resumed_it_ends_the_same(tmp_path: Path, whole: Path) -> None:
+    config = small_run(tmp_path, **EVERYTHING)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop_after=CUT)
-    assert outcome(run(tmp_path)) == outcome(whole)
+        train_here(config, stop_after=5)  # the last update is lost
+    assert outcome(train_here(config, resume=True).path) == outcome(whole)
 
 
 def test_checkpoints_are_saved_when_they_are_due_and_at_the_end(whole: Path) -> None:

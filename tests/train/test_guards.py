@@ -18,10 +18,8 @@ from rlr_ray.train import update as one_update
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import diversity, evaluate, image_features, standardised
-from rlr_ray.train.loop import train
-from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
-from tests.runs import short_run, small_run
+from tests.runs import short_run, small_run, train_here
 
 NOISE = torch.linspace(-1, 1, 16)  # of paired differences; their standard error is .16
 TOTAL = WeightedSum(("own",), (1.0,), ((0.0, 1.0),))
@@ -84,37 +82,33 @@ def test_what_is_beyond_the_limit_is_not_the_best_and_the_last_evaluation_stops_
     assert watching.best.update == 0 and watching.stopped is None
 
 
-def run(folder: Path, *, resume: bool = False, **changes: Any) -> tuple[dict[str, Any], Engine]:
-    config = small_run(folder, **changes)
-    engine, run_folder = Engine(config), RunFolder(config)
-    run_folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, lambda row: None)
-    return run_folder.load_summary(), engine
+def run(folder: Path, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
+    return train_here(small_run(folder, **changes), resume=resume).load_summary()
 
 
 EVERY = {"evaluation": {"every": 1, "judge": {"name": "digits_judge"}}}
 
 
 def test_a_run_stops_and_stays_stopped(tmp_path: Path) -> None:
-    summary, _ = run(tmp_path, guards={"kl_stop": 1e-9}, **EVERY)
+    summary = run(tmp_path, guards={"kl_stop": 1e-9}, **EVERY)
     assert summary["steps"] == 1 and "kl_stop" in summary["stopped"] and "stopped early" in summary["warnings"][0]
-    again, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e-9}, **EVERY)
+    again = run(tmp_path, resume=True, guards={"kl_stop": 1e-9}, **EVERY)
     assert again["theta_sha256"] == summary["theta_sha256"] and again["steps"] == 1
-    on, _ = run(tmp_path, resume=True, guards={"kl_stop": 1e9}, **EVERY)
+    on = run(tmp_path, resume=True, guards={"kl_stop": 1e9}, **EVERY)
     assert on["steps"] == 4 and on["stopped"] is None
 
 
 def test_the_best_is_what_a_run_leaves(tmp_path: Path) -> None:
     """A learning rate that destroys the model: the base model is the best, and is left."""
     keys = {"train": {"learning_rate": 30.0, "iterations": 2}, "guards": {"keep": "best"}, "model": {"name": "digits"}}
-    summary, _ = run(tmp_path, evaluation={"every": 1, "chains": 8}, **keys)
+    summary = run(tmp_path, evaluation={"every": 1, "chains": 8}, **keys)
     assert summary["kept_update"] == summary["best_update"] < summary["steps"]
     assert summary["reward_after"] >= summary["reward_before"]
 
 
 def test_a_penalty_holds_the_model_back(tmp_path: Path) -> None:
-    free, _ = run(tmp_path, name="free")
-    bound, _ = run(tmp_path, name="bound", guards={"kl_penalty": 1000.0, "kl_steps": "all"})
+    free = run(tmp_path, name="free")
+    bound = run(tmp_path, name="bound", guards={"kl_penalty": 1000.0, "kl_steps": "all"})
     assert bound["kl"] < free["kl"] / 3
 
 

@@ -30,24 +30,7 @@ from rlr_ray.train.results import _noise_shares
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import Process, update
-from tests.runs import TIMED, short_run, small_run
-
-
-def run(
-    config: RunConfig, *, resume: bool = False, stop_after: int | None = None, on_row: Any = lambda row: None
-) -> dict[str, Any]:
-    """Train in this process and return the summary; `stop_after` breaks off after that many updates."""
-
-    def report(row: dict[str, Any]) -> None:
-        on_row(row)
-        if row["step"] + 1 == stop_after:
-            raise KeyboardInterrupt
-
-    engine, folder = Engine(config), RunFolder(config)
-    folder.check(resume=resume, overwrite=False)
-    folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, report)
-    return folder.load_summary()
+from tests.runs import TIMED, short_run, small_run, train_here
 
 
 def rows_of(config: RunConfig) -> list[dict[str, Any]]:
@@ -85,7 +68,7 @@ def test_full_backprop_update_is_adamw_on_autograd_through_plain_diffusers(tmp_p
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = small_run(tmp_path_factory.mktemp("whole"))
-    run(config)
+    train_here(config)
     return config
 
 
@@ -99,9 +82,9 @@ def test_a_finished_run_resumes_to_more_updates(
         loaded.append(None if state is None else weakref.ref(state["theta"]))
         return state
 
-    run(small_run(tmp_path, train={"iterations": 2}))
+    train_here(small_run(tmp_path, train={"iterations": 2}))
     monkeypatch.setattr(Checkpoints, "load", watched)
-    resumed = run(small_run(tmp_path), resume=True, on_row=lambda row: loaded.append(loaded[0]()))
+    resumed = train_here(small_run(tmp_path), lambda row: loaded.append(loaded[0]()), resume=True).load_summary()
     assert resumed["theta_sha256"] == RunFolder(whole).load_summary()["theta_sha256"]
     assert loaded[1:] == [None, None]
 
@@ -129,7 +112,7 @@ def test_an_update_counts_its_rollouts_replaced_scores_and_the_time_in_their_rew
 
 def test_every_process_goes_on_from_the_leading_ones_checkpoint(tmp_path: Path) -> None:
     config = small_run(tmp_path)
-    run(config)  # leaves checkpoints of updates 3 and 4, of which the leading process is taken to see the first
+    train_here(config)  # leaves checkpoints of updates 3 and 4, of which the leading process is taken to see the first
     other, rows = Process(rank=1, size=2, reduce=lambda value: value + 3), list[dict[str, Any]]()
     train(Engine(config), None, rows.append, other)
     assert [row["step"] for row in rows] == [3]
@@ -155,8 +138,7 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     config = RunConfig.model_validate(
         small_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
     )
-    summary = run(config)
-    rows = rows_of(config)
+    summary, rows = train_here(config).load_summary(), rows_of(config)
     owned = {"first_order": preset not in ("ddpo", "es", "surrogate")}  # not before the surrogate has learned
     owned["half_order"] = preset in ("rlr", "rlr-paper", "ddpo", "surrogate")
     owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "es")
@@ -167,7 +149,7 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
 def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfig) -> None:
     keys = {"preset": "rlr-paper", "zeroth_order": {"count": 8, "chunk_size": 4}}
     config = RunConfig.model_validate(short_run(tmp_path).model_dump() | {"estimator": keys})
-    run(config)
+    train_here(config)
     said = describe_results(RunFolder(config))
     assert said.startswith(f"report:   {config.folder / 'report.html'}\n")
     assert "warning: variance is high" in said and "from zeroth order" in said
@@ -177,7 +159,7 @@ def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfi
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = short_run(tmp_path_factory.mktemp("runs"), evaluation={"every": 2}, train={"learning_rate": 0.1})
-    run(config)
+    train_here(config)
     return config
 
 
@@ -254,24 +236,19 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
 def test_a_run_that_goes_on_has_a_report_of_its_last_evaluation(tmp_path: Path) -> None:
     config = small_run(tmp_path, evaluation={"every": 2})
     with pytest.raises(KeyboardInterrupt):
-        run(config, stop_after=3)
+        train_here(config, stop_after=3)
     assert "Still running: update 2 of 4" in (config.folder / "report.html").read_text("utf-8")
     assert not RunFolder(config).holds_results
-    run(config, resume=True)
+    train_here(config, resume=True)
     assert "after 4 updates, on this process" in (config.folder / "report.html").read_text("utf-8")
 
 
-def test_a_run_is_never_overwritten_unasked(finished: RunConfig) -> None:
-    with pytest.raises(UserError, match=r"already holds a run \(checkpoint at update 4\); allowed: --resume"):
-        RunFolder(finished).check(resume=False, overwrite=False)
-
-
-def test_resume_refuses_another_config(finished: RunConfig) -> None:
+def test_a_folder_refuses_what_would_lose_a_run_or_go_on_with_another(tmp_path: Path, finished: RunConfig) -> None:
     other = finished.model_copy(update={"seed": 7})
-    with pytest.raises(UserError, match="seed: was 0, now 7"):
-        RunFolder(other).check(resume=True, overwrite=False)
-
-
-def test_resume_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run to resume"):
-        RunFolder(short_run(tmp_path)).check(resume=True, overwrite=False)
+    for config, resume, words in (
+        (finished, False, r"already holds a run \(checkpoint at update 4\); allowed: --resume"),
+        (other, True, "seed: was 0, now 7"),
+        (short_run(tmp_path), True, "no run to resume"),
+    ):
+        with pytest.raises(UserError, match=words):
+            RunFolder(config).check(resume=resume, overwrite=False)

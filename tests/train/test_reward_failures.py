@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Engine
-from rlr_ray.train.loop import train
-from rlr_ray.train.run_folder import RunFolder
 from tests.rewards.servers import ServerApart, pixels, server
-from tests.runs import small_run
+from tests.runs import small_run, train_here
 
 PLAN = {"first_order_steps": 0, "sub_chain": {"length": 0}, "rest": "half_order", "half_order": {"weight": 1.0}}
 
@@ -23,17 +20,9 @@ def run(folder: Path, url: str, *, resume: bool = False, on_row: Any = lambda ro
     """Its summary and its rows."""
     reward = {"name": "http", "options": {"url": url, "patience_s": 20}} | changes.pop("reward", {})
     keys = {"prompts": ["1", "2"], "estimator": PLAN, "reward": reward, "train": {"iterations": 3}} | changes
-    config = small_run(folder, **keys)
-    run_folder, rows = RunFolder(config), []
-
-    def report(row: dict[str, Any]) -> None:
-        rows.append(row)
-        on_row(row)
-
-    engine = Engine(config)
-    run_folder.begin(resume=resume)
-    train(engine, None, report)
-    return run_folder.load_summary(), rows
+    rows: list[dict[str, Any]] = []
+    done = train_here(small_run(folder, **keys), lambda row: (rows.append(row), on_row(row)), resume=resume)
+    return done.load_summary(), rows
 
 
 def test_a_server_that_is_killed_and_comes_back_costs_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,10 @@ from rlr_ray.core.seeds import normal
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
-from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate, Regressor
 from rlr_ray.train.update import Process, update
-from tests.runs import small_run
-from tests.train.test_loop import rows_of, run
+from tests.runs import outcome, shared, small_run, train_here
 
 CHAINS, FEATURES = 80, 10
 GROUPS = torch.arange(CHAINS) // 8
@@ -229,45 +226,23 @@ def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path, sampling_
     alone = three_updates(Engine(config), Process())
     assert alone[2][0]["surrogate_correlation"] == 0  # measured before Q learned from these chains, its first
     engines = [Engine(config) for _ in range(2)]
-    barrier, buffers, found = threading.Barrier(2, timeout=60), {}, {}
-
-    def reduce_of(rank: int):
-        def reduce(value: Tensor) -> Tensor:
-            buffers[rank] = value
-            barrier.wait()
-            total = buffers[0] + buffers[1]
-            barrier.wait()
-            return total
-
-        return reduce
-
-    def work(rank: int) -> None:
-        found[rank] = three_updates(engines[rank], Process(rank, 2, reduce_of(rank)))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for state, online, rows in found.values():
+    pair = shared(2, lambda rank, reduce: three_updates(engines[rank], Process(rank, 2, reduce)))
+    for state, online, rows in pair:
         assert torch.equal(state.theta, alone[0].theta) and state.adaptive.agreement == alone[0].adaptive.agreement
         pairs = zip(online.regressor.state_dict().values(), alone[1].regressor.state_dict().values(), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
         assert rows[2]["surrogate_correlation"] == alone[2][2]["surrogate_correlation"]
 
 
-@pytest.mark.parametrize("coefficient", ["auto", 0.7])
-def test_an_interrupted_run_with_a_surrogate_ends_as_an_uninterrupted_one(tmp_path: Path, coefficient: Any) -> None:
-    keys = {"surrogate": {"coefficient": coefficient, "threshold": 0.0, "steps_per_update": 5, "replay": 20}}
-    whole = surrogate_run(tmp_path, {"name": "whole"}, **keys)
+def test_an_interrupted_run_with_a_surrogate_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    keys = {"surrogate": {"threshold": 0.0, "steps_per_update": 5, "replay": 20}}
+    whole = train_here(surrogate_run(tmp_path, {"name": "whole"}, **keys))
     broken = surrogate_run(tmp_path, {"name": "broken", "train": {"checkpoint_every": 2}}, **keys)
-    summary = run(whole)
     with pytest.raises(KeyboardInterrupt):
-        run(broken, stop_after=3)
-    resumed = run(broken, resume=True)
-    assert resumed["theta_sha256"] == summary["theta_sha256"] and resumed["surrogate"] == summary["surrogate"]
-    assert rows_of(broken) == rows_of(whole)
-    said = describe_results(RunFolder(whole))
+        train_here(broken, stop_after=3)
+    assert outcome(train_here(broken, resume=True).path) == outcome(whole.path)
+    summary = whole.load_summary()
+    said = describe_results(whole)
     assert f"used in {summary['surrogate']['share_of_updates']:.0%} of updates" in said
     assert f"surrogate: correlation {summary['surrogate']['correlation']:.2f}" in said
 

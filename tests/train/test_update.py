@@ -1,4 +1,4 @@
-"""What an update draws: chains and directions of its own, which no other update has."""
+"""Where a run's random numbers come from: its seed; and no update draws another's."""
 
 from __future__ import annotations
 
@@ -52,3 +52,31 @@ def test_every_update_has_chains_and_directions_of_its_own(tmp_path: Path, monke
         assert len(drawn) == count
         assert len({tuple(one.flatten().tolist()) for one in drawn}) == count
     assert all(torch.isfinite(one).all() for one in directions)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(small_run(Path("nowhere")))
+
+
+def distinct(rows: list[Tensor]) -> bool:
+    return len(torch.cat(rows).flatten(1).unique(dim=0)) == sum(map(len, rows))
+
+
+def test_what_is_drawn_follows_from_the_runs_seed(engine: Engine, tmp_path: Path) -> None:
+    other = Engine(small_run(tmp_path, seed=1))
+    assert distinct([one.train_chains(0, range(4)).x_start for one in (engine, other)])
+    assert distinct([one.start(*one.held_out(range(4)))[0] for one in (engine, other)])
+    assert engine.direction_seeds(0, range(4)) != other.direction_seeds(0, range(4))
+    chosen = Engine(small_run(tmp_path, seed=1, evaluation={"seed": 0}))
+    assert chosen.held_out(range(4))[0] == engine.held_out(range(4))[0]
+
+
+def test_updates_draw_their_plans_anew_and_take_prompts_in_turn(tmp_path: Path) -> None:
+    one = Engine(
+        small_run(tmp_path, prompts=["a handwritten one", "a handwritten two"], train={"chains_per_prompt": 4})
+    )
+    plans = [[str(one.plans(step)[0]) for step in range(8)] for _ in range(2)]
+    assert plans[0] == plans[1] and len(set(plans[0])) > 1
+    prompts = [one.train_chains(step, range(1)).conditioning["prompt"] for step in range(2)]
+    assert not torch.equal(*prompts)
