@@ -22,10 +22,7 @@ _COMMANDS = {  # what each is for, and what adds its options
     "lab": ("measure bias, variance, cost and memory of plans", "rlr_ray.cli.lab:add_lab_arguments"),
     "plan": ("choose the best plan for a memory budget, by measurement", "rlr_ray.cli.plan:add_plan_arguments"),
     "tune": ("search over a recipe's keys, within memory budgets", "rlr_ray.cli.tune:add_tune_arguments"),
-    "dcot": (
-        "prompts for each range of steps, and where the ranges lie",
-        "rlr_ray.cli.dcot:add_dcot_arguments",
-    ),
+    "dcot": ("prompts for each range of steps, and where the ranges lie", "rlr_ray.cli.dcot:add_dcot_arguments"),
     "doctor": ("check the machines that a recipe would run on", "rlr_ray.cli.doctor:add_doctor_arguments"),
 }
 

@@ -14,13 +14,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import Laboratory, compare, standing_at
 from rlr_ray.lab.measure import LEAST_BATCHES
 from rlr_ray.lab.plans import default_plans, parse_plans
-from rlr_ray.lab.report import (
-    certificate_table,
-    lab_table,
-    steps_table,
-    write_json,
-    write_lab,
-)
+from rlr_ray.lab.report import certificate_table, lab_table, steps_table, write_json, write_lab
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
 

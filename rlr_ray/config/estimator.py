@@ -16,6 +16,7 @@ from rlr_ray.core.plan import Truncation
 from rlr_ray.errors import UserError
 
 _NO_SUB_CHAIN = {"length": 0}
+_LAST = {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
 _FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
 _ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
 
@@ -32,33 +33,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "zeroth_order": _ISOTROPIC,
     },
     # Truncated backpropagation (AlignProp, Prabhudesai et al. 2023). Biased; set first_order_steps to its K.
-    "alignprop": {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    "alignprop": _LAST,
     # The same with a random K (AlignProp's randomized truncation): less biased, since every step is reached.
-    "alignprop-random": {
-        "first_order_steps": 1,
-        "truncation": "random",
-        "checkpoint_steps": True,
-        "sub_chain": _NO_SUB_CHAIN,
-        "rest": "none",
-    },
+    "alignprop-random": _LAST | {"truncation": "random", "checkpoint_steps": True},
     # DRaFT (Clark et al. 2023) backpropagates every step, DRaFT-K the last K.
     "draft": _FULL,
-    "draft-1": {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
+    "draft-1": _LAST,
     # A random K with inverse-probability weights: unbiased, at about half of full backpropagation's cost.
-    "russian-roulette": {
-        "first_order_steps": 1,
-        "truncation": "russian_roulette",
-        "checkpoint_steps": True,
-        "sub_chain": _NO_SUB_CHAIN,
-        "rest": "none",
-    },
+    "russian-roulette": _LAST | {"truncation": "russian_roulette", "checkpoint_steps": True},
     # REINFORCE on every step (Black et al. 2023, without its importance weights).
-    "ddpo": {
-        "first_order_steps": 0,
-        "sub_chain": _NO_SUB_CHAIN,
-        "rest": "half_order",
-        "half_order": {"weight": 1.0},
-    },
+    "ddpo": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "rest": "half_order", "half_order": {"weight": 1.0}},
     # A black-box reward that is learned meanwhile: backpropagation of a surrogate, REINFORCE on what it misses.
     "surrogate": _FULL | {"rest": "half_order", "surrogate": {"name": "online"}},
     # Evolution strategies: parameter perturbations on every step.

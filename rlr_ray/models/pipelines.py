@@ -23,13 +23,7 @@ from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
-from rlr_ray.models.adapters import (
-    ParameterVector,
-    add_adapter,
-    set_adapter,
-    take_per_chain_weights,
-    trainable,
-)
+from rlr_ray.models.adapters import ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
 from rlr_ray.utils.memory import GIB
 
 EMBEDDINGS_BYTES = 2 * GIB  # of prompts' embeddings that are kept in main memory; T5's are megabytes each
@@ -44,6 +38,7 @@ class PipelineModel(ABC):
     """
 
     trained: str  # the pipeline's part that the adapter sits in
+    embeddings: tuple[str, ...] = ("prompt", "negative")  # names of what `_encoded` gives, in its order
     patch = 1  # latent pixels a side that the part takes as one; a picture's sides are multiples of it
     frames: int | None = None  # of a video
 
@@ -68,8 +63,8 @@ class PipelineModel(ABC):
             self.module.compile(dynamic=False)
 
     @property
-    @abstractmethod
-    def channels(self) -> int: ...  # C
+    def channels(self) -> int:  # C
+        return int(getattr(self.pipeline, self.trained).config.in_channels)
 
     @property
     @abstractmethod
@@ -88,7 +83,12 @@ class PipelineModel(ABC):
         """Arguments of the trained part; with guidance those of the negative prompts first, then the prompts'."""
 
     @abstractmethod
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]: ...  # each [1, ...]
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]: ...  # each [1, ...]; None: without
+
+    @torch.no_grad()
+    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
+        parts = zip(self.embeddings, self._encoded(prompt, negative), strict=True)
+        return {name: value for name, value in parts if value is not None}
 
     def _output(self, output: Tensor) -> Tensor:
         """The trained part's output as [B, C, H, W]."""

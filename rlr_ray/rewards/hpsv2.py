@@ -47,12 +47,7 @@ class Hpsv2(Clip):
 
     prepared: Callable[[Tensor, int], Tensor] = staticmethod(padded)
 
-    def __init__(
-        self,
-        path: str = _REPOSITORY,
-        version: str = "2.1",
-        tokenizer: str = _TOKENIZER,
-    ):
+    def __init__(self, path: str = _REPOSITORY, version: str = "2.1", tokenizer: str = _TOKENIZER):
         if str(version) not in _FILES:
             raise UserError(f"reward 'hpsv2': found version {version}; allowed: {', '.join(_FILES)}")
         file = _FILES[str(version)]

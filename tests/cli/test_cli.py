@@ -125,12 +125,8 @@ crash.differentiable = True
 """
 BAD = {
     "a mistyped key": (["train.iteration=3"], ["train.iteration", "no such key", "iterations"]),
-    "h too long for T": (["estimator.sub_chain.length=7"], ["sub-chain of 7", "T = 5", "lower"]),
-    "eta 0 with a sub-chain": (["sampler.eta=0"], ["sampler.eta is 0", "above 0", "set sampler.eta: 1"]),
     "scale 0": (["estimator.zeroth_order.scale=0"], ["scale", "found 0", "greater than 0"]),
-    "scale below 0": (["estimator.zeroth_order.scale=-1"], ["scale", "found -1", "greater than 0"]),
     "a missing prompt file": (["prompts=none.txt"], ["none.txt", "not found", "write its path"]),
-    "an empty prompt file": (["prompts=empty.txt"], ["empty.txt", "no prompt", "one a line"]),
     "a reward that is NaN": (["reward={name: broken_rewards:nan}"], ["broken_rewards:nan", "nan", "finite"]),
     "a reward of a wrong shape": (["reward={name: broken_rewards:one}"], ["shape []", "[4]", "one score an image"]),
     "a reward without its gradient": (["reward={name: broken_rewards:cut}"], ["no gradient", "torch.no_grad"]),
@@ -142,12 +138,7 @@ BAD = {
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
     "an unknown optimizer": (["train.optimizer=Adamm", "cluster={}"], ["train.optimizer is 'Adamm'", "AdamW"]),
     "an unknown model": (["model={name: pixart}"], ["'pixart'", "wan, digits, moving_digits"]),
-    "a folder that is no pipeline": (
-        ["model={name: stable_diffusion, path: .}"],
-        ["not a diffusers pipeline", "model_index.json", "save_pretrained"],
-    ),
     "no path": (["model={name: stable_diffusion}"], ["model.path is not set"]),
-    "an unknown adapter": (["adapter={type: LORRA}"], ["'LORRA'", "LORA"]),
     "a judge that reads no digit": (["prompts=[a cat]"], ["'a cat'", "names one digit"]),
 }
 
@@ -156,7 +147,6 @@ BAD = {
 def test_bad_input_is_named_with_its_remedy_and_no_traceback(
     recipe: Path, capfd: pytest.CaptureFixture[str], changes: list[str], words: list[str]
 ) -> None:
-    Path("empty.txt").write_text("\n")
     Path("broken_rewards.py").write_text(BROKEN_REWARDS)
     assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 2
     said = capfd.readouterr().err

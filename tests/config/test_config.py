@@ -11,7 +11,6 @@ import yaml
 from rlr_ray.cli import main
 from rlr_ray.config.estimator import KEYS, PRESETS, merge
 from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put, run_config
-from rlr_ray.config.run import RunConfig
 from rlr_ray.config.tune import TuneConfig
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.errors import UserError
@@ -21,11 +20,6 @@ from tests.runs import RECIPE, short_run
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_loads(path: Path) -> None:
-    assert isinstance(load_config(str(path), []), RunConfig)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

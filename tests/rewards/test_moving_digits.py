@@ -87,21 +87,6 @@ def test_the_judge_wants_both_right() -> None:
     assert not (right * other_digit).any() and not (right * other_direction).any()
 
 
-def test_the_gradient_against_finite_differences() -> None:
-    videos, digits, directions = (part[:2] for part in held_out())
-    reward = MovingDigits().double()
-    prompts = captions((digits + 3) % 10, OPPOSITE[directions])
-    point = (0.1 + 0.8 * videos.double()).requires_grad_()
-    reward(point, prompts, [{}] * 2).sum().backward()
-    assert point.grad is not None
-    source = torch.Generator().manual_seed(1)
-    for _ in range(5):
-        step = 1e-5 * torch.randn(point.shape, dtype=torch.float64, generator=source)
-        with torch.no_grad():
-            risen = (reward(point + step, prompts, [{}] * 2) - reward(point - step, prompts, [{}] * 2)).sum() / 2
-        assert float((point.grad * step).sum()) == pytest.approx(float(risen), rel=1e-6, abs=1e-10)
-
-
 @pytest.mark.parametrize("reward", [MovingDigits, MovingDigitsJudge])
 @pytest.mark.parametrize(
     ("prompt", "message"),

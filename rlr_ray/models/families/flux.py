@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -34,6 +35,7 @@ class Flux(PipelineModel):
     """
 
     trained = "transformer"
+    embeddings = ("prompt", "pooled", "negative", "negative_pooled")
     patch = 2
 
     def __init__(self, pipeline: FluxPipeline, config: Any, adapter: Any, sampler: Any, device: torch.device):
@@ -95,14 +97,10 @@ class Flux(PipelineModel):
         unpacked: Tensor = self.pipeline._unpack_latents(output, height, width, scale)
         return unpacked
 
-    @torch.no_grad()
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        texts = {"": prompt} | ({"negative": negative} if self.guidance_scale > 1 else {})
-        embeddings: dict[str, Tensor] = {}
-        for kind, text in texts.items():
-            hidden, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, max_sequence_length=self.tokens)
-            embeddings |= {kind or "prompt": hidden, f"{kind}_pooled" if kind else "pooled": pooled}
-        return embeddings
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]:
+        options = {"device": self.device, "max_sequence_length": self.tokens}
+        negatives = self.pipeline.encode_prompt(negative, **options)[:2] if self.guidance_scale > 1 else (None, None)
+        return *self.pipeline.encode_prompt(prompt, **options)[:2], *negatives
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """T5 reads what CLIP's tokenizer cuts off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,10 +28,6 @@ class StableDiffusion(PipelineModel):
     trained = "unet"
 
     @property
-    def channels(self) -> int:
-        return int(self.pipeline.unet.config.in_channels)
-
-    @property
     def default_sides(self) -> tuple[int, int]:
         side = int(self.pipeline.unet.config.sample_size)
         return side, side
@@ -43,8 +40,9 @@ class StableDiffusion(PipelineModel):
         hidden = self._both(conditioning, "negative", "prompt")
         return {"sample": latents, "timestep": time, "encoder_hidden_states": hidden}
 
-    @torch.no_grad()
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]:
         guided = self.guidance_scale > 1
-        encoded = self.pipeline.encode_prompt(prompt, self.device, 1, guided, negative_prompt=negative or None)
-        return {name: value for name, value in zip(("prompt", "negative"), encoded, strict=True) if value is not None}
+        encoded: Sequence[Tensor | None] = self.pipeline.encode_prompt(
+            prompt, self.device, 1, guided, negative_prompt=negative or None
+        )
+        return encoded

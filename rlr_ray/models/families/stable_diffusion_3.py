@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class StableDiffusion3(PipelineModel):
     """
 
     trained = "transformer"
+    embeddings = ("prompt", "negative", "pooled", "negative_pooled")
 
     @property
     def tokens(self) -> int:
@@ -39,10 +41,6 @@ class StableDiffusion3(PipelineModel):
     @property
     def patch(self) -> int:  # type: ignore[override]
         return int(self.pipeline.transformer.config.patch_size)
-
-    @property
-    def channels(self) -> int:
-        return int(self.pipeline.transformer.config.in_channels)
 
     @property
     def default_sides(self) -> tuple[int, int]:
@@ -71,9 +69,8 @@ class StableDiffusion3(PipelineModel):
             "pooled_projections": self._both(conditioning, "negative_pooled", "pooled"),
         }
 
-    @torch.no_grad()
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        encoded = self.pipeline.encode_prompt(
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]:
+        encoded: Sequence[Tensor | None] = self.pipeline.encode_prompt(
             prompt,
             None,
             None,
@@ -82,8 +79,7 @@ class StableDiffusion3(PipelineModel):
             negative_prompt=negative,
             max_sequence_length=self.tokens,
         )
-        names = ("prompt", "negative", "pooled", "negative_pooled")
-        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        return encoded
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         """T5 reads what CLIP's tokenizers cut off, if the pipeline has it."""

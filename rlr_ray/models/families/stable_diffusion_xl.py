@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class StableDiffusionXL(StableDiffusion):
     Pictures are asked for at the size at which they are drawn, not cropped. A VAE that float16 overflows stays float32.
     """
 
+    embeddings = ("prompt", "negative", "pooled", "negative_pooled")
+
     def __init__(self, pipeline: StableDiffusionXLPipeline, *arguments: Any):
         if pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:
             pipeline.vae.to(torch.float32)
@@ -36,14 +39,12 @@ class StableDiffusionXL(StableDiffusion):
         added = {"text_embeds": pooled, "time_ids": self._sizes.expand(len(pooled), -1)}
         return super()._inputs(latents, time, conditioning) | {"added_cond_kwargs": added}
 
-    @torch.no_grad()
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        encoded = self.pipeline.encode_prompt(
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]:
+        encoded: Sequence[Tensor | None] = self.pipeline.encode_prompt(
             prompt,
             device=self.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=self.guidance_scale > 1,
             negative_prompt=negative or None,  # not the same: without one, it may be 0 (force_zeros_for_empty_prompt)
         )
-        names = ("prompt", "negative", "pooled", "negative_pooled")
-        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        return encoded

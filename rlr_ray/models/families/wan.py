@@ -56,10 +56,6 @@ class Wan(PipelineModel):
         return math.lcm(*self.pipeline.transformer.config.patch_size[1:])
 
     @property
-    def channels(self) -> int:
-        return int(self.pipeline.transformer.config.in_channels)
-
-    @property
     def scale(self) -> int:
         return int(self.pipeline.vae_scale_factor_spatial)
 
@@ -98,11 +94,10 @@ class Wan(PipelineModel):
             "encoder_hidden_states": self._both(conditioning, "negative", "prompt"),
         }
 
-    @torch.no_grad()
-    def _encode_uncached(self, prompt: str, negative: str) -> dict[str, Tensor]:
-        guided, length = self.guidance_scale > 1, self.tokens
-        encoded = self.pipeline.encode_prompt(prompt, negative, guided, max_sequence_length=length, device=self.device)
-        return {name: value for name, value in zip(("prompt", "negative"), encoded, strict=True) if value is not None}
+    def _encoded(self, prompt: str, negative: str) -> Sequence[Tensor | None]:
+        guided, options = self.guidance_scale > 1, {"max_sequence_length": self.tokens, "device": self.device}
+        encoded: Sequence[Tensor | None] = self.pipeline.encode_prompt(prompt, negative, guided, **options)
+        return encoded
 
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer, self.tokens)]
