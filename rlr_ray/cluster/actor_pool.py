@@ -26,22 +26,6 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 3.0  # between two looks at how much room there is
 
 
-@contextmanager
-def actor_pool(
-    config: RunConfig, cluster: ClusterConfig, room: HeldResources, coordinator: ActorHandle, remote: RemoteRewards
-) -> Iterator[ActorPool]:
-    """Actors that start, grow and shrink with the cluster, and end with the block."""
-    count = cluster.rollouts.min_actors
-    logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
-    pool = ActorPool(config, cluster, room, coordinator, remote)
-    try:
-        pool.start()
-        with repeating(pool.look, _LOOK_S, "looking for room for more rollout actors"):
-            yield pool
-    finally:
-        pool.end()
-
-
 class ActorPool:
     """Starts and ends rollout actors. The first `min_actors` live in the room that is held for them.
 
@@ -66,12 +50,21 @@ class ActorPool:
         wanted = self.rollouts.max_actors - self.rollouts.min_actors
         self.wished = Reservation(self.rollouts.demand, wanted, essential=False)
 
-    def start(self) -> None:
-        """Start the first actors, which then build their engines."""
-        group = self.room.actors
+    @contextmanager
+    def running(self) -> Iterator[ActorPool]:
+        """Start the first actors, which then build their engines; grow and shrink until the block ends, then end."""
+        count, group = self.rollouts.min_actors, self.room.actors
+        logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
-        for _ in range(self.rollouts.min_actors):
-            self.first[next(self.names)] = self._actor(place)
+        try:
+            for _ in range(count):
+                self.first[next(self.names)] = self._actor(place)
+            with repeating(self.look, _LOOK_S, "looking for room for more rollout actors"):
+                yield self
+        finally:
+            for actor in self._actors().values():
+                ray.kill(actor)
+            self.wished.cancel()
 
     def await_ready(self) -> None:
         """Wait until each of the first actors has built its engine. Raises UserError if one cannot."""
@@ -113,8 +106,3 @@ class ActorPool:
     def _publish(self) -> None:
         self.published = ray.put(self._actors())
         self.coordinator.set_actors.remote([self.published])
-
-    def end(self) -> None:
-        for actor in self._actors().values():
-            ray.kill(actor)
-        self.wished.cancel()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -150,10 +151,12 @@ def forwarding(coordinator: ActorHandle, report: Report, missing: Callable[[], s
         yield
 
 
+@dataclass
 class _Forwarder:
-    def __init__(self, coordinator: ActorHandle, report: Report, missing: Callable[[], str]):
-        self.coordinator, self.report, self.missing = coordinator, report, missing
-        self.due = _AWAITED_S
+    coordinator: ActorHandle
+    report: Report
+    missing: Callable[[], str]
+    due: float = _AWAITED_S
 
     def forward(self) -> None:
         try:

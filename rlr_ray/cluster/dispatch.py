@@ -147,9 +147,10 @@ class Dispatcher:
         there = {worker.name: worker for worker in workers}
         for name in self.workers.keys() - there.keys():
             self._forget(self.workers[name])
-        for name in there.keys() - self.workers.keys() - self.gone:
-            self.workers[name] = there[name]
-            self._ask(there[name])
+        for name, worker in there.items():  # in their order: no set, whose order differs between processes
+            if name not in self.workers and name not in self.gone:
+                self.workers[name] = worker
+                self._ask(worker)
 
     def _is_there(self, worker: RolloutWorker) -> bool:
         return self.workers.get(worker.name) is worker

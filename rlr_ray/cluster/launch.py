@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rlr_ray.cluster.actor_pool import actor_pool
+from rlr_ray.cluster.actor_pool import ActorPool
 from rlr_ray.cluster.coordinator import RunCoordinator, beside, forwarding
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.resources import enter_and_call, hold_resources
@@ -50,7 +50,7 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
         hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as room,
         remote_rewards(config, room) as remote,
         _coordinator() as coordinator,
-        actor_pool(config, cluster, room, coordinator, remote) if actors else nullcontext() as pool,
+        ActorPool(config, cluster, room, coordinator, remote).running() if actors else nullcontext() as pool,
         forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):
         room.release_workers()

@@ -156,21 +156,18 @@ def await_ready(ready: Mapping[str, Callable[[], ray.ObjectRef]], tries: int, re
     """
     calls = {name: ask() for name, ask in ready.items()}  # all at once
     for name, call in calls.items():
-        _await(name, call, ready[name], tries, remedy)
-
-
-def _await(name: str, call: ray.ObjectRef, ask: Callable[[], ray.ObjectRef], tries: int, remedy: str) -> None:
-    for _ in range(tries):
-        try:
-            ray.get(call)
-            return
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise UserError(f"{name} cannot start: {error}") from error
-        except RuntimeEnvSetupError as error:
-            raise UserError(f"{name} cannot start in its environment: {error}") from error
-        except (RayActorError, OutOfMemoryError):  # the latter: Ray ended it, for its node had no memory left
-            time.sleep(_RETURN_S)
-            call = ask()
-    raise UserError(f"{name} died {tries} times while it started; {remedy}")
+        for _ in range(tries):
+            try:
+                ray.get(call)
+                break
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise UserError(f"{name} cannot start: {error}") from error
+            except RuntimeEnvSetupError as error:
+                raise UserError(f"{name} cannot start in its environment: {error}") from error
+            except (RayActorError, OutOfMemoryError):  # the latter: Ray ended it, for its node had no memory left
+                time.sleep(_RETURN_S)
+                call = ready[name]()
+        else:
+            raise UserError(f"{name} died {tries} times while it started; {remedy}")

@@ -38,12 +38,15 @@ def run_here(config: RunConfig, report: Report) -> None:
 
 def run_as_driver(config: RunConfig, report: Report) -> None:
     """Train on the Ray of this process, as a driver of its own. Raises what the run raised."""
+    assert config.cluster != "none"
+    # The environment has this Ray's address; other trials need time to make room.
+    cluster = config.cluster.model_copy(update={"address": None, "wait_s": _ROOM_S})
     here, there = Pipe()
     command = [sys.executable, "-m", "rlr_ray.tune.driver", str(there.fileno())]
     child = subprocess.Popen(command, pass_fds=[there.fileno()], env=_environment())
     there.close()
     try:
-        here.send((_patient(config), os.getcwd()))
+        here.send((config.model_copy(update={"cluster": cluster}), os.getcwd()))
         while (news := here.recv()) is not None:
             if isinstance(news, BaseException):
                 raise news
@@ -53,13 +56,6 @@ def run_as_driver(config: RunConfig, report: Report) -> None:
     finally:
         here.close()  # which interrupts a run that has not ended
         child.wait()
-
-
-def _patient(config: RunConfig) -> RunConfig:
-    """On the Ray whose address the environment has, with time for other trials to make room."""
-    assert config.cluster != "none"
-    cluster = config.cluster.model_copy(update={"address": None, "wait_s": _ROOM_S})
-    return config.model_copy(update={"cluster": cluster})
 
 
 def _environment() -> dict[str, str]:
@@ -77,7 +73,7 @@ def _main(connection: Connection) -> None:
     try:
         run_here(config, connection.send)
     except Exception as error:
-        connection.send(_sendable(error))
+        connection.send(error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         connection.send(None)
 
@@ -90,10 +86,6 @@ def _end_with(connection: Connection) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(_END_S)
         os._exit(1)
-
-
-def _sendable(error: Exception) -> Exception:
-    return error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

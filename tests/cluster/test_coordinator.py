@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import ray
 
-from rlr_ray.cluster.coordinator import RunCoordinator, forwarding, messages_to, repeating
+from rlr_ray.cluster.callbacks import start_worker
+from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, messages_to, repeating
+from rlr_ray.cluster.trainer import _check_progress, _watched
+from rlr_ray.config.cluster import ClusterConfig
+from rlr_ray.errors import UserError
+from rlr_ray.train.update import Process
 from tests.runs import logged
 
 
@@ -70,6 +78,59 @@ def test_a_report_that_fails_is_logged_and_nothing_else_is_lost(monkeypatch: Any
         pass
     assert reported == [1, 2]
     assert ["BrokenPipeError('the reader is gone')" in text for text in said] == [True]
+
+
+def test_workers_that_end_again_and_again_without_a_new_update_end_the_run(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    coordinator, cluster = RunCoordinator(), ClusterConfig(max_failures=1)
+
+    def start(size: int, rank: int = 0) -> None:
+        _check_progress(cluster, Process(rank, size), Handle(coordinator))
+
+    start(1), start(1)
+    coordinator.put({"step": 0})
+    start(1)
+    start(2), start(2), start(2, rank=1)  # the first is a resize, and one worker speaks for all
+    coordinator.put({"step": 0})  # no new one
+    coordinator.note_trouble("Traceback of the first")
+    coordinator.note_trouble("Traceback of one that it took along")
+    with pytest.raises(UserError, match=r"ended 2 times without a new update between; .*:\nTraceback of the first\n"):
+        start(2)
+
+
+def test_after_a_users_error_workers_do_not_start_again(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    coordinator = RunCoordinator()
+    for text in ("the reward is not finite", "another worker's"):
+        coordinator.fail(UserError(text))
+    coordinator.await_workers("training worker 0 ended")
+    assert coordinator.take() == [] and str(coordinator.failure()) == "the reward is not finite"
+    start_worker({"coordinator": Handle(coordinator), "work": "no worker's"})
+
+
+def test_that_no_worker_starts_is_told_and_again_when_it_has_doubled(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    coordinator = RunCoordinator()
+    forwarder = _Forwarder(Handle(coordinator), print, lambda: "waiting for room")  # type: ignore[arg-type]
+    with logged() as said:
+        for waited in (59, 61, 119, 121, None, 61):
+            coordinator.awaited_since = None if waited is None else time.monotonic() - waited
+            forwarder.forward()
+    assert said == [f"no training worker has started for {s} s: waiting for room" for s in (61, 121, 61)]
+
+
+def test_a_worker_that_hangs_ends_the_run_saying_where(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    ended, coordinator = threading.Event(), RunCoordinator()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    with _watched(0.2, Handle(coordinator)) as alive:
+        for _ in range(5):
+            time.sleep(0.1)
+            alive()
+        assert not ended.is_set()
+        assert ended.wait(10)
+    assert str(coordinator.error).startswith("no update came back for 0.2 s (cluster.stall_s); the worker stands at:\n")
+    assert "in test_a_worker_that_hangs_ends_the_run_saying_where" in str(coordinator.error)
 
 
 def test_a_repeating_thread_outlives_its_errors_and_says_each_once() -> None:

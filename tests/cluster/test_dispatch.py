@@ -110,7 +110,7 @@ def test_every_chunk_comes_back_once() -> None:
     assert counts["rollouts_missing"] == counts["rollouts_rerun"] == counts["rollouts_hedged"] == 0
 
 
-def test_the_chunk_of_a_lost_member_runs_again_and_the_member_is_used_again() -> None:
+def test_the_chunk_of_a_lost_worker_runs_again_and_the_worker_is_used_again() -> None:
     lost = Fake("a", Lost())
     chunks, counts = run(Workers(lost))
     assert chunks == CHUNKS and counts["rollouts_rerun"] == 2
@@ -124,13 +124,27 @@ def test_workers_that_are_gone_are_not_asked_again_and_cost_a_chunk_no_tries() -
     assert [len(worker.calls) for worker in gone] == [1] * 5
 
 
-def test_a_chunk_that_always_goes_wrong_ends_with_its_name_and_the_error() -> None:
-    workers = [Fake(name, *[RuntimeError("the seventh pixel")] * 9) for name in "ab"]
-    with pytest.raises(UserError, match=r"rollouts \d+ to \d+ went wrong 3 times.*RuntimeError: the seventh pixel"):
-        run(Workers(*workers))
+DARK, HANGS = UserError("the reward is not finite"), Patience(timeout_s=0.1, max_retries=1)
 
 
-def test_a_users_error_of_one_member_is_tried_on_another() -> None:
+@pytest.mark.parametrize(
+    ("names", "action", "patience", "words"),
+    [
+        ("ab", RuntimeError("the seventh pixel"), FAST, r"rollouts \d+ to \d+ went wrong 3 times.*: the seventh pixel"),
+        ("ab", DARK, FAST, "^the reward is not finite$"),  # of two workers, or twice of the only one
+        ("a", DARK, FAST, "^the reward is not finite$"),
+        ("a", None, HANGS, r"went wrong 2 times; the last: TimeoutError: no result within 0\.1 s"),
+    ],
+    ids=["an error", "a user's", "a user's, alone", "hangs"],
+)
+def test_a_chunk_that_always_goes_wrong_ends_the_job_saying_so(
+    names: str, action: Exception | None, patience: Patience, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(Workers(*[Fake(name, *[action] * 9) for name in names]), patience)
+
+
+def test_a_users_error_of_one_worker_is_tried_on_another() -> None:
     """A GPU's memory that ran out, say, may be that worker's alone."""
     short = Fake("a", UserError("the GPU's memory ran out"))
     other = Fake("b", delay_s=0.05)
@@ -140,33 +154,20 @@ def test_a_users_error_of_one_member_is_tried_on_another() -> None:
     assert first in [chunk for _, chunk in other.calls]
 
 
-def test_a_users_error_of_two_workers_ends_the_job() -> None:
-    error = UserError("the reward is not finite")
-    with pytest.raises(UserError, match=r"^the reward is not finite$"):
-        run(Workers(Fake("a", *[error] * 9), Fake("b", *[error] * 9)))
-    with pytest.raises(UserError, match=r"^the reward is not finite$"):
-        run(Workers(Fake("a", *[error] * 9)))
-
-
-def test_a_member_that_is_broken_costs_no_chunk_its_tries() -> None:
+def test_a_worker_that_is_broken_costs_no_chunk_its_tries() -> None:
     broken, other = Fake("a", *[RuntimeError("sticky")] * 99), Fake("b", delay_s=0.02)
     chunks, counts = run(Workers(broken, other), Patience(max_retries=1, hedge_after=None))
     assert chunks == CHUNKS
     assert broken.ended == counts["rollouts_rerun"] // 2 // 2  # started anew after two failures in a row
 
 
-def test_a_member_that_hangs_is_ended_and_its_chunk_runs_elsewhere() -> None:
+def test_a_worker_that_hangs_is_ended_and_its_chunk_runs_elsewhere() -> None:
     hangs, other = Fake("a", None), Fake("b")
     chunks, counts = run(Workers(hangs, other), Patience(hedge_after=None, timeout_s=0.5))
     assert chunks == CHUNKS and hangs.ended == 1 and counts["rollouts_rerun"] == 2
 
 
-def test_a_chunk_that_always_hangs_ends_with_an_error() -> None:
-    with pytest.raises(UserError, match=r"went wrong 2 times; the last: TimeoutError: no result within 0\.1 s"):
-        run(Workers(Fake("a", *[None] * 9)), Patience(timeout_s=0.1, max_retries=1))
-
-
-def test_an_idle_member_takes_the_chunk_of_a_straggler_whose_late_result_does_not_count() -> None:
+def test_an_idle_worker_takes_the_chunk_of_a_straggler_whose_late_result_does_not_count() -> None:
     straggler, other = Fake("a", None), Fake("b", delay_s=0.01)
     chunks, counts = run(Workers(straggler, other), Patience(hedge_after=3.0))  # ends, though one never comes back
     assert chunks == CHUNKS and counts["rollouts_hedged"] == 2 and counts["rollouts_rerun"] == 0
@@ -216,7 +217,7 @@ def test_with_a_quorum_the_job_goes_on_without_late_ones_and_says_how_many() -> 
     assert len(chunks) == 5 and counts["rollouts_missing"] == 2
 
 
-def test_a_member_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() -> None:
+def test_a_worker_with_an_older_job_gets_nothing_of_the_next_until_it_is_back() -> None:
     late, other = Fake("a", None), Fake("b")
     dispatcher = Dispatcher(Workers(late, other).look, Patience(quorum=0.8, hedge_after=None))
     first = [result.indices for result in dispatcher.submit("first", CHUNKS, str)]
@@ -258,7 +259,7 @@ def test_a_worker_that_does_not_end_when_it_is_ended_is_not_there() -> None:
     assert said and "none is there" in said[0]
 
 
-def test_a_member_that_never_answers_is_started_anew() -> None:
+def test_a_worker_that_never_answers_is_started_anew() -> None:
     class Mute(Fake):
         asked: ClassVar[list[Future[None]]] = []
 
@@ -275,7 +276,7 @@ def test_a_member_that_never_answers_is_started_anew() -> None:
     assert mute.ended == 1
 
 
-def test_a_member_that_cannot_start_is_reported_and_tried_again() -> None:
+def test_a_worker_that_cannot_start_is_reported_and_tried_again() -> None:
     class Broken(Fake):
         starts = 0
 
