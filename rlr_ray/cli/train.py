@@ -52,7 +52,7 @@ def train_command(options: argparse.Namespace) -> None:
     config = config if options.dry_run else resolve(config)
     check_first_order(config)
     check_optimizer(config.train)
-    build_loggers(config)  # once more where the run is led, but one that cannot be is refused here
+    build_loggers(config, own=not options.dry_run)  # once more where the run is led; what cannot be is refused here
     prompts = describe_prompts(config)
     if options.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)

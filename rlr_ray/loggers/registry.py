@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
-from rlr_ray.utils.environment import concealed, expanded
+from rlr_ray.utils.environment import concealed, expanded, own_module
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +48,12 @@ class Logger:
         """Take the run's summary; pictures before and after lie in its folder."""
 
 
-def build_loggers(config: RunConfig) -> dict[str, Logger]:
-    """The recipe's loggers by name, not begun. Raises UserError for one that is not there or lacks its package."""
-    return {name: _build(name, options) for name, options in config.loggers.items()}
+def build_loggers(config: RunConfig, *, own: bool = True) -> dict[str, Logger]:
+    """The recipe's loggers by name, not begun; `own`: the user's too, whose modules that imports.
+
+    Raises UserError for one that is not there or lacks its package.
+    """
+    return {name: _build(name, options) for name, options in config.loggers.items() if own or ":" not in name}
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Logger:
@@ -64,7 +66,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Logger:
         raise UserError(f"loggers has {name}, whose package is not installed: pip install 'rlr-ray[{name}]'")
     module, _, attribute = LOGGERS.get(name, name).partition(":")
     try:
-        logger: Logger = getattr(importlib.import_module(module), attribute)(**expanded(options, f"loggers.{name}"))
+        logger: Logger = getattr(own_module(module), attribute)(**expanded(options, f"loggers.{name}"))
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
             f"loggers.{name} cannot be made of {dict(options)}: {concealed(first_line(error))}; its keys are the "

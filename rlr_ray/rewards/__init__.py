@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of
-from rlr_ray.utils.environment import concealed, expanded
+from rlr_ray.utils.environment import concealed, expanded, own_module
 
 
 class Entry(NamedTuple):
@@ -65,10 +63,8 @@ def find_reward(name: str) -> Callable[..., Any]:
 
 def _import_own(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` does; console scripts leave the working folder out
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = own_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
             f"reward {name!r}: no module {error.name!r} was found; allowed: a module on PYTHONPATH or in the working "

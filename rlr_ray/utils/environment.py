@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
+import sys
 from importlib.metadata import distributions
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -65,6 +68,13 @@ def expanded(value: Any, whose: str) -> Any:
         text = os.environ[name].strip()
         _names.update({form: name for form in (text, quote(text, _UNQUOTED)) if len(form) >= _SHORTEST})
     return VARIABLE.sub(lambda match: os.environ[match[1]], value)
+
+
+def own_module(name: str) -> ModuleType:
+    """A user's module, also one in the working folder, as `python -m` finds it and console scripts do not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return importlib.import_module(name)
 
 
 _VARIABLES = {

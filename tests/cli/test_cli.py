@@ -15,6 +15,7 @@ import yaml
 from rlr_ray.cli import main
 from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan import PlanShape
+from rlr_ray.loggers.registry import build_loggers
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import RECIPE
 
@@ -106,6 +107,19 @@ def test_dry_run_prints_the_plan_and_leaves_nothing(recipe: Path, capsys: pytest
     assert PlanShape(5, 1, 2).draw(0, 0).zeroth_order == (2, 3)
     assert "120 denoiser forwards, 24 backwards; 4 updates" in said
     assert not Path("runs").exists()
+
+
+def test_only_what_runs_a_recipe_imports_its_code_from_the_working_folder(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own_code_for_cli.py").write_text("print('imported', file=open('imported', 'w'))\nclass Mine: pass")
+    keys = ["reward={name: own_code_for_cli:reward}", "loggers=[own_code_for_cli:Mine]", "evaluation.judge=null"]
+    words = ["--config", str(recipe), *(word for key in keys for word in ("--set", key))]
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    assert main(["train", *words, "--dry-run"]) == main(["doctor", *words]) == 0
+    assert not Path("imported").exists()
+    built = build_loggers(load_config(str(recipe), keys))
+    assert [type(one).__name__ for one in built.values()] == ["Mine"] and Path("imported").exists()
 
 
 def test_a_biased_plan_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
