@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,9 @@ def _half_order(
     chunks = [part.tolist() for part in torch.arange(count).tensor_split(min(max(parts, 1), count))]
     for part in chunks:
         for c in [c for c in part if c in trajectories]:
-            mean.add(c, _of_sub_chains(sampler, theta, plan, trajectories[c], [of[c] for of in advantages]))
+            carried = [of[c] for of in advantages]
+            each = (half_order(sampler, theta, trajectories[c], s, carried[plan.leaves(s)]) for s in plan.sub_chains)
+            mean.add(c, functools.reduce(Tensor.add_, each))
         row, mean_square = mean.take(part)
         square += len(part) / count * mean_square
         rows.append(row.cpu() if parts else row)
@@ -178,17 +181,6 @@ def _half_order(
         for part, row in zip(chunks, rows, strict=True):
             gradient.add_(row, alpha=len(part) / count)
     return term_estimate(gradient.to(theta.device), square, count), rows if parts else []
-
-
-def _of_sub_chains(
-    sampler: Sampler, theta: Tensor, plan: Plan, trajectory: Trajectory, advantages: Sequence[Tensor]
-) -> Tensor:  # [P]
-    gradient = None
-    for sub_chain in plan.sub_chains:
-        one = half_order(sampler, theta, trajectory, sub_chain, advantages[plan.leaves(sub_chain)])
-        gradient = one if gradient is None else gradient.add_(one)
-    assert gradient is not None
-    return gradient
 
 
 def _penalise(

@@ -27,17 +27,8 @@ from rlr_ray.utils.files import PARTS, disk_errors, make_folder, refuse_foreign,
 
 _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its folder
     *("config.yaml", "plan.*", "metrics.*", "summary.json", "report.html", "reward_curve.png", "over_budget.json"),
-    *(
-        "checkpoints/update_[0-9]*.pt",
-        "samples/*",
-        "lora/*",
-        "adapter/*",
-        "evaluate/*",
-        "sample/*",
-        "trackers/*",
-    ),
-    *(f"{logger}/*" for logger in LOGGERS),
-    *(PARTS, f"*/{PARTS}"),
+    *(f"{name}/*" for name in ("samples", "lora", "adapter", "evaluate", "sample", "trackers", *LOGGERS)),
+    *("checkpoints/update_[0-9]*.pt", PARTS, f"*/{PARTS}"),
 )
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml
 
@@ -56,7 +47,8 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        """Whether a run was begun, though its config may be lost: every checkpoint holds it too."""
+        return (self.path / "config.yaml").is_file() or bool(self.checkpoints.steps())
 
     @property
     def holds_results(self) -> bool:
@@ -97,7 +89,7 @@ class RunFolder:
 
         `leave` writes what the config was made from, before config.yaml makes the folder a run.
         """
-        anew = not resume and (self.holds_run or bool(self.checkpoints.steps()))
+        anew = not resume and self.holds_run
         if anew:
             self._check_only_own()
         make_folder(self.path, anew=anew)
@@ -111,7 +103,7 @@ class RunFolder:
     def _check_unchanged(self) -> None:
         try:
             saved = read_recipe(str(self.path / "config.yaml"))
-        except UserError:  # damaged: `begin` writes it anew, and every checkpoint holds the config too
+        except UserError:  # damaged or lost: `begin` writes it anew
             return
         changed = changed_keys(saved, self.config)
         if changed:

@@ -86,6 +86,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(copied: Path, 
         flip(newest, size // 2)
     flip(copied / "samples" / "before.pt", 1000)  # measured again
     (copied / "metrics.parquet").write_bytes(b"")  # it is made of metrics.jsonl
+    (copied / "config.yaml").unlink()  # every checkpoint holds it
     with (copied / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rew')  # a line that a kill cut short
     said = run(small_run(copied.parent), resume=True)

@@ -30,11 +30,6 @@ GROUPS = torch.arange(CHAINS) // 8
 FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": {"length": 0}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # as an engine does; two that compete are slower
-
-
 def surrogate_run(folder: Path, changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
     """A small run whose reward is black-box, under a plan that a surrogate can have."""
     estimator = FULL | {"rest": "half_order", "surrogate": {"name": "online", "steps_per_update": 5}} | keys
