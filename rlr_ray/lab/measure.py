@@ -217,9 +217,7 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
     """
     train = engine.config.train
     by_prompt = engine.config.estimator.half_order.baseline == "prompt"
-    size = max(
-        math.lcm(train.chunk_size, train.chains_per_prompt), 2
-    )  # all chains of a prompt: their variance is shared
+    size = max(math.lcm(train.chunk_size, train.chains_per_prompt), 2)  # all chains of a prompt: they share variance
     groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)
 
     def batch(number: int) -> list[Chains]:

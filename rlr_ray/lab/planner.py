@@ -128,19 +128,15 @@ class Planner:
         logger.info("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         logger.info("measuring the gradient's variance step by step")
-        self.sweep: PlanSweep = self._gather(batches)
+        patience_s = _PATIENCE_S if batches is None else math.inf
+        self.sweep: PlanSweep = gather(self.subject, self.exact, batches or _BATCHES, patience_s)
         self.direct: dict[str, PlanStatistics] = {}
-
-    def _gather(self, batches: int | None) -> PlanSweep:
-        if batches is None:
-            return gather(self.subject, self.exact, _BATCHES, _PATIENCE_S)
-        return gather(self.subject, self.exact, batches)
 
     @memory_errors()
     def choose(self, budget_gib: float | None) -> Choice:
         """The best plan for a budget; a plan whose real update takes more than it fits is passed over."""
         rule = self.rule(budget_gib)
-        budget = float("inf") if budget_gib is None else budget_gib * GIB
+        budget = math.inf if budget_gib is None else budget_gib * GIB
         options = [self._option(plan, budget) for plan in (*self._from_sweep(), *self._one_by_one(rule))]
         options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
         for option in options:

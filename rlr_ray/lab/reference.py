@@ -145,26 +145,18 @@ class Moments:
         return statistics.stdev(self.parts[1:]) / self.count**0.5 if self.count > 2 else float("inf")
 
 
-@dataclass
 class PlanSweep:
     """Statistics by K of the batches seen so far; `size` chains each, variances per chain."""
 
-    steps: int
-    size: int
-    exact: bool  # the reward has a gradient
-    last: list[Moments] = field(default_factory=list)  # [T + 1] first order on the last K
-    mixed: list[Moments] = field(default_factory=list)  # [T + 1] with REINFORCE on the others
-    first_order: list[Moments] = field(default_factory=list)  # [T] the exact gradient of one step
-    half_order: list[Moments] = field(default_factory=list)  # [T] REINFORCE on one step
-    roulettes: dict[int, list[float]] = field(default_factory=dict)  # least depth -> each batch's mean squared norm
-    rows: list[Tensor] = field(default_factory=list)  # each batch's gradient [P], exact if there is one
-
-    def __post_init__(self) -> None:
-        self.last = [Moments() for _ in range(self.steps + 1)]
-        self.mixed = [Moments() for _ in range(self.steps + 1)]
-        self.first_order = [Moments() for _ in range(self.steps)]
-        self.half_order = [Moments() for _ in range(self.steps)]
-        self.roulettes = {least: [] for least in sorted({max(self.steps * part // 4, 1) for part in range(4)})}
+    def __init__(self, steps: int, size: int, exact: bool):
+        self.steps, self.size, self.exact = steps, size, exact  # exact: the reward has a gradient
+        self.last = [Moments() for _ in range(steps + 1)]  # first order on the last K
+        self.mixed = [Moments() for _ in range(steps + 1)]  # with REINFORCE on the others
+        self.first_order = [Moments() for _ in range(steps)]  # the exact gradient of one step
+        self.half_order = [Moments() for _ in range(steps)]  # REINFORCE on one step
+        leasts = sorted({max(steps * part // 4, 1) for part in range(4)})
+        self.roulettes: dict[int, list[float]] = {least: [] for least in leasts}  # each batch's mean squared norm
+        self.rows: list[Tensor] = []  # each batch's gradient [P], exact if there is one
 
     def add(self, exact: Tensor, reinforce: Tensor) -> None:  # [T, P], [T, P]; nan where REINFORCE cannot be
         zero = torch.zeros_like(exact[:1])
@@ -180,10 +172,6 @@ class PlanSweep:
             self.roulettes[least].append(roulette_square(exact, least))
         self.rows.append(last[-1] if self.exact else others[0])
 
-    @property
-    def gradient(self) -> Tensor:  # [P]
-        return self.last[self.steps].mean if self.exact else self.mixed[0].mean
-
     def reinforce_variance(self, k: int) -> Spread:
         """Of first order on the last k steps and REINFORCE on the others."""
         return self._spread(self.mixed[k])
@@ -197,7 +185,7 @@ class PlanSweep:
 
     def truncated_bias(self, k: int) -> float:
         """Relative bias along the gradient of first order on the last k steps alone."""
-        g = self.gradient
+        g = self.last[self.steps].mean
         return float(self.last[k].mean @ g / (g @ g)) - 1
 
     def roulette_variance(self, least: int) -> Spread:

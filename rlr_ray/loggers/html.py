@@ -36,15 +36,19 @@ def write_report(
     after: Evaluation,  # the latest one, while the run goes on
     prompts: Sequence[str],  # of the images
 ) -> None:
+    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    rewards = reward_figures(rows, scores, summary.get("kept_update", len(rows)))
     parts = [
         *_head(config, summary, scores),
-        *_section("Reward", _rewards(rows, scores, summary.get("kept_update", len(rows)))),
+        "<h2>Reward</h2>",
+        drawn(rewards.pop("Reward"), 380),
+        _plots(rewards),
         "<h2>Before and after, on the same seeds</h2>",
         _pairs(before.images, after.images, prompts, scores),
         *_section("Terms of the gradient", _plots(term_figures(rows))),
         *_section("Distance and diversity", _plots(distance_figures(rows))),
         *_section("Throughput and memory", _plots(cost_figures(rows))),
-        _config(config),
+        f"<details><summary>Resolved config</summary><pre>{html.escape(recipe)}</pre></details>",
     ]
     text = page(config.name, parts)
     replace_file(path, lambda part: part.write_text(text, "utf-8"))
@@ -82,7 +86,8 @@ def _line(label: str, scores: Scores) -> list[str]:
 
 def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for line in describe_plan(config).splitlines():
-        yield _part(line)
+        name, _, text = line.partition(": ")
+        yield name, text
     cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
     yield "cost", cost + f"{summary['seconds']:.0f} s"
     if summary["peak_memory_gib"] is not None:
@@ -90,11 +95,6 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
     if "ran_on" in summary:
         yield "adapter", f"{summary['adapter']}, {summary['trained_numbers']} trained numbers"
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-
-
-def _part(line: str) -> tuple[str, str]:
-    name, _, text = line.partition(": ")
-    return name, text
 
 
 def _pairs(before: Tensor, after: Tensor, prompts: Sequence[str], scores: Mapping[str, Scores]) -> str:
@@ -130,11 +130,6 @@ def _data(image: Tensor) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(body.getvalue()).decode()}"
 
 
-def _rewards(rows: Rows, scores: Mapping[str, Scores], kept: int) -> str:
-    (_, trained), *others = reward_figures(rows, scores, kept).items()
-    return drawn(trained, 380) + _plots(dict(others))
-
-
 def _plots(figures: Mapping[str, go.Figure]) -> str:
     """Side by side where there is room; a long legend gets more, since it takes a line an entry on a phone."""
     cells = (
@@ -146,8 +141,3 @@ def _plots(figures: Mapping[str, go.Figure]) -> str:
 
 def _section(title: str, body: str) -> list[str]:
     return [f"<h2>{title}</h2>", body] if body else []
-
-
-def _config(config: RunConfig) -> str:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"<details><summary>Resolved config</summary><pre>{html.escape(text)}</pre></details>"

@@ -65,18 +65,7 @@ def test_a_black_box_reward_is_held_against_reinforce(recipe: Path, capsys: pyte
 
 def test_a_checkpoint_is_where_it_measures(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(recipe), "--set", "train.iterations=2"]) == 0
-    words = [
-        "lab",
-        "--config",
-        str(recipe),
-        "--batches",
-        "8",
-        "--cost",
-        "1",
-        "--only",
-        "--plan",
-        "fo={preset: full_bp}",
-    ]
+    words = [*f"lab --config {recipe} --batches 8 --cost 1 --only --plan".split(), "fo={preset: full_bp}"]
     assert main([*words, "--out", "start"]) == 0
     assert main([*words, "--out", "later", "--at", "runs/short/checkpoints/update_000002.pt"]) == 0
     norms = [json.loads(Path(folder, "lab.json").read_text())["gradient_norm"] for folder in ("start", "later")]

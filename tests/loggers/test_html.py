@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -81,26 +82,14 @@ def summary(**keys: Any) -> dict[str, Any]:
     return known | {"adapter": "lora/a", "trained_numbers": 12, "versions": {"torch": "2"}} | keys
 
 
-def write(
-    path: Path, config: RunConfig, told: dict[str, Any], before: Evaluation, after: Evaluation, prompts: list[str]
-) -> None:
-    write_report(path, config, rows(), told, scores_of(before, after), before, after, prompts)
-
-
 def written(
-    folder: Path, after: Evaluation, prompts: list[str], before: Evaluation = BEFORE, **keys: Any
+    folder: Path, after: Evaluation, prompts: Sequence[str] = "abc", before: Evaluation = BEFORE, **keys: Any
 ) -> tuple[Read, str]:
-    write_report(
-        folder / "report.html",
-        short_run(folder),
-        rows(),
-        summary(**keys),
-        scores_of(before, after),
-        before,
-        after,
-        prompts,
-    )
-    text = (folder / "report.html").read_text("utf-8")
+    """The report of a run with these keys of its summary; without those that are None."""
+    told = {name: value for name, value in summary(**keys).items() if value is not None}
+    file, scores = folder / "report.html", scores_of(before, after)
+    write_report(file, short_run(folder), rows(), told, scores, before, after, prompts)
+    text = file.read_text("utf-8")
     return Read(text), text
 
 
@@ -146,14 +135,14 @@ def test_the_grid_shows_the_evaluations_images_and_scores(tmp_path: Path) -> Non
 def test_a_large_image_is_shown_to_within_what_jpeg_loses(tmp_path: Path) -> None:
     ramp = torch.linspace(0, 1, 300).expand(PICTURES, 3, 300, 300)
     large = replace(BEFORE, images=ramp)
-    read, _ = written(tmp_path, large, ["a"] * 3, before=large)
+    read, _ = written(tmp_path, large, before=large)
     for picture in pictures(read):
         assert picture.format == "JPEG"
         assert abs(numpy.asarray(picture) / 255 - ramp[0].permute(1, 2, 0).numpy()).max() < 0.03
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
-    read, _ = written(tmp_path, BEFORE, ["a", "b", "c"])
+    read, _ = written(tmp_path, BEFORE)
     links = [attributes.get(name) for _, attributes in read.tags for name in ("src", "href", "srcset", "data")]
     assert {link.split(":")[0] for link in links if link is not None} == {"data"}
     assert "link" not in {tag for tag, _ in read.tags}
@@ -170,20 +159,9 @@ def test_what_others_wrote_is_text(tmp_path: Path) -> None:
 
 
 def test_a_report_of_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
-    going = {name: value for name, value in summary().items() if name not in ("ran_on", "adapter", "versions")}
-    write_report(
-        tmp_path / "report.html",
-        short_run(tmp_path),
-        rows(),
-        going,
-        scores_of(BEFORE, BEFORE),
-        BEFORE,
-        BEFORE,
-        ["a", "b", "c"],
-    )
-    said = " ".join(Read((tmp_path / "report.html").read_text("utf-8")).texts)
-    assert "Still running: update 3 of 4" in said
-    assert "Still running" not in " ".join(written(tmp_path, BEFORE, ["a", "b", "c"])[0].texts)
+    going = written(tmp_path, BEFORE, ran_on=None, adapter=None, versions=None)[0]
+    assert "Still running: update 3 of 4" in " ".join(going.texts)
+    assert "Still running" not in " ".join(written(tmp_path, BEFORE)[0].texts)
 
 
 @pytest.fixture
