@@ -8,6 +8,7 @@ Both own all steps but the last, which is first order's. What has been measured 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def measured(recipe: str, adapter: str, batches: int) -> dict[str, Any]:
         kept = ("variance", "variance_se", "relative_bias", "relative_bias_se", "batches")
         results[name] = {key: getattr(measurement, key) for key in kept} | {"term": measurement.term_variances[name]}
     # Not of whole batches: chains of one prompt are alike, so a batch's variance is not a chain's over their number.
-    exact = torch.stack([steps[:-1].sum(0) for steps in chain_gradients(subject, CHAINS)])  # [n, P]
+    rows = [steps[:-1].sum(0) for steps in chain_gradients(subject, math.ceil(CHAINS / len(subject.groups)))]
+    exact = torch.cat(rows)[:CHAINS]  # [n, P]
     halves = exact[0::2].double().mean(0), exact[1::2].double().mean(0)
     return {
         "recipe": recipe,

@@ -43,7 +43,7 @@ class Certified:
 def toy_subject() -> Subject:
     """The toy chain with a baseline over groups of 4."""
     groups = torch.arange(CHAINS) // 4
-    return Subject(toy_sampler(), toy_theta(), lambda c: [toy_chains(CHAINS, c)], groups, lambda c: toy_chains(1, c))
+    return Subject(toy_sampler(), toy_theta(), lambda c: [toy_chains(CHAINS, c)], groups)
 
 
 def toy_surrogate(latent: Tensor) -> Tensor:  # [B]

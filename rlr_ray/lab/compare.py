@@ -39,7 +39,7 @@ from rlr_ray.utils.files import Unreadable
 from rlr_ray.utils.memory import memory_errors, peak_bytes
 
 logger = logging.getLogger(__name__)
-_PROFILE_BATCHES, _PROFILE_CHAINS = 8, 32
+_PROFILE_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ class Laboratory:
         Zeroth order's is the law of isotropic directions, P E|g|^2 - |E g|^2, with g a chain's exact gradient.
         """
         schedule, numbers = self.subject.sampler.schedule, len(self.subject.theta)
-        half = half_order_variances(self.subject, min(_PROFILE_BATCHES, self.batches))
-        squares = chain_squares(self.subject, _PROFILE_CHAINS) if self.exact else []
+        batches = min(_PROFILE_BATCHES, self.batches)
+        half = half_order_variances(self.subject, batches)
+        squares = chain_squares(self.subject, batches) if self.exact else []
         total = sum(max(signal, 0.0) for signal in reference.signals) or 1.0
         rows = []
         for k, (signal, spread) in enumerate(zip(reference.signals, reference.step_variances, strict=True)):

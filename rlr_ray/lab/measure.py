@@ -37,7 +37,6 @@ class Subject:
     theta: Tensor  # [P]
     batch: Callable[[int], Sequence[Chains]]  # its chunks
     groups: Tensor  # [B] chains of a batch that share a baseline
-    chain: Callable[[int], Chains]  # single ones, by number
 
 
 @dataclass(frozen=True)
@@ -224,11 +223,7 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
         chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
         return [engine.train_chains(_FIRST_STEP + number, chunk, total) for chunk in chunks]
 
-    def chain(number: int) -> Chains:
-        first = number * train.chains_per_prompt  # of a prompt of its own
-        return engine.train_chains(_FIRST_STEP - 1, range(first, first + 1), total)
-
-    return Subject(engine.sampler, theta, batch, groups.to(engine.device), chain)
+    return Subject(engine.sampler, theta, batch, groups.to(engine.device))
 
 
 def candidate_of(

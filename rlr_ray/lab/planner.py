@@ -40,8 +40,7 @@ from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
-_DIRECT_BATCHES = 8  # of plans that are measured one by one
-_CHAINS = 32  # single ones, for the law of perturbations
+_DIRECT_BATCHES = 8  # of plans that are measured one by one, and for the law of perturbations
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 
 
@@ -178,7 +177,7 @@ class Planner:
 
     @functools.cached_property
     def chain_squares(self) -> list[float]:  # [T]
-        return chain_squares(self.subject, _CHAINS)
+        return chain_squares(self.subject, _DIRECT_BATCHES)
 
     def _from_sweep(self) -> Iterator[PlanStatistics]:
         """Plans whose statistics one pass over the batches gave."""

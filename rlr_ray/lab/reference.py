@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,19 +49,25 @@ def half_order_variances(subject: Subject, batches: int) -> list[float]:  # [T]
     return _gather(subject, "", (reinforce_by_step(subject, number) for number in range(batches))).step_variances
 
 
-def chain_gradients(subject: Subject, chains: int) -> Iterator[Tensor]:  # each [T, P]
-    """The exact gradient through each step of one chain after the other, each of a prompt of its own."""
-    singles = replace(subject, batch=lambda number: [subject.chain(number)])
-    return (exact_by_step(singles, number) for number in range(chains))
+def chain_gradients(subject: Subject, batches: int) -> Iterator[Tensor]:  # each [T, B, P], of a chunk's B chains
+    """The exact gradient of every single chain through each step.
+
+    Theta stands once a chain, so one backward pass of a chunk leaves its chains apart, and takes T B P numbers.
+    """
+    for number in range(batches):
+        for chains in subject.batch(number):
+            theta = subject.theta.expand(len(chains.x_start), -1)
+            trajectory = subject.sampler.sample(theta, *chains.start, stop=0)
+            yield len(theta) * step_gradients(subject.sampler, theta, trajectory, chains.objective)[0].cpu()
 
 
-def chain_squares(subject: Subject, chains: int) -> list[float]:  # [T]
-    """E |g_b|^2, g_b one chain's exact gradient through each step, from so many single chains.
+def chain_squares(subject: Subject, batches: int) -> list[float]:  # [T]
+    """E |g_b|^2, g_b one chain's exact gradient through each step, from all chains of so many batches.
 
     Not a batch's variance times its chains: what prompts differ in is shared by all of a prompt's chains there.
     """
-    squares = [steps.double().square().sum(1) for steps in chain_gradients(subject, chains)]
-    return torch.stack(squares).mean(0).tolist()
+    squares = [steps.double().square().sum(2) for steps in chain_gradients(subject, batches)]
+    return torch.cat(squares, 1).mean(1).tolist()
 
 
 def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
