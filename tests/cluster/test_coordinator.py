@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from rlr_ray.cluster.callbacks import start_worker
 from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, messages_to, repeating
-from rlr_ray.cluster.trainer import _check_progress, _watched
+from rlr_ray.cluster.trainer import _begun, _check_progress, _watched
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.update import Process
@@ -60,6 +61,17 @@ def test_what_the_leading_worker_sent_has_come_when_it_is_done(monkeypatch: Any)
     with messages_to(Slow(), lambda: None):  # type: ignore[arg-type]
         logging.getLogger("rlr_ray.train.loop").info("saved")
     assert [text for *_, text in coordinator.take()] == ["saved"]
+
+
+def test_a_worker_whose_coordinator_is_lost_ends_without_another_error(monkeypatch: Any) -> None:
+    """As when the run's folder cannot be made: the driver says so, and Ray Train must not start the worker again."""
+
+    def lost(answer: Any) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(ray, "get", lost)
+    with messages_to(Handle(RunCoordinator()), lambda: None):  # type: ignore[arg-type]
+        assert not _begun(Handle(RunCoordinator()), lambda: None)
 
 
 def test_a_report_that_fails_is_logged_and_nothing_else_is_lost(monkeypatch: Any) -> None:
