@@ -27,9 +27,8 @@ class Http:
 
     With the reward's `video: true` {"videos": [[PNG of each frame, ...], ...], ...} in place of images.
 
-    `batch_size` images, or frames of whole videos, a request, `concurrency` requests at once. A server that cannot be
-    reached, is overloaded (429, 502, 503, 504) or does not answer within `timeout_s` is asked again for `patience_s`
-    after a first failure.
+    `batch_size` images, or frames of whole videos, a request, `concurrency` requests at once; `timeout_s` and
+    `patience_s` as of a Server.
     """
 
     def __init__(

@@ -31,6 +31,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+def train(recipe: Path, *changes: str) -> list[str]:
+    """The command's words."""
+    return ["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]
+
+
 def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("my_prompts.jsonl").write_text('{"prompt": "one", "wish": 0.2}\n{"prompt": "two", "wish": 0.8}\n')
     Path("my_reward_for_cli.py").write_text(
@@ -43,7 +48,7 @@ def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFix
     pipeline = ROOT / "rlr_ray" / "assets" / "digits" / "pipeline"
     changes = ["prompts=my_prompts.jsonl", "reward={name: my_reward_for_cli:brightness}", "evaluation.judge=null"]
     changes += [f"model={{name: stable_diffusion, path: {pipeline}}}", "train.iterations=2"]
-    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
+    assert main(train(recipe, *changes)) == 0
     said = capsys.readouterr().out
     assert "held-out reward" in said and "before_after.png" in said and "judge" not in said
     summary = json.loads(Path("runs/short/summary.json").read_text())
@@ -52,33 +57,21 @@ def test_own_prompts_reward_and_pipeline(recipe: Path, capsys: pytest.CaptureFix
 
 def test_a_run_says_what_became_of_its_prompts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = "a handwritten three " + "a " * 14
-    Path("my.csv").write_text(f"prompt,negative_prompt\n{long},\n\none,\na handwritten two,two\none,\n")
-    changes = ["prompts={source: my.csv, held_out: [one]}", "sampler.guidance_scale=2", "train.iterations=1"]
-    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
+    Path("my.csv").write_text(f"prompt,negative_prompt\none,\n\n{long},\na handwritten two,two\none,\n")
+    assert main(train(recipe, "prompts=my.csv", "sampler.guidance_scale=2", "train.iterations=1")) == 0
     said = capsys.readouterr().out
-    assert "prompts: 3 to train on; 1 held out\nnote: prompts file 'my.csv': 1 duplicate left out\n" in said
-    assert (
-        said.count(
-            f"note: 1 of 4 prompts are longer than the model's tokenizer takes, so their ends are cut off; the "
-            f"first: {long.strip()!r}"
-        )
-        == 1
-    )
+    same = "prompts: 3 to train on; held-out chains have the same\n"
+    assert f"{same}note: prompts file 'my.csv': 1 duplicate left out\n" in said
+    cut = "note: 1 of 4 prompts are longer than the model's tokenizer takes, so their ends are cut off; the first: "
+    assert said.count(f"{cut}{long.strip()!r}") == 1
     chains = json.loads(Path("runs/short/samples/chains.json").read_text())
-    assert [set(chain) for chain in chains] == [{"prompt", "seed"}] * 4 and chains[0]["prompt"] == "one"
-
-
-def test_a_chain_with_a_negative_prompt_is_left_with_it(recipe: Path) -> None:
-    Path("my.jsonl").write_text('{"prompt": "one", "negative_prompt": "two"}\n{"prompt": "three"}\n')
-    changes = ["prompts=my.jsonl", "sampler.guidance_scale=2", "train.iterations=1"]
-    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
-    chains = json.loads(Path("runs/short/samples/chains.json").read_text())
-    assert [chain.get("negative_prompt") for chain in chains] == ["two", None, "two", None]
+    assert [chain["prompt"] for chain in chains] == ["one", long.strip(), "a handwritten two", "one"]
+    assert [chain.get("negative_prompt") for chain in chains] == [None, None, "two", None]
 
 
 def test_an_adapter_that_diffusers_does_not_load_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = "adapter={type: IA3, target_modules: [attn2.to_out.0], feedforward_modules: []}"
-    assert main(["train", "--config", str(recipe), "--set", adapter, "--set", "train.iterations=1"]) == 0
+    assert main(train(recipe, adapter, "train.iterations=1")) == 0
     assert "load it with peft.PeftModel.from_pretrained(pipeline.unet, folder)" in capsys.readouterr().out
     assert Path("runs/short/adapter/adapter_config.json").is_file()
 
@@ -87,7 +80,7 @@ def test_a_run_in_one_process_needs_no_ray(recipe: Path, monkeypatch: pytest.Mon
     for name in [name for name in sys.modules if name.startswith(("rlr_ray.cluster", "rlr_ray.tune"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails, as if it were not installed
-    assert main(["train", "--config", str(recipe), "--set", "train.iterations=1"]) == 0
+    assert main(train(recipe, "train.iterations=1")) == 0
     assert Path("runs/short/summary.json").is_file()
 
 
@@ -114,7 +107,7 @@ def test_only_what_runs_a_recipe_imports_its_code_from_the_working_folder(
 ) -> None:
     Path("own_code_for_cli.py").write_text("print('imported', file=open('imported', 'w'))\nclass Mine: pass")
     keys = ["reward={name: own_code_for_cli:reward}", "loggers=[own_code_for_cli:Mine]", "evaluation.judge=null"]
-    words = ["--config", str(recipe), *(word for key in keys for word in ("--set", key))]
+    _, *words = train(recipe, *keys)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
     assert main(["train", *words, "--dry-run"]) == main(["doctor", *words]) == 0
     assert not Path("imported").exists()
@@ -162,14 +155,14 @@ def test_bad_input_is_named_with_its_remedy_and_no_traceback(
     recipe: Path, capfd: pytest.CaptureFixture[str], changes: list[str], words: list[str]
 ) -> None:
     Path("broken_rewards.py").write_text(BROKEN_REWARDS)
-    assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 2
+    assert main(train(recipe, *changes)) == 2
     said = capfd.readouterr().err
     assert [word for word in words if word not in said] == [], said
     assert said.count("error:") == 1 and "Traceback" not in said
 
 
 def test_a_bad_config_costs_no_earlier_run(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "--config", str(recipe), "--set", "train.iterations=1"]
+    command = train(recipe, "train.iterations=1")
     assert main(command) == 0
     assert main([*command, "--overwrite", "--set", "adapter={type: LORA, target_modules: [nothing]}"]) == 2
     assert Path("runs/short/summary.json").is_file()
@@ -246,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_told(
 
 def test_a_run_that_never_started_stands_in_no_ones_way(recipe: Path) -> None:
     Path("broken_rewards.py").write_text(BROKEN_REWARDS)
-    command = ["train", "--config", str(recipe), "--set", "train.iterations=1"]
+    command = train(recipe, "train.iterations=1")
     assert main([*command, "--set", "reward={name: broken_rewards:nan}"]) == 2
     assert main(command) == 0
 
@@ -255,5 +248,5 @@ def test_a_gpu_where_there_is_none(
     recipe: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that this runs on a machine with a GPU too
-    assert main(["train", "--config", str(recipe), "--set", "device=cuda"]) == 2
+    assert main(train(recipe, "device=cuda")) == 2
     assert "device is 'cuda', but torch finds no CUDA device here; set device: auto" in capfd.readouterr().err

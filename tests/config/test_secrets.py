@@ -89,17 +89,13 @@ def test_secrets_of_actors_and_loggers_are_refused_too_and_plain_words_are_not(t
     short_run(tmp_path, evaluation={"judge": {"name": "http", "options": plain}})
 
 
-def refuses(asked: dict[str, Any]) -> Any:
-    raise ConnectionError
-
-
-@pytest.mark.parametrize("answer", [refuses, lambda asked: {"who": "a b/c+d="}, lambda asked: {"scores": [1, 2]}])
+@pytest.mark.parametrize(("answer", "fails"), [({}, 9), ({"who": "a b/c+d="}, 0), ({"scores": [1, 2]}, 0)])
 @pytest.mark.parametrize("options", [{"url": "?key=${JUDGE_TOKEN}"}, {"headers": {"X-Who": "${JUDGE_TOKEN}\n"}}])
 def test_what_a_server_answers_tells_no_secret(
-    answer: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    answer: Any, fails: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("JUDGE_TOKEN", "a b/c+d=")  # which is quoted in a URL
-    with server(answer) as (url, _):
+    with server(lambda asked: answer, fail_first=fails) as (url, _):
         reward = load_reward("http", options | {"url": url + options.get("url", ""), "patience_s": 0.1}, CPU)
         with pytest.raises(UserError) as error:
             score(reward, torch.zeros(1, 3, 4, 4), ["1"], [{}], "http")
