@@ -138,6 +138,7 @@ class TrainState:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.step()
+        self.theta.grad = None  # [P], which the next update has no use for
         self.step += 1
         self._average()
         return norm
