@@ -57,7 +57,7 @@ class TuneConfig(Strict):
     set: dict[str, Any] = Field(default_factory=dict)  # keys on top of it, e.g. {train.chains: 40}
     space: dict[str, Distribution] = Field(min_length=1)  # by key, e.g. {train.chains: {choice: [40, 80]}}
     budgets_gib: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)  # of memory, one search each
-    trials: int = Field(16, ge=1)  # that run, for each budget
+    trials: int = Field(16, ge=1)  # that run, for each budget; of a grid every point, unless it is set
     cost: CostConfig  # of a trial that goes on to its end
     evaluations: int = Field(4, ge=1)  # of the held-out reward in a trial, evenly over its cost
     searcher: Literal["random", "tpe", "nsga2", "grid"] = "tpe"  # nsga2: reward against memory
@@ -116,8 +116,12 @@ def load_tune_config(path: str, overrides: list[str]) -> TuneConfig:
         else:
             put(values, key, value)
     config = checked(TuneConfig, values)
-    if config.searcher == "grid" and any("choice" not in distribution for distribution in config.space.values()):
-        raise UserError("searcher is 'grid', which tries every point of a space; allowed: `choice` for every key")
+    if config.searcher == "grid":
+        if any("choice" not in distribution for distribution in config.space.values()):
+            raise UserError("searcher is 'grid', which tries every point of a space; allowed: `choice` for every key")
+        if "trials" not in config.model_fields_set:
+            count = math.prod(len(distribution["choice"]) for distribution in config.space.values())
+            config = config.model_copy(update={"trials": count})
     return config.model_copy(update={"base": str(Path(path).parent / config.base)})
 
 

@@ -76,6 +76,13 @@ def test_what_yaml_takes_for_no_number_is_one(tmp_path: Path) -> None:
     assert space["train.learning_rate"] == {"loguniform": [1e-4, 1e-2]}
 
 
+def test_a_grid_is_tried_whole_unless_trials_are_set(tmp_path: Path) -> None:
+    space = {"seed": {"choice": list(range(12))}, "train.chains": {"choice": [8, 16]}}
+    assert load_tune_config(written(tmp_path, space=space, searcher="grid"), []).trials == 24
+    assert load_tune_config(written(tmp_path, space=space, searcher="grid"), ["trials=5"]).trials == 5
+    assert load_tune_config(written(tmp_path, space=space), []).trials == 16
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
