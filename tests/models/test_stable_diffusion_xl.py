@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
@@ -23,6 +23,7 @@ from tests.models.common import (
     some_theta,
     updates_raise_the_reward,
 )
+from tests.models.tiny_flow import clip_tokenizer, tiny_vae
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_out.0"]}
@@ -32,7 +33,7 @@ LORA = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl")
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(DIGITS / "pipeline" / "tokenizer")
+    tokenizer = clip_tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -59,15 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_class_embeddings_input_dim=6 * 8 + 32,
         cross_attention_dim=64,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=2,  # with a group a channel no latent would change a picture's mean
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-    )
     StableDiffusionXLPipeline(
-        vae=vae,
+        vae=tiny_vae(),
         text_encoder=CLIPTextModel(text),
         text_encoder_2=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,

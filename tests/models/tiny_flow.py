@@ -58,7 +58,7 @@ def save_stable_diffusion_3(folder: Path, *, t5: bool = True) -> None:
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=tiny_vae(**FLOWS),
         text_encoder=CLIPTextModelWithProjection(clip_config()),
         tokenizer=clip_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(clip_config()),
@@ -85,7 +85,7 @@ def save_flux(folder: Path, *, guidance_embeds: bool = True) -> None:
     FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16),
-        vae=_vae(),
+        vae=tiny_vae(**FLOWS),
         text_encoder=CLIPTextModel(clip_config()),
         tokenizer=clip_tokenizer(),
         text_encoder_2=_t5(),
@@ -93,17 +93,22 @@ def save_flux(folder: Path, *, guidance_embeds: bool = True) -> None:
     ).save_pretrained(folder)
 
 
-def _vae() -> AutoencoderKL:  # 2 pixels a latent pixel
+FLOWS: dict[str, Any] = {
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 1.5,
+    "shift_factor": 0.06,
+}
+
+
+def tiny_vae(**options: Any) -> AutoencoderKL:  # 2 pixels a latent pixel
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.5,
-        shift_factor=0.06,
+        norm_num_groups=2,  # with a group a channel no latent would change a picture's mean
+        **options,
     )
 
 

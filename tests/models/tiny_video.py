@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from diffusers import (
     AnimateDiffPipeline,
-    AutoencoderKL,
     AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -20,7 +19,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, UMT5Config, UMT5EncoderModel
 
-from tests.models.tiny_flow import clip_config, clip_tokenizer, t5_tokenizer
+from tests.models.tiny_flow import clip_config, clip_tokenizer, t5_tokenizer, tiny_vae
 
 MOST_FRAMES = 6  # that the motion modules take
 
@@ -106,15 +105,8 @@ def _stable_diffusion() -> StableDiffusionPipeline:
         attention_head_dim=2,
         norm_num_groups=2,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=2,
-    )
     return StableDiffusionPipeline(
-        vae=vae,
+        vae=tiny_vae(),
         text_encoder=CLIPTextModel(clip_config()),
         tokenizer=clip_tokenizer(),
         unet=unet,
