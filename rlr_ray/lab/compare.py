@@ -116,16 +116,17 @@ class Laboratory:
         Zeroth order's is the law of isotropic directions, P E|g|^2 - |E g|^2, with g a chain's exact gradient.
         """
         schedule, numbers = self.subject.sampler.schedule, len(self.subject.theta)
-        batches = min(_PROFILE_BATCHES, self.batches)
-        half = half_order_variances(self.subject, batches)
-        squares = chain_squares(self.subject, batches) if self.exact else []
+        half = half_order_variances(self.subject, min(_PROFILE_BATCHES, self.batches))
+        squares = chain_squares(self.subject, self.batches) if self.exact else []
         total = sum(max(signal, 0.0) for signal in reference.signals) or 1.0
         rows = []
         for k, (signal, spread) in enumerate(zip(reference.signals, reference.step_variances, strict=True)):
             row = {"step": k, "timestep": schedule.timesteps[k], "sigma": schedule.sigma[k], "kappa": schedule.kappa[k]}
             row |= {"gradient_share": max(signal, 0.0) / total, "half_order_variance": half[k]}
             if self.exact:
-                row |= {"first_order_variance": spread, "zeroth_order_law": numbers * squares[k] - signal}
+                square, error = squares[k]
+                row |= {"first_order_variance": spread, "zeroth_order_law": numbers * square - signal}
+                row |= {"zeroth_order_law_se": numbers * error}
             rows.append(row)
         return rows
 

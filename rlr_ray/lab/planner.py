@@ -40,7 +40,7 @@ from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
-_DIRECT_BATCHES = 8  # of plans that are measured one by one, and for the law of perturbations
+_DIRECT_BATCHES = 8  # of plans that are measured one by one
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
 
 
@@ -169,15 +169,15 @@ class Planner:
         if budget_gib is None or not self.exact or not known:
             return None
         numbers = len(self.subject.theta)
-        zeroth = [numbers * square - sweep.signal(k) for k, square in enumerate(self.chain_squares)]
+        zeroth = [numbers * square - sweep.signal(k) for k, (square, _) in enumerate(self.chain_squares)]
         room, a_step, a_rollout = budget_gib * GIB - memory.held, memory.half_order.further, memory.rollout / steps
         of_half, of_zeroth = statistics.mean(known), statistics.mean(zeroth)
         length = closed_form_length(room, a_step, a_rollout, of_half, of_zeroth, steps)
         return PaperRule(length, a_step / GIB, a_rollout / GIB, of_half, of_zeroth)
 
     @functools.cached_property
-    def chain_squares(self) -> list[float]:  # [T]
-        return chain_squares(self.subject, _DIRECT_BATCHES)
+    def chain_squares(self) -> list[Spread]:  # [T]
+        return chain_squares(self.subject, len(self.sweep.rows))
 
     def _from_sweep(self) -> Iterator[PlanStatistics]:
         """Plans whose statistics one pass over the batches gave."""

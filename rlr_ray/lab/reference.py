@@ -15,6 +15,8 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import inverse_probabilities
 from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 
+Spread = tuple[float, float]  # a mean square or a variance per chain, and its standard error
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -61,13 +63,15 @@ def chain_gradients(subject: Subject, batches: int) -> Iterator[Tensor]:  # each
             yield len(theta) * step_gradients(subject.sampler, theta, trajectory, chains.objective)[0].cpu()
 
 
-def chain_squares(subject: Subject, batches: int) -> list[float]:  # [T]
-    """E |g_b|^2, g_b one chain's exact gradient through each step, from all chains of so many batches.
+def chain_squares(subject: Subject, batches: int) -> list[Spread]:  # [T]
+    """E |g_b|^2 and its standard error, g_b one chain's exact gradient through each step, from all chains of batches.
 
-    Not a batch's variance times its chains: what prompts differ in is shared by all of a prompt's chains there.
+    A few chains say nothing of it: where gradients have heavy tails, rare chains make most of it. Nor is it a batch's
+    variance times its chains: what prompts differ in is shared by all of a prompt's chains there.
     """
     squares = [steps.double().square().sum(2) for steps in chain_gradients(subject, batches)]
-    return torch.cat(squares, 1).mean(1).tolist()
+    rows = torch.cat(squares, 1)  # [T, n]
+    return list(zip(rows.mean(1).tolist(), (rows.std(1) / rows.shape[1] ** 0.5).tolist(), strict=True))
 
 
 def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
@@ -121,9 +125,6 @@ def _gather(subject: Subject, kind: str, gradients: Iterable[Tensor]) -> Referen
     signals = (halves[0].double() * halves[1].double()).sum(1) / (even * odd)
     variances = size * (squares / n - signals)
     return Reference(kind, torch.stack(rows), signals.tolist(), variances.tolist())
-
-
-Spread = tuple[float, float]  # a variance per chain and its standard error
 
 
 @dataclass

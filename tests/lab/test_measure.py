@@ -154,7 +154,7 @@ def test_what_prompts_differ_in_counts_once_a_chain_in_the_law_of_perturbations(
     reference = exact_reference(subject, 40)
     for number, steps in enumerate(chain_gradients(subject, 3)):
         torch.testing.assert_close(steps[2], exact_gradient(subject.batch(number)[0], [2]))
-    for k, square in enumerate(chain_squares(subject, 40)):
+    for k, (square, _) in enumerate(chain_squares(subject, 40)):
         expected, error = float(exact[k].mean()), float(exact[k].std()) / 80**0.5  # the prompts drawn
         assert abs(square - expected) < 4 * error
         assert reference.signals[k] + reference.step_variances[k] > 1.5 * expected

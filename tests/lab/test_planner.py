@@ -19,7 +19,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import candidate_of, estimate_batch
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
-from rlr_ray.lab.reference import chain_gradients, exact_by_step
+from rlr_ray.lab.reference import chain_gradients, chain_squares, exact_by_step
 from rlr_ray.lab.report import write_choice
 from rlr_ray.utils.memory import peak_bytes
 from tests.runs import RECIPE, short_run, tiny
@@ -78,7 +78,9 @@ def test_the_choice_has_the_least_variance_x_cost_that_fits(planner: Planner) ->
 def test_single_chains_gradients_average_to_the_batchs(planner: Planner) -> None:
     apart = torch.cat(list(chain_gradients(planner.subject, 1)), 1)  # [T, B, P]
     torch.testing.assert_close(apart.mean(1), exact_by_step(planner.subject, 0), rtol=1e-3, atol=1e-6)
-    assert float(apart.std(1).max()) > 0
+    squares = apart.double().square().sum(2)
+    law = torch.tensor(chain_squares(planner.subject, 1)).double()  # [T, 2]
+    torch.testing.assert_close(law, torch.stack([squares.mean(1), squares.std(1) / squares.shape[1] ** 0.5], 1))
 
 
 def test_a_damped_plan_is_not_unbiased(planner: Planner) -> None:
