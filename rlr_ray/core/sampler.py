@@ -115,4 +115,4 @@ class Sampler:
         prompts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
         latents = self.sample(theta, torch.cat(x_start), torch.cat(noise, dim=1), prompts, stop=stop).latents
         parts = latents.split([len(one) for one in x_start], dim=1)
-        return [Trajectory(own, *start[1:]) for own, start in zip(parts, starts, strict=True)]
+        return [Trajectory(part, *start[1:]) for part, start in zip(parts, starts, strict=True)]

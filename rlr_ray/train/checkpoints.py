@@ -40,8 +40,8 @@ class Checkpoints:
 
         Later ones stay: they were passed over when the run was resumed, or an orphan of a killed run wrote them.
         """
-        held = {"format": _FORMAT, "config": self.config.model_dump(mode="json")}
-        save_sealed(self._file(step), held | state)
+        whose = {"format": _FORMAT, "config": self.config.model_dump(mode="json")}
+        save_sealed(self._file(step), whose | state)
         for old in [at for at in self.steps() if at <= step][: -self.config.train.keep_checkpoints]:
             self._file(old).unlink(missing_ok=True)
 

@@ -91,8 +91,8 @@ class PictureEngine:
 
     def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
         """Seeds and prompts of held-out chains, which no update uses, the same at every evaluation."""
-        own, chosen = self.config.seed, self.config.evaluation.seed
-        seeds = [seed_of(own if chosen is None else chosen, "held-out", index) for index in indices]
+        chosen = self.config.evaluation.seed
+        seeds = [seed_of(self.config.seed if chosen is None else chosen, "held-out", index) for index in indices]
         return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
 
     def start(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Start:

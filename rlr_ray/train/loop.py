@@ -87,8 +87,8 @@ def _shared_sum(engine: Engine, results: Results | None, process: Process) -> We
     total = results.total if results else engine.rewards.weighted_sum()
     if not any(engine.rewards.normalized):
         return total
-    own = torch.tensor(total.standards, dtype=torch.float64, device=engine.device)
-    shared = process.reduce(own if process.leads else torch.zeros_like(own))
+    standards = torch.tensor(total.standards, dtype=torch.float64, device=engine.device)
+    shared = process.reduce(standards if process.leads else torch.zeros_like(standards))
     return replace(total, standards=tuple((mean, deviation) for mean, deviation in shared.tolist()))
 
 
@@ -96,15 +96,15 @@ def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:
     """Whether the leading process ends the run before its time."""
     if not engine.config.guards.may_stop:
         return False
-    own = float(results is not None and results.stopped)
-    return bool(process.reduce(torch.tensor(own, device=engine.device)))
+    stops = float(results is not None and results.stopped)
+    return bool(process.reduce(torch.tensor(stops, device=engine.device)))
 
 
 def _saved(folder: RunFolder, process: Process, device: torch.device) -> dict[str, Any] | None:
     """The state to go on from: the leading process finds it, the others read that same one. None at the start."""
-    found = folder.checkpoints.load(device) if process.leads else None
-    step = int(process.reduce(torch.tensor([float(found["step"]) if found else 0.0], device=device)))
-    return found if process.leads or not step else folder.checkpoints.load_at(step, device)
+    newest = folder.checkpoints.load(device) if process.leads else None
+    step = int(process.reduce(torch.tensor([float(newest["step"]) if newest else 0.0], device=device)))
+    return newest if process.leads or not step else folder.checkpoints.load_at(step, device)
 
 
 def _due(step: int, every: int | None, last: int) -> bool:

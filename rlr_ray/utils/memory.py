@@ -25,11 +25,11 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
 def _cuda_peak(work: Callable[[], Any], device: torch.device) -> int:
     torch.cuda.synchronize(device)
-    held = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - held
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _cpu_peak(work: Callable[[], Any]) -> int:
