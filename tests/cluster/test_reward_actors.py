@@ -330,6 +330,7 @@ def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
     assert count == 1 and torch.equal(scores[0], DIGITS(IMAGES, *ASKED))
 
 
+@pytest.mark.slow
 @uses_ray
 @pytest.mark.usefixtures("cluster")
 def test_a_run_ends_with_the_local_weights_though_its_rewards_actors_die(tmp_path: Path, local: dict[str, Any]) -> None:

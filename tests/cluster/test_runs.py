@@ -100,6 +100,7 @@ def _is_actor(process: psutil.Process) -> bool:
     return "RolloutActor" in " ".join(process.cmdline())
 
 
+@pytest.mark.slow
 def test_a_surrogate_that_two_workers_learn_ends_with_the_local_weights(tmp_path: Path) -> None:
     surrogate = {"name": "online", "coefficient": 0.7, "steps_per_update": 5}
     keys: dict[str, Any] = {"estimator": ONE_TERM | {"surrogate": surrogate, "rest": "half_order"}}
@@ -107,6 +108,7 @@ def test_a_surrogate_that_two_workers_learn_ends_with_the_local_weights(tmp_path
     assert found["theta_sha256"] == summary_here(small_run(tmp_path, name="here", **keys))["theta_sha256"]
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     yield folder, {row["reward.name"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_best_recipe_trains_to_the_same_weights(results: Any, tmp_path: Path) -> None:
     folder, rows = results
     good = rows["digits"]
