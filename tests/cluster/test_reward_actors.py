@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.cluster.batching import Answer, Asked, Batches
-from rlr_ray.cluster.launch import on_worker, run_on_ray
+from rlr_ray.cluster.launch import on_worker
 from rlr_ray.cluster.resources import bundles_of, hold_resources
 from rlr_ray.cluster.reward_actors import RemoteReward, RewardActor, remote_rewards
 from rlr_ray.config.cluster import ClusterConfig
@@ -28,7 +27,8 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward
 from rlr_ray.rewards.mixture import Mixture
 from rlr_ray.train.engine import Engine
-from rlr_ray.train.run_folder import RunFolder
+from tests.cluster.test_runs import summary_here, summary_on_ray
+from tests.leftovers import living, nothing_left
 from tests.runs import logged, short_run
 
 CPU = torch.device("cpu")
@@ -195,32 +195,6 @@ def test_they_count_in_what_a_run_takes(tmp_path: Path) -> None:
 # --- with Ray
 
 
-def living(*kinds: str) -> dict[str, dict[str, Any]]:
-    every = ray._private.state.actors().items()
-    return {name: actor for name, actor in every if actor["State"] != "DEAD" and actor["ActorClassName"] in kinds}
-
-
-def held() -> tuple[set[str], float]:
-    """Actors of ours and placement groups that there are; free CPUs."""
-    groups = ray.util.placement_group_table().items()
-    names = {name for name, group in groups if group["state"] != "REMOVED"}
-    actors = living("RewardActor", "RolloutActor", "RunCoordinator")
-    return names | actors.keys(), ray.available_resources().get("CPU", 0.0)
-
-
-@contextmanager
-def nothing_left() -> Iterator[None]:
-    """Asserts that all that the block held is free again."""
-    names, cpus = held()
-    yield
-    for _ in range(100):
-        found = held()
-        if found[0] <= names and found[1] >= cpus:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"left: {found[0] - names}, {found[1]} of {cpus} CPUs free")
-
-
 @contextmanager
 def apart(folder: Path, **reward: Any) -> Iterator[dict[str, RemoteReward]]:
     config = short_run(folder, cluster={"worker": {"cpus": 0.5}}, reward=reward)
@@ -333,26 +307,24 @@ def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 @uses_ray
 @pytest.mark.usefixtures("cluster")
-def test_a_run_ends_with_the_local_weights_though_its_rewards_actors_die(tmp_path: Path, local: dict[str, Any]) -> None:
-    """Its chunks are of two, so that what a score counts for is a power of two: no bit of the gradients differs."""
+def test_a_run_ends_with_the_local_weights_though_a_rewards_actor_dies(tmp_path: Path) -> None:
+    """Its chunks are of four, so that what a score counts for is a power of two: no bit of the gradients differs."""
     actors = {"cpus": 0.25}
     cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
     config = short_run(tmp_path, cluster=cluster, reward={"actors": actors}, evaluation={"judge": {"actors": actors}})
-    assert config.cluster != "none"
-    others, killed = living("RewardActor"), dict[str, Any]()
+    others, killed = living("RewardActor"), list[str]()
 
     def kill_once(row: dict[str, Any]) -> None:
         if not killed:
             assert row["step"] < 3
-            killed.update((name, one) for name, one in living("RewardActor").items() if name not in others)
-            for actor in killed.values():
-                os.kill(actor["Pid"], signal.SIGKILL)
+            name, actor = next((name, one) for name, one in living("RewardActor").items() if name not in others)
+            os.kill(actor["Pid"], signal.SIGKILL)
+            killed.append(name)
 
     with nothing_left(), logged() as said:
-        run_on_ray(config, config.cluster, kill_once, lambda: RunFolder(config).begin(resume=False))
-    summary = RunFolder(config).load_summary()
-    ended = ray._private.state.actors()
-    assert [int(ended[name]["NumRestarts"]) for name in killed] == [1, 1]
+        summary = summary_on_ray(config, kill_once)
+    local = summary_here(short_run(tmp_path, name="local"))
+    assert int(ray._private.state.actors()[killed[0]]["NumRestarts"]) == 1
     assert "starting 1 actor of reward digits" in said
     for name in ("theta_sha256", "gain", "scores"):
         assert summary[name] == local[name]

@@ -23,7 +23,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
-from tests.runs import RECIPE, logged, small_run
+from tests.runs import logged, small_recipe, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
@@ -126,24 +126,26 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rest", ["zeroth_order", "half_order"])  # an actor finds it out, or the worker alone
-def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path, rest: str) -> None:
-    """So --overwrite has deleted nothing."""
+def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    """So --overwrite has deleted nothing. There are no rollout actors, which would find it out first."""
     nowhere = {"name": "stable_diffusion", "path": "./nowhere"}
-    config = small_run(tmp_path, cluster=CLUSTER, model=nowhere, estimator={"rest": rest})
+    config = small_run(tmp_path, cluster=CLUSTER, model=nowhere, estimator={"rest": "half_order"})
     with pytest.raises(UserError, match="there is no such folder"):
         summary_on_ray(config)
     assert not config.folder.exists()
 
 
 @pytest.mark.slow
-def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict[str, Any]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": CLUSTER}))
+def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """Without rollout actors, which hold nothing that a driver could lose."""
+    keys = ["estimator.rest=half_order", "train.iterations=12"]
+    recipe = small_recipe(tmp_path)
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"cluster": CLUSTER}))
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
+    command += [word for key in keys for word in ("--set", key)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    config = load_config(str(recipe), [])
+    config = load_config(str(recipe), keys)
     while not (config.folder / "checkpoints" / "update_000001.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -155,4 +157,5 @@ def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path, local: dict
     with logged() as said:
         run_on_ray(config, config.cluster, ignore, lambda: folder.begin(resume=True))
     assert any("going on from update" in text for text in said)
-    assert folder.load_summary()["theta_sha256"] == local["theta_sha256"]
+    here = load_config(str(recipe), [*keys, "name=here", "cluster=none"])
+    assert folder.load_summary()["theta_sha256"] == summary_here(here)["theta_sha256"]

@@ -23,12 +23,13 @@ from rlr_ray.config.estimator import merge
 from rlr_ray.config.tune import TuneConfig, load_tune_config
 from rlr_ray.lab.cost import Probe
 from tests.config.test_tune import ROOT, written
+from tests.leftovers import nothing_left
 from tests.runs import RECIPE, SMALL
 from tests.tune.test_points import MODEL, SECONDS
 
 H, SCALE = "estimator.sub_chain.length", "estimator.zeroth_order.scale"
 SPACE = {H: {"choice": [1, 2, 3]}, SCALE: {"loguniform": [0.001, 1.0]}}
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 long = pytest.mark.system  # minutes: `python -m pytest -m system tests/tune`
 
 
@@ -41,39 +42,8 @@ def searched(folder: Path, trial: Any, **changes: Any) -> tuple[TuneConfig, list
     config.folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlr_ray.tune.search._measure", lambda *_: Probe(MODEL, SECONDS))
-        rows = search(config, trial)
-    assert nothing_left()
-    return config, rows
-
-
-def held() -> tuple[set[str], float]:
-    """Actors and placement groups that there are, but for the coordinator that Ray keeps for trainers; free CPUs."""
-    import ray
-
-    actors = ray._private.state.actors().items()
-    groups = ray.util.placement_group_table().items()
-    names = {name for name, actor in actors if actor["State"] != "DEAD" and actor["Name"] != "AutoscalingCoordinator"}
-    names |= {name for name, group in groups if group["state"] != "REMOVED"}
-    return names, ray.available_resources().get("CPU", 0.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def before(cluster: None) -> None:
-    """What tests of other modules left."""
-    BEFORE[:] = held()
-
-
-BEFORE: list[Any] = []
-
-
-def nothing_left() -> bool:
-    """Whether all that searches held is free again."""
-    for _ in range(100):
-        names, cpus = held()
-        if names <= BEFORE[0] and cpus >= BEFORE[1]:
-            return True
-        time.sleep(0.1)
-    return False
+        with nothing_left():
+            return config, search(config, trial)
 
 
 def synthetic() -> Any:
@@ -133,14 +103,6 @@ def test_nsga2_looks_at_memory_too(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["finished"] * 6
 
 
-@long
-def test_a_budget_leaves_out_what_cannot_fit(tmp_path: Path) -> None:
-    _, rows = searched(tmp_path, synthetic(), trials=6, budgets_gib=[0.5, 4.0], searcher="random")
-    by_budget = {budget: {row["status"] for row in rows if row["budget_gib"] == budget} for budget in (0.5, 4.0)}
-    assert by_budget[0.5] == {"filtered"}
-    assert "filtered" not in by_budget[4.0]
-
-
 def real(folder: Path, **changes: Any) -> list[dict[str, Any]]:
     """Run `rlr-ray tune` on the embedded model; the rows of results.parquet."""
     keys = {
@@ -154,7 +116,8 @@ def real(folder: Path, **changes: Any) -> list[dict[str, Any]]:
         "cpus": 0.5,
     }
     file = written(folder, merge(RECIPE, SMALL), **(keys | changes))
-    assert main(["tune", "--config", file]) == 0
+    with nothing_left():
+        assert main(["tune", "--config", file]) == 0
     return pyarrow.parquet.read_table(folder / "searched" / "results.parquet").to_pylist()
 
 
@@ -194,7 +157,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
         patch.setattr("rlr_ray.tune.points._parts_of", lambda run: "all")
         names = ["digits", "some:Greedy", "some:Odd"]
         rows = real(folder, space={"reward.name": {"choice": names}}, budgets_gib=[0.05], trials=3)
-    assert nothing_left()
     yield folder, {row["reward.name"]: row for row in rows}
 
 
@@ -297,7 +259,6 @@ def test_trials_on_a_cluster_that_are_stopped_early_free_their_workers_and_actor
     found = {row["train.learning_rate"]: row for row in rows}
     assert [found[rate]["status"] for rate in (5.0, 10.0)] == ["stopped early"] * 2
     assert "finished" in (found[0.01]["status"], found[0.02]["status"])
-    assert nothing_left()
 
 
 @long
@@ -314,4 +275,3 @@ def test_a_population_goes_on_from_its_best(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["finished"] * 2
     assert any((tmp_path / "searched" / "tune" / "1").glob("pbt_policy_*"))  # Ray Tune's record of who took over whom
     assert min(row["reward"] for row in rows) > -5  # a rate of 10 by itself ends at -7 and worse
-    assert nothing_left()
