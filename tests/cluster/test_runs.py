@@ -23,7 +23,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
-from tests.runs import logged, small_recipe, small_run
+from tests.runs import RECIPE, logged, short_run, small_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
@@ -137,15 +137,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: P
 
 @pytest.mark.slow
 def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    """Without rollout actors, which hold nothing that a driver could lose."""
-    keys = ["estimator.rest=half_order", "train.iterations=12"]
-    recipe = small_recipe(tmp_path)
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"cluster": CLUSTER}))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "cluster": CLUSTER}))
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(recipe)]
-    command += [word for key in keys for word in ("--set", key)]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    config = load_config(str(recipe), keys)
+    config = load_config(str(recipe), [])
     while not (config.folder / "checkpoints" / "update_000001.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -157,5 +154,4 @@ def test_a_killed_driver_resumes_to_the_same_weights(tmp_path: Path) -> None:
     with logged() as said:
         run_on_ray(config, config.cluster, ignore, lambda: folder.begin(resume=True))
     assert any("going on from update" in text for text in said)
-    here = load_config(str(recipe), [*keys, "name=here", "cluster=none"])
-    assert folder.load_summary()["theta_sha256"] == summary_here(here)["theta_sha256"]
+    assert folder.load_summary()["theta_sha256"] == summary_here(short_run(tmp_path, name="here"))["theta_sha256"]
