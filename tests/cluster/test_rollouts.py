@@ -88,7 +88,6 @@ def test_the_chunks_of_an_actor_that_dies_come_back_all_the_same(tmp_path: Path)
     assert [result.indices for result in results] == CHUNKS
 
 
-@pytest.mark.slow
 def test_a_chunk_that_always_kills_its_actor_ends_with_an_error_that_names_it() -> None:
     with pytest.raises(UserError, match=r"pairs 4 to 5 of update 3 \(seed 7\) went wrong 3 times.*\n.*chunk_size"):
         collect(pool_of(actors_of(2, dies_at=5), max_retries=2))
@@ -99,7 +98,6 @@ def test_a_users_error_in_a_rollout_ends_with_its_words() -> None:
         collect(pool_of(actors_of(2, fails_at=3, error=UserError("the reward is not finite"))))
 
 
-@pytest.mark.slow
 def test_a_rollout_that_always_fails_ends_with_its_traceback_and_seed() -> None:
     pool = pool_of(actors_of(2, fails_at=3, error=RuntimeError("an odd pixel")), max_retries=1)
     with pytest.raises(UserError, match=r"(?s)pairs 2 to 3 of update 3 \(seed 7\).*an odd pixel") as caught:
@@ -107,7 +105,6 @@ def test_a_rollout_that_always_fails_ends_with_its_traceback_and_seed() -> None:
     assert "in run" in str(caught.value)
 
 
-@pytest.mark.slow
 def test_an_actor_that_will_not_come_back_is_replaced_by_a_new_one() -> None:
     actors = actors_of(1)
     pool = pool_of(actors)
