@@ -8,16 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
+import ray.train
 from ray.exceptions import RayActorError
 
 from rlr_ray.cluster.callbacks import start_worker
 from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, messages_to, repeating
-from rlr_ray.cluster.trainer import _begun, _check_progress, _watched
+from rlr_ray.cluster.trainer import _begun, _check_progress, _watched, run_worker
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.update import Process
@@ -118,6 +120,27 @@ def test_after_a_users_error_workers_do_not_start_again(monkeypatch: Any) -> Non
     coordinator.await_workers("training worker 0 ended")
     assert coordinator.take() == [] and str(coordinator.failure()) == "the reward is not finite"
     start_worker({"coordinator": Handle(coordinator), "work": "no worker's"})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_users_error_ends_the_workers_that_wait_for_its_share(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one that raises is ended by Ray Train with the others; one that is alone has nobody that waits."""
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    context = SimpleNamespace(get_world_rank=lambda: size - 1, get_world_size=lambda: size)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.chdir(tmp_path)
+
+    def fails(*arguments: Any) -> None:
+        raise UserError("the reward is not finite")
+
+    monkeypatch.setattr("rlr_ray.cluster.trainer._train", fails)
+    coordinator, folder = RunCoordinator(), str(tmp_path)
+    work = {"coordinator": Handle(coordinator), "cluster": ClusterConfig(), "folder": folder, "ran_on": "Ray"}
+    with pytest.raises(UserError, match="not finite") if size > 1 else nullcontext():
+        run_worker(work)
+    assert str(coordinator.failure()) == "the reward is not finite"
 
 
 def test_that_no_worker_starts_is_told_and_again_when_it_has_doubled(monkeypatch: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import evaluate
-from tests.runs import short_run
+from tests.runs import short_run, small_run
 
 CHAINS = 43
 
@@ -31,3 +31,17 @@ def test_the_chunk_of_an_evaluation_does_not_change_it_beyond_rounding(tmp_path:
     torch.testing.assert_close(two.divergence, one.divergence, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(two.images, one.images, rtol=0, atol=1e-4)
     assert two.diversity == pytest.approx(one.diversity, rel=1e-4)
+
+
+def test_replaced_scores_are_counted_over_every_chunk_of_the_rewards_and_the_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "def no_number(images, prompts, metadata):\n    return images.mean((1, 2, 3)) * float('nan')\n"
+    (tmp_path / "score_of_none.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    bad = {"name": "score_of_none:no_number", "invalid": -1.0, "differentiable": True}
+    evaluation = {"chains": 5, "chunk_size": 2, "judge": None, "judges": {"judge": bad}}
+    engine = Engine(small_run(tmp_path, reward=bad, evaluation=evaluation))
+    evaluated = evaluate(engine, engine.model.initial_theta)
+    assert [scores.tolist() for scores in evaluated.scores.values()] == [[-1.0] * 5] * 2
+    assert evaluated.invalid == 10

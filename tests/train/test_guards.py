@@ -112,6 +112,19 @@ def test_a_penalty_holds_the_model_back(tmp_path: Path) -> None:
     assert bound["kl"] < free["kl"] / 3
 
 
+@pytest.mark.parametrize(("kl_steps", "steps"), [(None, 2), (1, 1), (3, 3), ("all", 4)])
+def test_a_penalty_is_measured_and_paid_at_as_many_steps_as_the_recipe_asks(
+    tmp_path: Path, kl_steps: int | str | None, steps: int
+) -> None:
+    config = small_run(tmp_path, guards={"kl_penalty": 1.0, "kl_steps": kl_steps})
+    engine = Engine(config)
+    drawn = {tuple(one_update._penalty(engine, number).steps) for number in range(8)}
+    assert {len(set(one)) for one in drawn} == {steps}
+    plans, chains = engine.plans(0), config.train.chains
+    free = small_run(tmp_path).cost(plans)
+    assert config.cost(plans) == (free[0] + 2 * steps * chains, free[1] + steps * chains)
+
+
 def test_the_average_is_diffusers_own(tmp_path: Path) -> None:
     from diffusers.training_utils import EMAModel
 
