@@ -252,3 +252,9 @@ def test_a_folder_refuses_what_would_lose_a_run_or_go_on_with_another(tmp_path: 
     ):
         with pytest.raises(UserError, match=words):
             RunFolder(config).check(resume=resume, overwrite=False)
+
+
+def test_a_run_is_not_resumed_to_fewer_updates_than_it_has_done(whole: RunConfig) -> None:
+    fewer = whole.model_copy(update={"train": whole.train.model_copy(update={"iterations": 1})})
+    with pytest.raises(UserError, match="has done 4 updates, and train"):
+        RunFolder(fewer).check(resume=True, overwrite=False)
