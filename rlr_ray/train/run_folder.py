@@ -62,8 +62,8 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
         if resume and steps and (asked := self.config.train.iterations) < steps[-1]:
             raise UserError(
-                f"{self.path} has done {steps[-1]} updates, and train.iterations is {asked}; allowed: {steps[-1]} or more; "
-                "raise it, or start a new run with another name"
+                f"{self.path} has done {steps[-1]} updates, and train.iterations is {asked}; allowed: {steps[-1]} or "
+                "more; raise it, or start a new run with another name"
             )
         if resume:
             self._check_unchanged()
