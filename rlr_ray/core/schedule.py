@@ -16,6 +16,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 class Schedule:
     """Coefficients of `x_next = latent_coefficient[k] x + output_coefficient[k] output + sigma[k] z`, z ~ N(0, I).
 
+    A step's input is, as when the model was trained, `signal[k] x0 + noise[k] e` of a clean latent x0 and e ~ N(0, I).
     Python floats, computed in double precision: they enter a chain of any dtype, on any device, without a host copy.
     """
 
@@ -26,6 +27,9 @@ class Schedule:
     clean: tuple[
         tuple[float, float], ...
     ] = ()  # [T] weights of latent and output in the clean latent that they predict
+    signal: tuple[float, ...] = ()  # [T] the clean latent's share of each step's input
+    noise: tuple[float, ...] = ()  # [T] standard deviation of the noise in each step's input
+    end: tuple[float, float] = (1.0, 0.0)  # signal and noise of the last latent
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -38,6 +42,14 @@ class Schedule:
         """
         pairs = zip(self.output_coefficient, self.sigma, strict=True)
         return tuple(abs(c) / s if s else math.inf for c, s in pairs)
+
+    @property
+    def alpha_bar(self) -> tuple[float, ...]:  # [T]
+        """Signal level of each step's input, signal^2 / (signal^2 + noise^2): DDIM's cumulative alpha.
+
+        Of a flow, alpha of the input scaled to variance 1, so that one range says the same of every kind of model.
+        """
+        return tuple(a**2 / (a**2 + b**2) for a, b in zip(self.signal, self.noise, strict=True))
 
     def mean(self, k: int, latent: Tensor, output: Tensor) -> Tensor:
         """Mean of x_next at step k; `latent` and `output` [B, C, H, W], `output` what the model predicted."""
@@ -64,7 +76,9 @@ def ddim_schedule(
     steps = [_ddim_step(a, b, eta, prediction_type) for a, b in zip(alphas_in, alphas_out, strict=True)]
     latent, output, sigma = zip(*steps, strict=True)
     clean = tuple(_clean_and_noise(a, prediction_type)[:2] for a in alphas_in)
-    return Schedule(tuple(timesteps), latent, output, sigma, clean)
+    *levels, end = [(math.sqrt(a), math.sqrt(1 - a)) for a in (*alphas_in, alphas_out[-1])]
+    signal, noise = zip(*levels, strict=True)
+    return Schedule(tuple(timesteps), latent, output, sigma, clean, signal, noise, end)
 
 
 def flow_schedule(
@@ -95,7 +109,10 @@ def flow_schedule(
         h = noise_level**2 * (s - after) / (1 - (s if k else after))
         steps.append((1 - h / 2, after - s - h / 2 * (1 - s), math.sqrt(s * h)))
     latent, output, sigma = zip(*steps, strict=True)
-    return Schedule(tuple(timesteps), latent, output, sigma, tuple((1.0, -s) for s in sigmas[:-1]))
+    *levels, end = [(1 - s, s) for s in sigmas]
+    clean = tuple((1.0, -s) for _, s in levels)
+    signal, noise = zip(*levels, strict=True)
+    return Schedule(tuple(timesteps), latent, output, sigma, clean, signal, noise, end)
 
 
 def _ddim_step(a: float, b: float, eta: float, prediction_type: str) -> tuple[float, float, float]:

@@ -211,3 +211,36 @@ def test_a_flow_samples_two_points_with_the_mean_and_variance_of_the_data(level:
 def test_timestep_spacings_of_a_flow_are_refused() -> None:
     with pytest.raises(UserError, match="'leading', but a flow model's times are its scheduler's; leave the key out"):
         flow_schedule_of({}, SamplerConfig(timestep_spacing="leading"), 1)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_inputs_are_signal_and_noise_as_the_scheduler_adds_them(prediction_type: str) -> None:
+    """Against `add_noise`; and the clean latent comes back from the output that predicts it."""
+    scheduler = DDIMScheduler(**SD, prediction_type=prediction_type, timestep_spacing="trailing")
+    schedule = schedule_of(scheduler, 10, 1.0)
+    clean, noise = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for k, timestep in enumerate(scheduler.timesteps):
+        noised = schedule.signal[k] * clean + schedule.noise[k] * noise
+        torch.testing.assert_close(noised, scheduler.add_noise(clean, noise, timestep), rtol=1e-5, atol=1e-5)
+        velocity = scheduler.get_velocity(clean, noise, timestep)
+        output = {"epsilon": noise, "v_prediction": velocity, "sample": clean}[prediction_type]
+        of_latent, of_output = schedule.clean[k]
+        torch.testing.assert_close(of_latent * noised + of_output * output, clean, rtol=1e-4, atol=1e-4)
+    assert schedule.alpha_bar == pytest.approx(scheduler.alphas_cumprod[scheduler.timesteps].tolist(), rel=1e-5)
+    assert schedule.end == (1.0, 0.0)
+
+
+def test_a_flows_inputs_are_signal_and_noise_as_its_scheduler_adds_them() -> None:
+    """Against `scale_noise`; alpha-bar is the signal's share of the variance, whatever the latent's scale."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(7)
+    schedule = flow(7, 0.7, shift=3.0)
+    clean, noise = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for k, timestep in enumerate(scheduler.timesteps):
+        noised = schedule.signal[k] * clean + schedule.noise[k] * noise
+        torch.testing.assert_close(noised, scheduler.scale_noise(clean, timestep[None], noise), rtol=1e-5, atol=1e-5)
+        of_latent, of_output = schedule.clean[k]
+        torch.testing.assert_close(of_latent * noised + of_output * (noise - clean), clean, rtol=1e-4, atol=1e-4)
+    s = schedule.noise[3]
+    assert schedule.alpha_bar[3] == pytest.approx((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
+    assert schedule.signal[0] == 0 and schedule.end == (1.0, 0.0)
