@@ -175,7 +175,8 @@ def recipe(size: str, **changes: Any) -> RunConfig:
         "reward": {"name": "bench.models:brightness", "invalid": 0.0},  # random weights may overflow
         "prompts": ["a handwritten seven"],
         "estimator": {
-            "first_order_steps": 1,  # with h = 2, the paper's
+            "preset": "custom",
+            "first_order": {"steps": 1},  # with h = 2, the paper's
             "sub_chain": {"length": 2},
             "half_order": {"baseline": "batch"},
             "zeroth_order": {"count": 2, "chunk_size": 2},

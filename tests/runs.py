@@ -47,7 +47,8 @@ RECIPE: dict[str, Any] = {
     "reward": {"name": "digits"},
     "prompts": ["a handwritten three", "a handwritten eight"],
     "estimator": {
-        "first_order_steps": 1,
+        "preset": "custom",
+        "first_order": {"steps": 1},
         "sub_chain": {"length": 2},
         "zeroth_order": {"count": 8, "chunk_size": 4},
     },

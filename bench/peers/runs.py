@@ -76,7 +76,8 @@ PEERS = {
 OURS = {
     "ddpo without the last step": [
         "reward.differentiable=false",
-        "estimator={first_order_steps: 0, sub_chain: {length: 1, count: 9, place: [0, 8]}, rest: none}",
+        "estimator={preset: custom, first_order: {steps: 0}, rest: none}",
+        "estimator.sub_chain={length: 1, count: 9, place: [0, 8]}",
         "estimator.half_order.weight=1.0",
     ],
 }

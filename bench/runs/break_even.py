@@ -26,7 +26,8 @@ RECIPES = ("digits", "moving_digits")
 COST = 20_000.0  # denoiser forwards a plan
 CHAINS = 200  # whose own gradients are taken
 ZEROTH = {
-    "first_order_steps": 1,
+    "preset": "custom",
+    "first_order": {"steps": 1},
     "sub_chain": {"length": 0},
     "rest": "zeroth_order",
     "zeroth_order": {"directions": "isotropic", "weight": 1.0},

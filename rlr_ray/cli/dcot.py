@@ -141,7 +141,7 @@ def _proposal(
     dcot, stated = {"dcot": bounds(location, config.sampler.steps)}, config.estimator.sub_chain
     free, steps = free_steps(location, config.plan_shape, schedule), f"{location.first}-{location.last}"
     if config.chooses_plan:
-        return dcot, "preset 'auto' chooses the plan"
+        return dcot, "preset 'measure' chooses the plan"
     if config.plan_shape.free_stop <= location.first:
         return dcot, f"first order carries steps {steps} already"
     if not free:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     """Train in this process or on Ray. `begin` is called once all is ready: a bad config costs no earlier run."""
     if config.chooses_plan:
-        raise UserError("estimator.preset is 'auto', and no plan was chosen yet; `rlr-ray train` and `plan` choose one")
+        raise UserError(
+            "estimator.preset is 'measure', and no plan was chosen yet; `rlr-ray train` and `plan` choose one"
+        )
     if config.cluster == "none":
         from rlr_ray.train.loop import train  # only here: what draws its pictures takes seconds to import
 

@@ -67,7 +67,7 @@ def check_first_order(config: RunConfig) -> None:
     ):
         raise UserError(
             f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
-            f"estimator.first_order_steps is {config.estimator.first_order_steps}; set estimator.first_order_steps: 0, "
+            f"estimator.first_order.steps is {config.estimator.first_order.steps}; set estimator.first_order.steps: 0, "
             "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
         )
 
@@ -155,7 +155,7 @@ def _plan_owns_something(config: RunConfig) -> None:
     if not (config.chooses_plan or shape.first_order_steps or shape.has_half_order or shape.has_zeroth_order):
         raise UserError(
             "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
-            "estimator.rest: half_order or zeroth_order, or estimator.first_order_steps above 0"
+            "estimator.rest: half_order or zeroth_order, or estimator.first_order.steps above 0"
         )
 
 

@@ -11,52 +11,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlr_ray.config.base import FREE, Strict, flat
+from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
 from rlr_ray.errors import UserError
-
-_NO_SUB_CHAIN = {"length": 0}
-_LAST = {"first_order_steps": 1, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
-_FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": _NO_SUB_CHAIN, "rest": "none"}
-_ISOTROPIC = {"directions": "isotropic", "weight": 1.0}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Three orders, guided directions, weights of least mean squared error: what works for small adapters.
-    "rlr": {},
-    # The plan that `rlr-ray plan` would choose, measured at the start of the run. Until then no order owns a step.
-    "auto": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "rest": "none"},
-    # The paper's equation 6 as written: one first-order step, one sub-chain (its j .. j+1), isotropic, weights 1.
-    "rlr-paper": {
-        "first_order_steps": 1,
-        "sub_chain": {"length": 2},
-        "half_order": {"weight": 1.0},
-        "zeroth_order": _ISOTROPIC,
-    },
-    # Truncated backpropagation (AlignProp, Prabhudesai et al. 2023). Biased; set first_order_steps to its K.
-    "alignprop": _LAST,
-    # The same with a random K (AlignProp's randomized truncation): less biased, since every step is reached.
-    "alignprop-random": _LAST | {"truncation": "random", "checkpoint_steps": True},
-    # DRaFT (Clark et al. 2023) backpropagates every step, DRaFT-K the last K.
-    "draft": _FULL,
-    "draft-1": _LAST,
-    # A random K with inverse-probability weights: unbiased, at about half of full backpropagation's cost.
-    "russian-roulette": _LAST | {"truncation": "russian_roulette", "checkpoint_steps": True},
-    # REINFORCE on every step (Black et al. 2023, without its importance weights).
-    "ddpo": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "rest": "half_order", "half_order": {"weight": 1.0}},
-    # A black-box reward that is learned meanwhile: backpropagation of a surrogate, REINFORCE on what it misses.
-    "surrogate": _FULL | {"rest": "half_order", "surrogate": {"name": "online"}},
-    # Evolution strategies: parameter perturbations on every step.
-    "es": {"first_order_steps": 0, "sub_chain": _NO_SUB_CHAIN, "zeroth_order": _ISOTROPIC},
-    # Backpropagation through the whole chain, step by step.
-    "full_bp": _FULL,
-}
-
 
 # What the core's parameters, which its errors name in backquotes, are called in a recipe.
 KEYS = {
     "steps": "sampler.steps",
     "eta": "sampler.eta",
-    "first_order_steps": "estimator.first_order_steps",
+    "first_order_steps": "estimator.first_order.steps",
     "truncation": "estimator.truncation",
     "checkpoint_steps": "estimator.checkpoint_steps",
     "sub_chain_length": "estimator.sub_chain.length",
@@ -116,6 +80,23 @@ class DcotConfig(Strict):
 Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class FirstOrderConfig(Strict):
+    """Backpropagation of the reward through the last steps of the chain."""
+
+    steps: int | Literal["all"] = 3  # K, the last steps, through which the gradient is backpropagated
+    # A chain's gradient is cut to so many times the batch's median norm (biased); None: none is
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    # linear: the reward's slope at the end, carried back without the denoiser's own slopes (biased; for experiments)
+    adjoint: Literal["exact", "linear"] = "exact"
+
+    @field_validator("steps")
+    @classmethod
+    def _not_negative(cls, steps: int | str) -> int | str:
+        if isinstance(steps, int) and steps < 0:
+            raise ValueError(f"found {steps}; allowed: 0 to sampler.steps, or 'all'")
+        return steps
+
+
 class SubChainConfig(Strict):
     length: int = Field(3, ge=0)  # h, steps of a sub-chain; 0: none
     count: int = Field(1, ge=1)  # sub-chains of an update
@@ -134,9 +115,35 @@ class SubChainConfig(Strict):
         return place
 
 
+Signal = Annotated[float, Field(gt=0, lt=1)]
+
+
 class HalfOrderConfig(Strict):
-    baseline: Literal["prompt", "batch"] = "prompt"  # chains that share a leave-one-out baseline
+    """What is learned from rewards alone, and the chain's own noise."""
+
+    # path: REINFORCE on the chain's noises; branches: on pairs that part at a step; forward: a denoising loss towards
+    # the chain's last latent, weighted by its advantage (biased)
+    score: Literal["path", "branches", "forward"] = "path"
+    # What a chain's reward is compared with. prompt, batch: the others that share it, in this update; running: the mean
+    # of its prompt in earlier updates, then the others of this one
+    baseline: Literal["running", "prompt", "batch"] = "prompt"
     weight: Weight = "auto"  # of the term; auto: least mean squared error
+    # branches: of its steps, how many are drawn each update, with the inverse probability as weight
+    branch_steps: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    draws: int = Field(3, ge=1)  # forward: steps drawn a chain, each with a noise of its own
+    signal: tuple[Signal, Signal] = (0.03, 0.4)  # forward: alpha-bar, the share of signal, at the drawn steps' inputs
+    # forward: of a drawn step. elbo: the likelihood bound's; velocity: errors counted as those of a velocity
+    weighting: Literal["uniform", "elbo", "velocity"] = "uniform"
+    # forward: weight of the squared distance of its prediction to another model's, which is added to the loss
+    pull: float = Field(0.0, ge=0, allow_inf_nan=False)
+    pull_to: Literal["ema", "base"] = "ema"  # that model: the average that is evaluated (guards.ema), or the base model
+
+    @field_validator("signal")
+    @classmethod
+    def _rises(cls, signal: tuple[float, float]) -> tuple[float, float]:
+        if signal[0] >= signal[1]:
+            raise ValueError(f"found {list(signal)}; allowed: [low, high] with 0 < low < high < 1, e.g. [0.03, 0.4]")
+        return signal
 
 
 class ZerothOrderConfig(Strict):
@@ -148,6 +155,8 @@ class ZerothOrderConfig(Strict):
     span: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
     weight: Weight = "auto"  # of the term; auto: least mean squared error
+    # A pair's difference of rewards is cut to so many times the median of their sizes (biased); None: none is
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def components(self) -> int:
@@ -164,16 +173,23 @@ class ZerothOrderConfig(Strict):
 
 
 class SurrogateConfig(Strict):
-    """A differentiable Q of which first order carries c Q, while the other orders carry R - c Q on every step."""
+    """A differentiable Q that stands in for black-box rewards where first order carries them."""
 
     name: str = "online"  # learned during the run, or a differentiable reward
+    # switch: first order carries Q, clipped, once it is trusted, and half order the reward until then; residual: first
+    # order carries c Q, and the other orders R - c Q on every step
+    use: Literal["switch", "residual"] = "switch"
+    # switch: share of the rewards' explainable variance on fresh chains that Q must explain
+    trust: float = Field(0.5, gt=0, lt=1)
+    # Of online, what it reads: the last latent, or the frozen base denoiser's middle features at low noise
+    features: Literal["latent", "denoiser"] = "latent"
     options: dict[str, Any] = Field(default_factory=dict)  # of the reward that stands in
     video: bool | None = None  # whether that reward sees videos; None: what it says of itself
     frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
-    # c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
+    # residual: c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
     coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
-    threshold: float = Field(0.3, ge=0, lt=1)  # correlation with the reward from which the surrogate is used
-    window: int = Field(4, ge=1)  # updates that give correlation and slope
+    threshold: float = Field(0.3, ge=0, lt=1)  # residual: correlation with the reward from which Q is used
+    window: int = Field(4, ge=1)  # updates that give correlation, slope and trust
     replay: int = Field(2000, ge=1)  # samples that online keeps, and writes to every checkpoint
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # of what online learns
     steps_per_update: int = Field(50, ge=1)  # in which online learns
@@ -192,54 +208,53 @@ class SurrogateConfig(Strict):
         return self
 
 
-# Keys beside preset auto; the planner decides all others.
-_BESIDE_AUTO = ["weight_averaging", "smoothing", "half_order.baseline"]
-_BESIDE_AUTO += [f"zeroth_order.{key}" for key in ("count", "chunk_size", "scale", "span")]
+# Keys beside preset measure; the planner decides all others.
+_BESIDE_MEASURE = ["weight_averaging", "smoothing", "half_order.baseline"]
+_BESIDE_MEASURE += [f"zeroth_order.{key}" for key in ("count", "chunk_size", "scale", "span")]
 
 
-def _check_auto(given: dict[str, Any]) -> None:
+def _check_measure(given: dict[str, Any]) -> None:
     """Raise ValueError for keys that would decide the plan too; a config that was written out has those of no plan."""
     keys = {".".join(path): value for path, value in flat(given).items()}
-    others = keys.keys() - {"preset", *_BESIDE_AUTO}
-    none = flat(EstimatorConfig(preset="auto").model_dump(mode="json")) if others else {}
+    others = keys.keys() - {"preset", *_BESIDE_MEASURE}
+    none = flat(EstimatorConfig(preset="measure").model_dump(mode="json")) if others else {}
     wrong = sorted(key for key in others if (path := tuple(key.split("."))) not in none or none[path] != keys[key])
     if wrong:
         raise ValueError(
-            f"preset 'auto' chooses the plan, found {', '.join(wrong)} beside it; allowed: {', '.join(_BESIDE_AUTO)}; "
-            "leave the others out"
+            f"preset 'measure' chooses the plan, found {', '.join(wrong)} beside it; allowed: "
+            f"{', '.join(_BESIDE_MEASURE)}; leave the others out"
         )
 
 
 class EstimatorConfig(Strict):
-    # A plan by its name: defaults for the keys below (docs/estimators.md); auto: chosen by measurement
+    # A plan by its name: defaults for the keys below (docs/estimators.md); measure: chosen by measurement
     preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]
-    first_order_steps: int | Literal["all"] = 3  # K, the last steps, through which the gradient is backpropagated
+    first_order: FirstOrderConfig = FirstOrderConfig()
     # fixed: K steps; else beyond K a random number of them, uniform up to all: with inverse-probability weights, or
     # without (biased)
     truncation: Truncation = "fixed"
-    checkpoint_steps: Annotated[bool, FREE] = False  # trade one more forward a first-order step for one step's memory
+    # Trade one more forward a first-order step for one step's memory; auto: if the others would not fit
+    checkpoint_steps: Annotated[bool | Literal["auto"], FREE] = False
     sub_chain: SubChainConfig = SubChainConfig()  # steps in a row that half order carries together
     # Who estimates the steps that first order and sub-chains leave
     rest: Literal["zeroth_order", "half_order", "none"] = "zeroth_order"
-    half_order: HalfOrderConfig = HalfOrderConfig()  # REINFORCE on a step's noise
+    half_order: HalfOrderConfig = HalfOrderConfig()
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()  # perturbations of the trained numbers
     surrogate: SurrogateConfig | None = None  # for rewards that are black-box
     weight_averaging: float = Field(8, ge=1)  # m of the auto weights: updates that the optimizer averages
     smoothing: float = Field(0.9, ge=0, lt=1)  # of the auto weights' statistics and the guides
 
+    @property
+    def checkpointed(self) -> bool:
+        """Whether steps are checkpointed, as far as is known before an engine has measured: auto counts as not."""
+        return self.checkpoint_steps is True
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         preset = given.get("preset", "rlr") if isinstance(given, dict) else None
-        if preset == "auto":
-            _check_auto(given)
+        if preset == "measure":
+            _check_measure(given)
         if isinstance(preset, str) and preset in PRESETS:
             return merge(PRESETS[preset], given)
         return given
-
-    @field_validator("first_order_steps")
-    @classmethod
-    def _not_negative(cls, steps: int | str) -> int | str:
-        if isinstance(steps, int) and steps < 0:
-            raise ValueError(f"found {steps}; allowed: 0 to sampler.steps, or 'all'")
-        return steps

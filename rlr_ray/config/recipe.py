@@ -30,6 +30,7 @@ _SHORT = (  # a key that may have a value in place of a section, and the key in 
 )
 # Keys, or values of one, that recipes had before: what to write now. A * is any label.
 GONE = {
+    "estimator.first_order_steps": "write estimator.first_order.steps",
     "estimator.sub_chain.temperature": "the law of place: importance has no temperature any more; leave it out",
     "estimator.zeroth_order.span=guides": "write a number of principal components, or leave it out",
     "rewards.*.actors.batch_wait_s": "calls wait 0.01 s for others to share a batch; leave it out",
@@ -233,15 +234,28 @@ def run_config(folder: Path, overrides: list[str]) -> RunConfig:
 
     Keys that are gone are left out: an earlier version wrote them with all others, asked or not.
     """
-    values = without_gone(read_recipe(str(folder / "config.yaml")))
+    values = as_now(read_recipe(str(folder / "config.yaml")))
     return parse_config(overridden(values | {"name": folder.name, "output_dir": str(folder.parent)}, overrides))
 
 
-def without_gone(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """A config that an earlier version wrote, without the keys that are gone."""
+def as_now(values: dict[str, Any]) -> dict[str, Any]:
+    """A config that an earlier version wrote, in the keys of this one; those that are gone are left out.
+
+    It holds every key that there was, so a preset would only fill those that came since then: it is custom.
+    """
+    estimator = values.get("estimator")
+    if isinstance(estimator, dict) and "first_order_steps" in estimator:
+        estimator = estimator | {"preset": "custom", "first_order": {"steps": estimator["first_order_steps"]}}
+        if estimator.get("surrogate"):
+            estimator["surrogate"] = {"use": "residual"} | estimator["surrogate"]
+        values = values | {"estimator": estimator}
+    return _without_gone(values)
+
+
+def _without_gone(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if not any(fnmatchcase(f"{above}{key}", gone) for gone in GONE)}
     return {
-        key: without_gone(value, f"{above}{key}.") if isinstance(value, dict) else value for key, value in kept.items()
+        key: _without_gone(value, f"{above}{key}.") if isinstance(value, dict) else value for key, value in kept.items()
     }
 
 

@@ -47,8 +47,15 @@ class JudgeConfig(Strict):
 
 
 class RewardConfig(JudgeConfig):
+    # surrogate: its own, which may be dear, is not asked for: it is trained on as a black box is
+    gradient: Literal["own", "surrogate"] = "own"
     weight: Finite = 1.0  # in the sum
     normalize: bool | None = None  # by mean and deviation over the base model's held-out chains; None: if several
+
+    @property
+    def has_gradient(self) -> bool:
+        """As far as is known and asked for."""
+        return self.gradient == "own" and super().has_gradient
 
     @field_validator("weight")
     @classmethod

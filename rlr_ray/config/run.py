@@ -179,7 +179,7 @@ class RunConfig(Strict):
     @property
     def chooses_plan(self) -> bool:
         """True if the plan is yet to be chosen by measurement; until then its shape owns no step."""
-        return self.estimator.preset == "auto"
+        return self.estimator.preset == "measure"
 
     @property
     @in_keys()
@@ -187,13 +187,13 @@ class RunConfig(Strict):
         estimator, steps = self.estimator, self.sampler.steps
         return PlanShape(
             steps,
-            steps if estimator.first_order_steps == "all" else estimator.first_order_steps,
+            steps if estimator.first_order.steps == "all" else estimator.first_order.steps,
             estimator.sub_chain.length,
             self._place,
             estimator.rest,
             estimator.sub_chain.count,
             estimator.truncation,
-            estimator.surrogate is not None,
+            estimator.surrogate is not None and estimator.surrogate.use == "residual",
             estimator.surrogate is None and self.mixed,
         )
 
@@ -246,7 +246,7 @@ class RunConfig(Strict):
 
     def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
         """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
-        size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpoint_steps
+        size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpointed
         pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
         forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + pairs
         compared = self.train.chains * self.compared_steps
@@ -263,9 +263,9 @@ class RunConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, given: Any) -> Any:
-        """`estimator: auto` is short for its preset, `reward` for `rewards` of one."""
-        if isinstance(given, dict) and given.get("estimator") == "auto":
-            given = given | {"estimator": {"preset": "auto"}}
+        """`estimator: measure` is short for its preset, `reward` for `rewards` of one."""
+        if isinstance(given, dict) and isinstance(given.get("estimator"), str):
+            given = given | {"estimator": {"preset": given["estimator"]}}
         return gathered(given, "reward", "rewards")
 
     @field_validator("loggers", mode="before")

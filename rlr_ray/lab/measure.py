@@ -239,7 +239,7 @@ def candidate_of(
         name,
         shape,
         Directions(len(subject.theta), zeroth.scale, basis) if shape.has_zeroth_order else None,
-        estimator.checkpoint_steps,
+        estimator.checkpointed,
         config.train.chains,
         zeroth.count,
         config.weights,

@@ -254,4 +254,4 @@ class Planner:
 
     def _peak(self, keys: Estimator) -> float:
         config = with_plan(self.config, keys)
-        return self.probe.memory.peak(config.plan_shape, config.estimator.checkpoint_steps)
+        return self.probe.memory.peak(config.plan_shape, config.estimator.checkpointed)

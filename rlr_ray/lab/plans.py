@@ -16,26 +16,26 @@ Estimator = dict[str, Any]  # keys of config.estimator
 
 FULL: Estimator = {"preset": "full_bp"}
 DDPO: Estimator = {"preset": "ddpo"}
-NEUTRAL: Estimator = {"preset": "auto"}  # no plan yet, which every recipe allows, to build an engine with
+NEUTRAL: Estimator = {"preset": "measure"}  # no plan yet, which every recipe allows, to build an engine with
 _NO_SUB_CHAIN = {"length": 0}
-_UNWEIGHTED = {"half_order": {"weight": 1.0}, "checkpoint_steps": True}
+_UNWEIGHTED = {"preset": "custom", "half_order": {"weight": 1.0}, "checkpoint_steps": True}
 
 
 def reinforce(first_order_steps: int) -> Estimator:
     """First order on the last K steps, REINFORCE on all others; unbiased."""
-    steps = {"first_order_steps": first_order_steps, "sub_chain": _NO_SUB_CHAIN, "rest": "half_order"}
+    steps = {"first_order": {"steps": first_order_steps}, "sub_chain": _NO_SUB_CHAIN, "rest": "half_order"}
     return _UNWEIGHTED | steps
 
 
 def covered(first_order_steps: int, length: int) -> Estimator:
     """First order on the last K steps, sub-chains of h steps on all others; unbiased."""
-    steps = {"first_order_steps": first_order_steps, "sub_chain": {"length": length, "place": "cover"}}
+    steps = {"first_order": {"steps": first_order_steps}, "sub_chain": {"length": length, "place": "cover"}}
     return _UNWEIGHTED | steps
 
 
 def roulette(least: int) -> Estimator:
     """First order on at least K steps, on earlier ones at random, divided by its probability; unbiased."""
-    return {"preset": "russian-roulette", "first_order_steps": least}
+    return {"preset": "russian-roulette", "first_order": {"steps": least}}
 
 
 def paper(length: int) -> Estimator:
@@ -44,7 +44,7 @@ def paper(length: int) -> Estimator:
 
 
 def truncated(first_order_steps: int) -> Estimator:
-    return {"preset": "alignprop", "checkpoint_steps": True, "first_order_steps": first_order_steps}
+    return {"preset": "alignprop", "checkpoint_steps": True, "first_order": {"steps": first_order_steps}}
 
 
 def default_plans(config: RunConfig) -> dict[str, Estimator]:
@@ -69,7 +69,7 @@ def recipes_own(config: RunConfig) -> dict[str, Estimator]:
     """The recipe's own plan; none if that is to be chosen, or has a surrogate, which only a run can learn."""
     if config.chooses_plan or config.estimator.surrogate:
         return {}
-    return {"the recipe's": config.estimator.model_dump(mode="json", exclude={"preset"})}
+    return {"the recipe's": {**config.estimator.model_dump(mode="json"), "preset": "custom"}}
 
 
 def parse_plans(texts: list[str]) -> dict[str, Estimator]:
@@ -84,11 +84,11 @@ def parse_plans(texts: list[str]) -> dict[str, Estimator]:
         if not isinstance(keys, dict):
             raise UserError(
                 f"--plan {text!r} holds no keys; write --plan 'name={{key: value}}' with keys of `estimator`, "
-                "e.g. --plan 'mine={preset: rlr, first_order_steps: 5}'"
+                "e.g. --plan 'mine={preset: rlr, first_order: {steps: 5}}'"
             )
-        if keys.get("preset") == "auto":
+        if keys.get("preset") == "measure":
             raise UserError(
-                f"--plan {text!r}: preset 'auto' is a choice between plans, not one of them; name the plan, e.g. "
+                f"--plan {text!r}: preset 'measure' is a choice between plans, not one of them; name the plan, e.g. "
                 "preset: rlr-paper"
             )
         plans[name.strip()] = keys

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rlr_ray.config.base import flat, is_free
-from rlr_ray.config.recipe import parse_config, without_gone
+from rlr_ray.config.recipe import as_now, parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
@@ -128,7 +128,7 @@ def steps_in(folder: Path) -> list[int]:
 def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """The keys by which a config's updates differ from those of the saved one, with both values."""
     with suppress(UserError):  # keys that came since then have what they have by default
-        saved = parse_config(without_gone(saved)).model_dump(mode="json")
+        saved = parse_config(as_now(saved)).model_dump(mode="json")
     was, now = flat(saved), flat(config.model_dump(mode="json"))
     changed = [path for path in sorted(was.keys() | now.keys()) if was.get(path) != now.get(path)]
     changed = [path for path in changed if not is_free(RunConfig, path)]

@@ -65,7 +65,7 @@ def update(
         {c: (plans[c], one.with_control_variate(coefficient)) for c, one in chains.items()},
         engine.groups(),
         lambda: engine.zeroth_order(request, batch.results, tally) if batch else None,
-        checkpoint_steps=config.estimator.checkpoint_steps,
+        checkpoint_steps=config.estimator.checkpointed,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
         half_order_rows=proposal.half_order_rows if count else 0,

@@ -72,7 +72,7 @@ class Points:
         run = resolve(parse_config(values))
         check_first_order(run)
         if run.chooses_plan:
-            raise UserError("estimator.preset is 'auto', which chooses a plan; a search is to: name another preset")
+            raise UserError("estimator.preset is 'measure', which chooses a plan; a search is to: name another preset")
         return run.on(self.config.gpus) if run.cluster == "none" else run
 
     def _updates(self, run: RunConfig) -> int:
@@ -115,7 +115,7 @@ class Estimates:
         self.factors[parts] = max(self.factors.get(parts, 1.0), peak_gib / self._predicted(run))
 
     def _predicted(self, run: RunConfig) -> float:
-        return self._probe(run).memory.peak(run.plan_shape, run.estimator.checkpoint_steps) / GIB
+        return self._probe(run).memory.peak(run.plan_shape, run.estimator.checkpointed) / GIB
 
     def prepare(self, runs: Iterable[RunConfig]) -> None:
         """Measure the parts of these runs, and none from then on: a trial may hold all that measuring would need."""

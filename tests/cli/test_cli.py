@@ -140,7 +140,7 @@ BAD = {
     "a reward that crashes": (["reward={name: broken_rewards:crash}"], ["broken_rewards:crash", "KeyError", "score"]),
     "first order on a black box": (
         ["reward={name: broken_rewards:plain}"],
-        ["black-box", "first_order_steps is 1", "first_order_steps: 0"],
+        ["black-box", "first_order.steps is 1", "first_order.steps: 0"],
     ),
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
     "an unknown optimizer": (["train.optimizer=Adamm", "cluster={}"], ["train.optimizer is 'Adamm'", "AdamW"]),

@@ -28,7 +28,7 @@ from tests.runs import RECIPE, logged, short_run, small_run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25}}
-ONE_TERM: dict[str, Any] = {"first_order_steps": "all", "sub_chain": {"length": 0}}
+ONE_TERM: dict[str, Any] = {"first_order": {"steps": "all"}, "sub_chain": {"length": 0}}
 
 
 def ignore(row: dict[str, Any]) -> None:
@@ -66,7 +66,10 @@ def test_workers_that_come_and_actors_that_die_end_with_the_local_weights(
     monkeypatch.chdir(tmp_path)
     Path("slow_digits.py").write_text(SLOW_DIGITS)  # an update's rollouts take 0.8 s, so the kill falls among them
     Path("my_prompts.txt").write_text("a handwritten three\na handwritten eight\n")
-    estimator = ONE_TERM | {"surrogate": {"name": "digits", "coefficient": 0.7}, "rest": "zeroth_order"}
+    estimator = ONE_TERM | {
+        "surrogate": {"use": "residual", "name": "digits", "coefficient": 0.7},
+        "rest": "zeroth_order",
+    }
     keys: dict[str, Any] = {
         "reward": {"name": "slow_digits:Reward"},
         "prompts": "my_prompts.txt",
@@ -102,7 +105,7 @@ def _is_actor(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_a_surrogate_that_two_workers_learn_ends_with_the_local_weights(tmp_path: Path) -> None:
-    surrogate = {"name": "online", "coefficient": 0.7, "steps_per_update": 5}
+    surrogate = {"use": "residual", "name": "online", "coefficient": 0.7, "steps_per_update": 5}
     keys: dict[str, Any] = {"estimator": ONE_TERM | {"surrogate": surrogate, "rest": "half_order"}}
     found = summary_on_ray(small_run(tmp_path, name="on-ray", cluster=CLUSTER | {"workers": 2}, **keys))
     assert found["theta_sha256"] == summary_here(small_run(tmp_path, name="here", **keys))["theta_sha256"]

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from rlr_ray.cli import main
-from rlr_ray.config.estimator import KEYS, PRESETS, merge
+from rlr_ray.config.estimator import KEYS, merge
+from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put, run_config
 from rlr_ray.config.tune import TuneConfig
 from rlr_ray.core.plan import PlanShape
@@ -42,11 +43,13 @@ def test_a_resolved_config_loads_as_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", [{}, {"smoothing": 0.5, "zeroth_order": {"count": 16}}])
 def test_a_config_that_is_to_choose_its_plan_loads_as_itself_and_owns_no_step(beside: dict[str, Any]) -> None:
-    config = parse_config(RECIPE | {"estimator": {"preset": "auto"} | beside})
+    config = parse_config(RECIPE | {"estimator": {"preset": "measure"} | beside})
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
     assert config.chooses_plan and not config.plan_shape.has_half_order and not config.plan_shape.has_zeroth_order
-    with pytest.raises(UserError, match=r"'auto' chooses the plan, found rest, sub_chain.length beside it; allowed: "):
-        parse_config(RECIPE | {"estimator": {"preset": "auto", "rest": "half_order", "sub_chain": {"length": 1}}})
+    with pytest.raises(
+        UserError, match=r"'measure' chooses the plan, found rest, sub_chain.length beside it; allowed: "
+    ):
+        parse_config(RECIPE | {"estimator": {"preset": "measure", "rest": "half_order", "sub_chain": {"length": 1}}})
 
 
 def test_a_plan_that_is_yet_to_be_chosen_refuses_nothing_that_only_other_plans_need() -> None:
@@ -125,7 +128,7 @@ def test_an_override_of_a_new_label_with_dots_is_quoted() -> None:
 @pytest.mark.parametrize(
     ("was", "key", "now"),
     [
-        ({"estimator": "auto"}, "estimator.smoothing", {"estimator": {"preset": "auto", "smoothing": 1}}),
+        ({"estimator": "measure"}, "estimator.smoothing", {"estimator": {"preset": "measure", "smoothing": 1}}),
         ({"reward": "digits"}, "reward.weight", {"reward": {"name": "digits", "weight": 1}}),
         ({"rewards": {"a.b": 0.5}}, "rewards.a.b.frames", {"rewards": {"a.b": {"weight": 0.5, "frames": 1}}}),
         ({"prompts": ["a", "b"]}, "prompts.held_out", {"prompts": {"source": ["a", "b"], "held_out": 1}}),
@@ -152,8 +155,25 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"cluster": {"actors": 3}}, ["actors", "no such key", "rollouts"]),
     ({"cluster": "local"}, ["cluster", "'local'", "none"]),
     ({"estimator": {"sub_chain": {"length": 7}}}, ["7", "T = 5", "estimator.sub_chain.length", "sampler.steps"]),
-    ({"estimator": {"first_order_steps": 9}}, ["9", "5", "estimator.first_order_steps"]),
-    ({"estimator": {"first_order_steps": -1}}, ["estimator.first_order_steps", "-1", "'all'"]),
+    ({"estimator": {"first_order": {"steps": 9}}}, ["9", "5", "estimator.first_order.steps"]),
+    ({"estimator": {"first_order": {"steps": -1}}}, ["estimator.first_order.steps", "-1", "'all'"]),
+    ({"estimator": {"first_order": {"clip": 0}}}, ["estimator.first_order.clip", "found 0", "greater than 0"]),
+    ({"estimator": {"first_order": {"adjoint": "fast"}}}, ["first_order.adjoint", "'fast'", "'linear'"]),
+    ({"estimator": {"checkpoint_steps": "maybe"}}, ["estimator.checkpoint_steps", "'maybe'", "valid boolean"]),
+    ({"estimator": {"half_order": {"score": "paths"}}}, ["half_order.score", "'paths'", "'branches' or 'forward'"]),
+    ({"estimator": {"half_order": {"baseline": "mean"}}}, ["half_order.baseline", "'mean'", "'running'"]),
+    ({"estimator": {"half_order": {"branch_steps": 0}}}, ["half_order.branch_steps", "found 0", "'all'"]),
+    ({"estimator": {"half_order": {"draws": 0}}}, ["half_order.draws", "found 0", "or equal to 1"]),
+    ({"estimator": {"half_order": {"signal": [0.4, 0.03]}}}, ["half_order.signal", "[0.4, 0.03]", "low < high"]),
+    ({"estimator": {"half_order": {"signal": [0.03, 1]}}}, ["half_order.signal", "found 1", "less than 1"]),
+    ({"estimator": {"half_order": {"weighting": "snr"}}}, ["half_order.weighting", "'snr'", "'elbo'"]),
+    ({"estimator": {"half_order": {"pull": -1}}}, ["half_order.pull", "found -1", "or equal to 0"]),
+    ({"estimator": {"half_order": {"pull_to": "mean"}}}, ["half_order.pull_to", "'mean'", "'ema' or 'base'"]),
+    ({"estimator": {"zeroth_order": {"clip": 0}}}, ["estimator.zeroth_order.clip", "found 0", "greater than 0"]),
+    ({"estimator": {"surrogate": {"use": "both"}}}, ["surrogate.use", "'both'", "'switch' or 'residual'"]),
+    ({"estimator": {"surrogate": {"trust": 1}}}, ["surrogate.trust", "found 1", "less than 1"]),
+    ({"estimator": {"surrogate": {"features": "clip"}}}, ["surrogate.features", "'clip'", "'denoiser'"]),
+    ({"reward": {"gradient": "none"}}, ["gradient", "'none'", "'own' or 'surrogate'"]),
     ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
     ({"prompts": []}, ["prompts", "found []", "at least 1"]),
     ({"prompts": {"sauce": "a.txt"}}, ["prompts.sauce", "no such key", "held_out, source"]),
@@ -169,11 +189,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"chains_per_prompt": 1}}, ["chains_per_prompt", "'batch'"]),
     ({"estimator": {"zeroth_order": {"count": 1, "chunk_size": 1}}}, ["auto", "found one", "weight to 1"]),
     (
-        {"estimator": {"first_order_steps": 0, "sub_chain": {"length": 0}}},
+        {"estimator": {"first_order": {"steps": 0}, "sub_chain": {"length": 0}}},
         ["'guided' follows", "directions: isotropic"],
     ),
     (
-        {"estimator": {"first_order_steps": 0, "sub_chain": {"length": 0}, "rest": "none"}},
+        {"estimator": {"first_order": {"steps": 0}, "sub_chain": {"length": 0}, "rest": "none"}},
         ["leaves every step out", "estimator.rest: half_order"],
     ),
     ({"train": {"betas": [1.5, 0.9]}}, ["train.betas.0", "1.5", "less than 1"]),
@@ -226,6 +246,8 @@ def test_a_run_that_an_earlier_version_left_is_read_without_the_keys_that_are_go
     put(values, "rewards.digits.actors.batch_wait_s", 0.01)
     put(values, "cluster.resize_every_s", 60)
     put(values, "cluster.rollouts.max_retries", 4)
+    estimator = values["estimator"] | {"preset": "rlr"}
+    values["estimator"] = estimator | {"first_order_steps": estimator.pop("first_order")["steps"]}
     assert changed_keys(values, config) == []
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -272,6 +294,6 @@ def test_what_the_core_refuses_is_told_in_keys() -> None:
     assert not re.search(r"(estimator|train|sampler|guards|cluster)\.[a-z_]+(:|\b above| or |;)", core)
     messages = re.findall(r"raise UserError\((.*?)\n            \)", inspect.getsource(PlanShape), re.S)
     assert len(messages) > 5 and {name for text in messages for name in re.findall("`(.+?)`", text)} == set(KEYS)
-    keys = {"first_order_steps": 9, "sub_chain": {"length": 0}, "rest": "none"}
-    with pytest.raises(UserError, match=r"^estimator.first_order_steps is 9; allowed: 0 to sampler.steps \(5\)$"):
+    keys = {"first_order": {"steps": 9}, "sub_chain": {"length": 0}, "rest": "none"}
+    with pytest.raises(UserError, match=r"^estimator.first_order.steps is 9; allowed: 0 to sampler.steps \(5\)$"):
         short_run(Path(), estimator=keys)

@@ -30,7 +30,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = "mine={first_order_steps: 1, sub_chain: {length: 1}, zeroth_order: {directions: isotropic, weight: 1.0}}"
+    zeroth = "{directions: isotropic, weight: 1.0}"
+    own = f"mine={{preset: custom, first_order: {{steps: 1}}, sub_chain: {{length: 1}}, zeroth_order: {zeroth}}}"
     few = ["--batches", "8", "--cost", "1"]
     assert main(["lab", "--config", str(recipe), *few, "--plan", own]) == 0
     said = capsys.readouterr().out
@@ -93,7 +94,7 @@ def test_only_what_is_no_checkpoint_is_refused_as_one(recipe: Path, monkeypatch:
         (["--at", "nowhere.pt"], "is no file"),
         (["--at", "recipe.yaml"], "is no checkpoint of a run"),
         (["--batches", "1"], "--batches is 1; allowed: 8 or more"),
-        (["--only", "--plan", "x={preset: auto}", "--batches", "8"], "'auto' is a choice between plans"),
+        (["--only", "--plan", "x={preset: measure}", "--batches", "8"], "'measure' is a choice between plans"),
     ],
 )
 def test_what_it_refuses(recipe: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

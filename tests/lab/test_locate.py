@@ -103,7 +103,7 @@ def test_bounds_make_three_stages(steps: int) -> None:
 
 def test_the_command_prints_keys_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--set", "cluster=none", "--set", "reward.differentiable=false", "--batches", "3"]
-    words += ["--set", "estimator.first_order_steps=0", "--out", str(tmp_path)]
+    words += ["--set", "estimator.first_order.steps=0", "--out", str(tmp_path)]
     assert main(["dcot", "locate", "--config", RECIPE, *words]) == 0
     said, told = capsys.readouterr().out, json.loads((tmp_path / "locate.json").read_text())
     assert len(told["steps"]) == 10 and told["chains"] == 120
@@ -137,7 +137,7 @@ def located(
         (2, 5, ["estimator.sub_chain.length=3"], {"place": [2, 5], "length": 3}),
         (4, 4, ["estimator.sub_chain.length=3"], {"place": [4, 4], "length": 1}),
         (5, 9, ["estimator.sub_chain.length=3"], {"place": [5, 6], "length": 2}),  # 7-9 are first order's
-        (5, 9, ["estimator.first_order_steps=0"], {"place": [5, 9], "length": 3}),
+        (5, 9, ["estimator.first_order.steps=0"], {"place": [5, 9], "length": 3}),
         (4, 6, ["estimator.sub_chain.count=2"], {"place": [4, 6], "length": 1}),
         (4, 4, ["estimator.sub_chain.count=2"], {"place": [4, 4], "length": 1, "count": 1}),
         (2, 5, ["estimator.sub_chain.length=0"], {"place": [2, 5], "length": 3}),
@@ -163,7 +163,7 @@ def test_a_proposed_sub_chain_loads(
         (8, [], "first order carries steps 8-9 already"),
         (2, ["estimator={preset: full_bp}"], "first order carries steps 2-9 already"),
         (2, ["sampler.eta=0", "estimator.sub_chain.length=0"], "no noise at those of steps 2-9"),
-        (2, ["estimator={preset: auto}"], "preset 'auto' chooses the plan"),
+        (2, ["estimator={preset: measure}"], "preset 'measure' chooses the plan"),
     ],
 )
 def test_where_there_is_no_sub_chain_to_place_it_says_why(

@@ -93,7 +93,7 @@ def test_a_damped_plan_is_not_unbiased(planner: Planner) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_samplers_without_noise_and_with_one_step(tmp_path: Path, steps: int) -> None:
     """Half order cannot be: only backpropagation and perturbations are left."""
-    full = {"preset": "full_bp", "first_order_steps": "all", "sub_chain": {"length": 0}, "rest": "none"}
+    full = {"preset": "full_bp", "first_order": {"steps": "all"}, "sub_chain": {"length": 0}, "rest": "none"}
     config = short_run(tmp_path, model=tiny(), sampler={"steps": steps, "eta": 0.0}, estimator=full)
     options = Planner(config, batches=8).choose(None).options
     names = {option.name for option in options if option.unbiased}
@@ -150,25 +150,25 @@ def test_a_runs_own_plan_is_not_written_over(recipe: Path, capsys: pytest.Captur
 
 
 def test_auto_chooses_once_and_resumes_with_its_choice(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    auto = ["train", "--config", str(recipe), "--set", "estimator=auto"]
+    auto = ["train", "--config", str(recipe), "--set", "estimator=measure"]
     assert main([*auto, "--dry-run"]) == 0
     assert "plan: chosen by measurement at the start" in capsys.readouterr().out
     assert main([*auto, "--set", "train.iterations=1"]) == 0
     assert "measuring memory" in capsys.readouterr().out
     config = yaml.safe_load(Path("runs/short/config.yaml").read_text())
     told = json.loads(Path("runs/short/plan.json").read_text())
-    chosen = with_plan(parse_config(SHORT | {"estimator": "auto"}), told["best"]["keys"]).estimator
+    chosen = with_plan(parse_config(SHORT | {"estimator": "measure"}), told["best"]["keys"]).estimator
     assert config["estimator"] == chosen.model_dump(mode="json")
     assert main([*auto, "--resume", "--set", "train.iterations=2"]) == 0
     assert "measuring memory" not in capsys.readouterr().out
     assert json.loads(Path("runs/short/summary.json").read_text())["plan"] == told["best"]["plan"]
-    other = ["--set", "estimator={preset: auto, half_order: {baseline: batch}}"]
+    other = ["--set", "estimator={preset: measure, half_order: {baseline: batch}}"]
     assert main(["train", "--config", str(recipe), *other, "--resume"]) == 2
     assert "was run with another config (estimator.half_order.baseline" in capsys.readouterr().err
 
 
 def test_auto_with_a_black_box_reward_has_no_first_order(recipe: Path) -> None:
-    changes = ["estimator=auto", "reward.differentiable=false", "train.iterations=1"]
+    changes = ["estimator=measure", "reward.differentiable=false", "train.iterations=1"]
     assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
     told = json.loads(Path("runs/short/plan.json").read_text())
     assert "first order" not in told["best"]["plan"]

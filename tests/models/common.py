@@ -97,7 +97,8 @@ def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
         "reward": {"name": "tests.models.tiny_flow:brightness"},
         "prompts": ["a handwritten two", "a handwritten seven"],
         "estimator": {
-            "first_order_steps": 1,
+            "preset": "custom",
+            "first_order": {"steps": 1},
             "sub_chain": {"length": 1},
             "zeroth_order": {"count": 4, "chunk_size": 4},
         },

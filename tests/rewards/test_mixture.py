@@ -131,7 +131,7 @@ def test_short_forms_of_a_recipe() -> None:
     [
         ({"rewards": {"digits": 1}}, "both 'reward' and 'rewards'"),
         ({"reward": {"name": "digits", "weight": 0}}, "evaluation.judges"),
-        ({"reward": {"name": "digits_judge"}, "estimator": {"first_order_steps": 0}}, "both a reward and a judge"),
+        ({"reward": {"name": "digits_judge"}, "estimator": {"first_order": {"steps": 0}}}, "both a reward and a judge"),
         ({"reward": {"name": "digits", "wight": 1}}, r"rewards\.digits\.wight: no such key; allowed here: .*weight"),
         ({"reward": {"name": "digits"}, "evaluation": {"judges": {"digits_judge": -1}}}, "weight: no such key"),
         ({"reward": None, "rewards": {"reward": {"name": "digits"}}}, "label 'reward' is the name of another column"),

@@ -21,9 +21,9 @@ from tests.runs import small_run
 
 IMPORTANCE = {"estimator": {"sub_chain": {"length": 1, "place": "importance"}}, "sampler": {"steps": 8}}
 RANDOM = {"estimator": {"sub_chain": {"length": 0}, "rest": "none", "truncation": "random", "checkpoint_steps": True}}
-FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": {"length": 0}, "rest": "half_order"}
+FULL = {"first_order": {"steps": "all"}, "checkpoint_steps": True, "sub_chain": {"length": 0}, "rest": "half_order"}
 SURROGATE = {
-    "estimator": FULL | {"surrogate": {"threshold": 0.0, "steps_per_update": 4, "batch_size": 4}},
+    "estimator": FULL | {"surrogate": {"use": "residual", "threshold": 0.0, "steps_per_update": 4, "batch_size": 4}},
     "reward": {"differentiable": False},
     "train": {"chains": 8, "chains_per_prompt": 4},
 }
@@ -36,7 +36,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("sampler.eta", 0.5, {}),
     ("sampler.guidance_scale", 2.0, {}),
     ("sampler.timestep_spacing", "linspace", {}),
-    ("estimator.first_order_steps", 2, {}),
+    ("estimator.first_order.steps", 2, {}),
     ("estimator.truncation", "fixed", RANDOM),
     ("estimator.sub_chain.length", 1, {}),
     ("estimator.sub_chain.count", 2, {"estimator": {"sub_chain": {"length": 1}}}),
@@ -89,6 +89,10 @@ ELSEWHERE = {
     "estimator.surrogate.options": "tests/train/test_surrogate.py",
     "estimator.surrogate.video": "tests/models/test_video.py",
     "estimator.surrogate.frames": "tests/models/test_video.py",
+    "estimator.first_order.": "tests/core/test_terms.py",
+    "estimator.half_order.": "tests/core/test_terms.py",
+    "estimator.zeroth_order.clip": "tests/core/test_terms.py",
+    "estimator.surrogate.": "tests/train/test_surrogate.py",
     "evaluation.": "tests/train/test_loop.py",
 }
 

@@ -13,7 +13,7 @@ from rlr_ray.errors import UserError
 from tests.rewards.servers import ServerApart, pixels, server
 from tests.runs import small_run, train_here
 
-PLAN = {"first_order_steps": 0, "sub_chain": {"length": 0}, "rest": "half_order", "half_order": {"weight": 1.0}}
+PLAN = {"first_order": {"steps": 0}, "sub_chain": {"length": 0}, "rest": "half_order", "half_order": {"weight": 1.0}}
 
 
 def run(folder: Path, url: str, *, resume: bool = False, on_row: Any = lambda row: None, **changes: Any) -> Any:

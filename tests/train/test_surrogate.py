@@ -27,12 +27,14 @@ from tests.runs import outcome, shared, small_run, train_here
 
 CHAINS, FEATURES = 80, 10
 GROUPS = torch.arange(CHAINS) // 8
-FULL = {"first_order_steps": "all", "checkpoint_steps": True, "sub_chain": {"length": 0}}
+FULL = {"first_order": {"steps": "all"}, "checkpoint_steps": True, "sub_chain": {"length": 0}}
 
 
 def surrogate_run(folder: Path, changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
     """A small run whose reward is black-box, under a plan that a surrogate can have."""
     estimator = FULL | {"rest": "half_order", "surrogate": {"name": "online", "steps_per_update": 5}} | keys
+    if estimator["surrogate"]:
+        estimator["surrogate"] = {"use": "residual"} | estimator["surrogate"]
     return small_run(folder, estimator=estimator, reward={"differentiable": False}, **changes or {})
 
 
@@ -263,8 +265,8 @@ def test_the_plan_says_what_it_estimates(tmp_path: Path, keys: dict[str, Any], w
     ("keys", "words"),
     [
         ({"rest": "zeroth_order"}, ["'online'", "rollout actors", "rest: half_order", "place: cover"]),
-        ({"first_order_steps": 2}, ["every step", "first_order_steps 2", "first_order_steps to all"]),
-        ({"first_order_steps": 1, "truncation": "random"}, ["every step", "'random'", "russian_roulette"]),
+        ({"first_order": {"steps": 2}}, ["every step", "first_order.steps 2", "first_order.steps to all"]),
+        ({"first_order": {"steps": 1}, "truncation": "random"}, ["every step", "'random'", "russian_roulette"]),
         ({"surrogate": {"options": {"a": 1}}}, ["'online' takes no options", "'a'", "leave them out"]),
         ({"surrogate": {"coefficient": 0}}, ["estimator.surrogate.coefficient", "'auto'", "greater than 0"]),
         ({"surrogate": {"windows": 2}}, ["estimator.surrogate.windows", "no such key", "window"]),
@@ -287,6 +289,6 @@ def test_chains_without_a_baseline_cannot_say_what_a_surrogate_is_worth(tmp_path
 def test_first_order_needs_a_surrogate_that_is_differentiable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"surrogate.name 'digits_judge' is black-box .*surrogate.name: online"):
         check_first_order(surrogate_run(tmp_path, surrogate={"name": "digits_judge"}))
-    with pytest.raises(UserError, match=r"black-box .*first_order_steps is all; .*estimator.preset: surrogate"):
+    with pytest.raises(UserError, match=r"black-box .*first_order.steps is all; .*estimator.preset: surrogate"):
         check_first_order(surrogate_run(tmp_path, surrogate=None))
     check_first_order(surrogate_run(tmp_path))

@@ -23,7 +23,7 @@ from rlr_ray.tune.search import Progress, make_private
 from tests.config.test_tune import written
 from tests.runs import small_run
 
-K = "estimator.first_order_steps"
+K = "estimator.first_order.steps"
 
 
 def searched(folder: Path, **changes: Any) -> TuneConfig:
