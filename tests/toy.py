@@ -39,3 +39,14 @@ def worst_z(estimates: Tensor, exact: Tensor) -> float:  # [B, P], [B, P]
     """
     along = numpy.column_stack([(estimates - exact) @ exact.mean(0), estimates - exact])  # [B, 1 + P]
     return float(abs(along.mean(0) / (along.std(0, ddof=1) / len(along) ** 0.5)).max())
+
+
+def beside_the_gradient(estimates: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:  # [B, P] each; [2] each
+    """(Cosine, length) of the estimates' mean beside the exact gradient's, and their standard errors over tenths."""
+
+    def beside(some: Tensor, truth: Tensor) -> list[float]:
+        mean, right = some.mean(0), truth.mean(0)
+        return [float(torch.cosine_similarity(mean, right, 0)), float(mean.norm() / right.norm())]
+
+    tenths = torch.tensor([beside(*pair) for pair in zip(estimates.chunk(10), exact.chunk(10), strict=True)])
+    return torch.tensor(beside(estimates, exact)), tenths.std(0) / 10**0.5

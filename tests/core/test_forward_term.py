@@ -17,7 +17,7 @@ from rlr_ray.core.sampler import Conditioning, Sampler
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
 from rlr_ray.errors import UserError
 from rlr_ray.lab.toy import SCHEDULER, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
-from tests.toy import exact_gradient, toy_trajectory
+from tests.toy import beside_the_gradient, exact_gradient, toy_trajectory
 
 SAMPLER = toy_sampler()
 ALPHAS = [float(SCHEDULER.alphas_cumprod.double()[int(t)]) for t in SAMPLER.schedule.timesteps]
@@ -137,21 +137,13 @@ def without_advantage(weighting: Weighting) -> Tensor:  # [B, P]
     return forward_term(SAMPLER, theta, latents, {}, ones, steps, noise, weighting=weighting, scale=COUNT)
 
 
-def beside_the_gradient(estimates: Tensor) -> tuple[Tensor, Tensor]:  # each [2]
-    """(Cosine, length) of the mean beside the exact gradient's, and their standard errors."""
-
-    def beside(some: Tensor, exact: Tensor) -> list[float]:
-        mean, truth = some.mean(0), exact.mean(0)
-        return [float(torch.cosine_similarity(mean, truth, 0)), float(mean.norm() / truth.norm())]
-
-    exact = rewards_and_gradients()[2]
-    tenths = torch.tensor([beside(*pair) for pair in zip(estimates.chunk(10), exact.chunk(10), strict=True)])
-    return torch.tensor(beside(estimates, exact)), tenths.std(0) / 10**0.5
-
-
 @functools.cache
 def centred() -> Tensor:  # [B]
     return leave_one_out(rewards_and_gradients()[0], torch.zeros(COUNT))
+
+
+def beside(estimates: Tensor) -> tuple[Tensor, Tensor]:
+    return beside_the_gradient(estimates, rewards_and_gradients()[2])
 
 
 MEASURED = {"uniform": (0.81, 0.44), "elbo": (0.88, 38.0)}  # 10,000 other chains; the docstring's figures
@@ -160,7 +152,7 @@ MEASURED = {"uniform": (0.81, 0.44), "elbo": (0.88, 38.0)}  # 10,000 other chain
 @pytest.mark.parametrize("weighting", MEASURED)
 def test_its_expectation_is_biased_as_the_docstring_says(weighting: Weighting) -> None:
     """Standard error of the cosine about .02, of the length 3 to 7 %; elbo has nearly all of its from the last step."""
-    measured, error = beside_the_gradient(centred()[:, None] * without_advantage(weighting))
+    measured, error = beside(centred()[:, None] * without_advantage(weighting))
     assert (error / measured < 0.08).all()
     assert ((measured - torch.tensor(MEASURED[weighting])).abs() < 3.5 * error).all()
     assert 1 - measured[0] > 3.5 * error[0]
@@ -179,13 +171,13 @@ ERRORS = {
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_deliberate_errors_are_seen(error: str) -> None:
-    measured, error_of = beside_the_gradient(ERRORS[error]())
+    measured, error_of = beside(ERRORS[error]())
     assert ((measured - torch.tensor(MEASURED["uniform"])).abs() > 5 * error_of).any(), measured
 
 
 def test_without_an_advantage_its_mean_is_longer_than_the_gradient() -> None:
     """1.5 +- .05 times |g| on this chain, nearly at right angles to g: what centring takes away."""
-    (cosine, length), (_, error) = beside_the_gradient(without_advantage("uniform"))
+    (cosine, length), (_, error) = beside(without_advantage("uniform"))
     assert length - 1 > 3.5 * error
     assert abs(cosine) < 0.2
 
