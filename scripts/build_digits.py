@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -96,12 +96,16 @@ def augment_shift(images: Tensor) -> Tensor:
 
 
 def train_unet(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL, updates: int
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    alphas: Tensor,  # [1000] cumulative
+    updates: int,
 ) -> None:
     """Noise prediction on the latents, the text encoder trained along, some captions wrong."""
     images, labels = load_data()
     ids = tokenizer(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids  # [10, 16]
-    alphas = building.build_scheduler().alphas_cumprod
     latents = building.encoded(vae, images) * vae.config.scaling_factor  # [N, 4, 4, 4]
 
     def loss_of(index: Tensor) -> Tensor:
@@ -113,18 +117,17 @@ def train_unet(
     fit(parameters, loss_of, batches(len(images), 128, updates, 3), updates, 2e-3)
 
 
-def build_pipeline(updates: int) -> StableDiffusionPipeline:
+def build_pipeline(updates: int, vae: AutoencoderKL, scheduler: DDIMScheduler) -> StableDiffusionPipeline:
     tokenizer = building.build_tokenizer(("handwritten", *WORDS), length=16)
-    vae = train_vae(load_data()[0])
     torch.manual_seed(3)
     text_encoder, unet = building.build_text_encoder(tokenizer), build_unet()
-    train_unet(unet, text_encoder, tokenizer, vae, updates)
+    train_unet(unet, text_encoder, tokenizer, vae, scheduler.alphas_cumprod, updates)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
-        scheduler=building.build_scheduler(),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -178,7 +181,8 @@ def main() -> None:
             print(f"{name} classifier")
             building.save_half(train_classifier(*parts[name], width, seed), options.out / f"{name}.safetensors")
         print("pipeline")
-        build_pipeline(options.updates).to(dtype=torch.float16).save_pretrained(options.out / "pipeline")
+        pipeline = build_pipeline(options.updates, train_vae(load_data()[0]), building.build_scheduler())
+        pipeline.to(dtype=torch.float16).save_pretrained(options.out / "pipeline")
     print(measure(options.out))
     print(f"{time.monotonic() - started:.0f} s")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.common import DOCS, IMAGES, options, text
+from bench.pages.learning import defaults, learning, sensitivity
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
 from bench.pages.scale import kills, scale, update_memory
@@ -15,7 +16,8 @@ from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
 
-SECTIONS = (ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
+LEARNING = (learning, defaults, sensitivity)
+SECTIONS = (*LEARNING, ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
 
 
 def fill(page: Path, name: str, block: str) -> None:

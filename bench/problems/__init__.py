@@ -1,0 +1,1 @@
+"""Problems that no default was tuned on: their recipes, rewards and pipelines."""
