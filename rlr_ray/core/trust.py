@@ -36,9 +36,12 @@ class RunningMeans:
         return torch.tensor(rows, dtype=torch.float64).permute(2, 1, 0)
 
     def add(self, prompts: Sequence[Hashable], values: Tensor) -> None:  # [B]; [k, B], NaN: not known
-        for prompt in dict.fromkeys([_ALL, *prompts]):
-            chosen = values[:, [i for i, other in enumerate(prompts) if prompt in (_ALL, other)]].double()
-            new = list(zip(chosen.nanmean(1).tolist(), (1 / (~chosen.isnan()).sum(1)).tolist(), strict=True))
+        of: dict[Hashable, list[int]] = {_ALL: list(range(len(prompts)))}
+        for i, prompt in enumerate(prompts):
+            of.setdefault(prompt, []).append(i)
+        for prompt, chosen in of.items():
+            some = values[:, chosen].double()
+            new = list(zip(some.nanmean(1).tolist(), (1 / (~some.isnan()).sum(1)).tolist(), strict=True))
             self.means[prompt] = [self._mixed(*pair) for pair in zip(self.means.get(prompt, new), new, strict=True)]
 
     def _mixed(self, old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:

@@ -346,12 +346,12 @@ def test_what_is_nan_leaves_the_head_as_if_the_chain_had_not_been_rated() -> Non
 
 
 def test_rewards_that_are_all_equal_are_no_difference_to_learn() -> None:
+    """Though their mean, and so what they differ from it by, is rounded."""
     latents, prompts = batch(0)
-    online = new_online()
-    online.learn(0, latents, prompts, torch.full((CHAINS,), 0.1))  # whose mean differs by rounding
-    (scores,) = online.scores(latents, prompts)
-    torch.testing.assert_close(scores, torch.full_like(scores, 0.1))
-    assert Trust(1).trusted == [False]
+    values = torch.tensor([0.1, 1 / 3, 1234.567, -0.7, 0.0])[:, None].expand(-1, 77)
+    regressor = new_online(heads=5).regressor
+    assert not regressor.standardise(latents[:77], prompts[:77], values).any() and not regressor.reward_std.any()
+    torch.testing.assert_close(regressor(latents[:77], prompts[:77]), values)
 
 
 def test_a_head_that_learned_first_seems_to_explain_noise() -> None:
