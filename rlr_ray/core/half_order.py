@@ -25,6 +25,7 @@ def half_order(
     minus a baseline that does not use the chain's own reward. Raises UserError where the last step has no noise.
     """
     last = sub_chain[-1]
+    assert last < sampler.trained, f"step {last} is the base model's: half order there has no gradient"
     sigma = sampler.schedule.sigma[last]
     if not sigma:
         raise UserError(
