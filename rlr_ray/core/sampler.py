@@ -32,7 +32,7 @@ class Denoiser(Protocol):
 class Chains:
     """A chunk of chains: how they start, their noises, their prompts and what rates their last latents.
 
-    Last latents are [B, C, H, W], or [2 B, C, H, W]: of the same chains twice over.
+    Last latents are [B, C, H, W], or [n B, C, H, W]: of the same chains n times over.
     """
 
     x_start: Tensor  # [B, C, H, W]
