@@ -16,6 +16,7 @@ from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.recipe import config_of, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.registry import build_loggers
+from rlr_ray.loggers.surrogate import surrogate_words
 from rlr_ray.loggers.terminal import progress
 from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
@@ -99,12 +100,7 @@ def describe_results(folder: RunFolder) -> str:
         lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
     if summary["kept_update"] < summary["steps"]:
         lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
-    surrogate = summary["surrogate"]
-    if surrogate is not None:
-        lines.append(
-            f"surrogate: correlation {surrogate['correlation']:.2f} with the reward on chains that it had not learned "
-            f"from (median of the last quarter), used in {surrogate['share_of_updates']:.0%} of updates"
-        )
+    lines += surrogate_words(summary["surrogate"])
     lines += [f"warning: {text}" for text in summary["warnings"]]
     lines += [
         f"{summary['steps']} updates, {summary['denoiser_forwards']} denoiser forwards, {summary['seconds']:.0f} s, "

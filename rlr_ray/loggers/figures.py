@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rlr_ray.core.gradient import TERMS
+from rlr_ray.loggers.surrogate import explained_columns
 from rlr_ray.rewards.scores import Scores, mean_and_error
 
 Rows = Sequence[Mapping[str, Any]]
@@ -49,7 +50,7 @@ def held_out_points(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict
 
 
 def term_figures(rows: Rows) -> dict[str, go.Figure]:
-    """By title: each term's size, weight and noise, and how the terms agree."""
+    """By title: each term's size, weight and noise, how the terms agree, and how a surrogate follows the reward."""
     names = _terms(rows)
     norms = {name: f"{name}_norm" for name in names} | {"the sum, as applied": "gradient_norm"}
     drawn = {"Norm, before weighting": _lines(rows, norms)}
@@ -57,6 +58,7 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
         drawn[title] = _lines(rows, {name: f"{name}_{end}" for name in names})
     cosines = {f"{one}, {other}": f"cosine_{one}_{other}" for one, other in permutations(names, 2)}
     drawn["Cosine between terms"] = _lines(rows, cosines)
+    drawn["Variance that the surrogate explains"] = _lines(rows, explained_columns(rows))
     for title in ("Norm, before weighting", "Variance"):
         _logarithmic(drawn[title])
     return _not_empty(drawn)

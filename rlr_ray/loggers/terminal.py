@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from rlr_ray.loggers.surrogate import explained_columns
 from rlr_ray.utils.console import progress_bar
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def describe(row: dict[str, Any]) -> str:
             parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
     if row.get("surrogate_coefficient") is not None:
         parts.append(f"Q correlates {row['surrogate_correlation']:.2f}")
+    for label, column in explained_columns([row]).items():
+        trusted = "trusted" if row[f"surrogate_trusted_{label}"] else "not trusted"
+        parts.append(f"Q explains {row[column]:.0%} of {label}, {trusted}")
     for name, words in (("rollouts_missing", "not waited for"), ("rollouts_rerun", "run again")):
         if row.get(name):
             parts.append(f"{row[name]} pairs {words}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlr_ray.config.describe import bias_notes
 from rlr_ray.config.run import RunConfig
+from rlr_ray.loggers.surrogate import never_trusted
 from rlr_ray.rewards.scores import Scores
 
 _SURE = 2  # standard errors
@@ -27,7 +28,7 @@ def warnings(
     texts = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
     texts += _gaming(scores) or _gamed(summary)
     texts += _gain(scores["reward"])
-    texts += _variance(summary["noise_shares"]) + _counts(rows, summary)
+    texts += [*never_trusted(summary.get("surrogate")), *_variance(summary["noise_shares"]), *_counts(rows, summary)]
     return texts + bias_notes(config)
 
 

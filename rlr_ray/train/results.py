@@ -19,6 +19,7 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.loggers.figures import held_out_points
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.loggers.surrogate import surrogate_summary
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows
@@ -175,7 +176,7 @@ class Results:
             "best_update": self.guards.best.update,
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
-            "surrogate": _surrogate(rows),
+            "surrogate": surrogate_summary(rows),
             "steps": updates,
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
             "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
@@ -222,14 +223,3 @@ def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     shares = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
     known = {name: [share for share in column if share is not None] for name, column in shares.items()}
     return {name: statistics.median(column) for name, column in known.items() if column}
-
-
-def _surrogate(rows: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Its correlation with the reward at the end, and the share of updates that used it; None without a surrogate."""
-    if not rows or rows[0].get("surrogate_correlation") is None:
-        return None
-    last = rows[-math.ceil(len(rows) / 4) :]
-    return {
-        "correlation": statistics.median(row["surrogate_correlation"] for row in last),
-        "share_of_updates": statistics.mean(row["surrogate_coefficient"] != 0 for row in rows),
-    }
