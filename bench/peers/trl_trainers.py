@@ -1,7 +1,13 @@
 """Runs of TRL 0.12's AlignPropTrainer and DDPOTrainer on the embedded digits, in TRL's own environment.
 
-runs.py starts it, and writes and reads its files. Of rlr_ray it imports what needs torch alone: the reward, the
-meter of memory, the order of the adapter's numbers.
+trl.py starts it, and writes and reads its files. Of rlr_ray it imports what needs torch alone: the reward, the order of
+the adapter's numbers. TRL's classes are subclassed, none of their code is copied.
+
+Repaired, since as shipped neither learns well here: no pass for guidance at scale 1, where TRL stops; random truncation
+draws one depth a batch (as shipped every step draws anew whether it is cut); DDPO's log-probabilities are sums (as
+shipped means over a latent's numbers), its last step, whose sigma is small and whose score swamps the others', has no
+say, advantages are by prompt, and an epoch has one optimizer step. The adapter is the recipe's (which one TRL trains is
+written into its code). The gradient's norm cut at 1, weight decay and betas are TRL's defaults.
 """
 
 from __future__ import annotations
@@ -9,7 +15,6 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-import time
 import traceback
 import warnings
 from importlib.metadata import version
@@ -28,18 +33,23 @@ from trl import (
 
 from rlr_ray.models.adapters import ParameterVector
 from rlr_ray.rewards.digits import Digits
-from rlr_ray.utils.memory import peak_bytes
 
 NEVER = 10**9
 VERSIONS = {name: version(name) for name in ("trl", "torch", "transformers", "diffusers", "peft", "accelerate")}
 
 
 class DigitsPipeline(DefaultDDPOStableDiffusionPipeline):
-    """TRL's pipeline with the bench's adapter: which one it trains is written into TRL's code."""
+    """TRL's pipeline with the recipe's adapter, repaired."""
 
     def __init__(self, spec: dict[str, Any]):
         super().__init__(spec["folder"])
         self.spec = spec
+        encode = self.sd_pipeline._encode_prompt
+
+        def encode_prompt(prompt: Any, device: Any, count: int, guided: bool, *rest: Any, **embeds: Any) -> Tensor:
+            return encode(prompt, device, count, guided, *rest, **embeds) if guided else embeds["prompt_embeds"]
+
+        self.sd_pipeline._encode_prompt = encode_prompt
 
     def get_trainable_layers(self) -> nn.Module:
         self.unet.add_adapter(peft.LoraConfig(**self.spec["adapter"]))
@@ -54,23 +64,6 @@ class DigitsPipeline(DefaultDDPOStableDiffusionPipeline):
 
     def theta(self) -> Tensor:  # [P]
         return self.vector.flatten(adapter(self.unet))
-
-
-def adapter(unet: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in unet.named_parameters() if value.requires_grad}
-
-
-class RepairedPipeline(DigitsPipeline):
-    """Without guidance where the scale is 1; one random depth a batch; log-probabilities are sums."""
-
-    def __init__(self, spec: dict[str, Any]):
-        super().__init__(spec)
-        encode = self.sd_pipeline._encode_prompt
-
-        def encode_prompt(prompt: Any, device: Any, count: int, guided: bool, *rest: Any, **embeds: Any) -> Tensor:
-            return encode(prompt, device, count, guided, *rest, **embeds) if guided else embeds["prompt_embeds"]
-
-        self.sd_pipeline._encode_prompt = encode_prompt
 
     def rgb_with_grad(self, *args: Any, **options: Any) -> Any:
         if options["truncated_backprop_rand"]:
@@ -87,6 +80,10 @@ class RepairedPipeline(DigitsPipeline):
         output = super().scheduler_step(model_output, timestep, sample, **options)
         output.log_probs = summed(output.log_probs, sample)
         return output
+
+
+def adapter(unet: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in unet.named_parameters() if value.requires_grad}
 
 
 def summed(mean: Tensor, latents: Tensor) -> Tensor:  # [B], [B, C, H, W]
@@ -132,22 +129,25 @@ class Meter:
         return self.forwards + 2 * self.backwards
 
 
-def trainer_of(spec: dict[str, Any], pipeline: DigitsPipeline) -> AlignPropTrainer | DDPOTrainer:
+def trainer_of(
+    spec: dict[str, Any], pipeline: DigitsPipeline, results: dict[str, Any]
+) -> AlignPropTrainer | DDPOTrainer:
     reward, prompts = Digits(), itertools.cycle(spec["prompts"])
     align = spec["trainer"] == "AlignProp"
     keys = {"train_batch_size": spec["chunk_size"], "train_learning_rate": spec["learning_rate"], "seed": spec["seed"]}
-    keys |= {"sample_num_steps": spec["steps"], "sample_eta": spec["eta"], "sample_guidance_scale": spec["guidance"]}
-    keys |= {"train_gradient_accumulation_steps": spec["chains"] // spec["chunk_size"] // spec["optimizer_steps"]}
+    keys |= {"sample_num_steps": spec["steps"], "sample_eta": spec["eta"], "sample_guidance_scale": 1.0}
+    keys |= {"train_gradient_accumulation_steps": spec["chains"] // spec["chunk_size"]}
     keys |= {"mixed_precision": "no", "save_freq": NEVER} | spec["options"]
     if not align:
         keys |= {"sample_batch_size": spec["chunk_size"]}
         keys |= {"sample_num_batches_per_epoch": spec["chains"] // spec["chunk_size"]}
 
     def rate(images: Tensor, texts: tuple[str, ...], metadata: Any) -> tuple[Tensor, dict[str, Any]]:
+        results["reward_calls"] += len(images)
         return reward(images, texts, metadata), {}
 
     config = AlignPropConfig(**keys) if align else DDPOConfig(**keys)
-    kind = AlignPropTrainer if align else RepairedDDPOTrainer if spec["repaired"] else DDPOTrainer
+    kind = AlignPropTrainer if align else RepairedDDPOTrainer
     trainer = kind(config, rate, lambda: (next(prompts), {}), pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return trainer
@@ -162,7 +162,7 @@ def pictures(spec: dict[str, Any], pipeline: DigitsPipeline) -> Tensor:  # [n, 3
         torch.manual_seed(seed)
         options = {"num_inference_steps": spec["steps"], "eta": spec["eta"], "output_type": "pt"}
         options |= {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
-        results.append(pipeline(guidance_scale=spec["guidance"], **options).images)
+        results.append(pipeline(guidance_scale=1.0, **options).images)
     return torch.cat(results)
 
 
@@ -173,21 +173,16 @@ def embedding(pipeline: DigitsPipeline, text: str) -> Tensor:  # [1, L, D]
 
 def run(spec: dict[str, Any], results: dict[str, Any]) -> None:
     """Train until the cost is spent; what there is to tell is put into `results` as it comes."""
-    pipeline = (RepairedPipeline if spec["repaired"] else DigitsPipeline)(spec)
-    trainer = trainer_of(spec, pipeline)
-    meter, points, seconds, updates, step = Meter(pipeline.unet), list(spec["points"]), 0.0, 0, 0
+    pipeline = DigitsPipeline(spec)
+    trainer = trainer_of(spec, pipeline, results)
+    meter, points, updates, step = Meter(pipeline.unet), list(spec["points"]), 0, 0
     while points:
-        begun = time.process_time()
         step = trainer.step(updates, step)
-        seconds, updates = seconds + time.process_time() - begun, updates + 1
-        results["updates"] = updates
+        updates += 1
         if meter.cost >= points[0]:
-            point = {"cost": meter.cost, "updates": updates, "seconds": seconds, "theta": pipeline.theta()}
-            results["points"].append(point)
+            results["points"].append({"cost": meter.cost, "theta": pipeline.theta()})
             points = [cost for cost in points if cost > meter.cost]
-    results |= {"forwards": meter.forwards, "backwards": meter.backwards, "pictures": pictures(spec, pipeline)}
-    if spec["traced"]:
-        results["peak_bytes"] = peak_bytes(lambda: trainer.step(updates, step), torch.device("cpu"))
+    results["pictures"] = pictures(spec, pipeline)
 
 
 def main() -> None:
@@ -196,7 +191,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         spec, out = line.split()
-        results: dict[str, Any] = {"points": [], "updates": 0, "versions": VERSIONS}
+        results: dict[str, Any] = {"points": [], "reward_calls": 0, "versions": VERSIONS}
         try:
             run(torch.load(spec, weights_only=True), results)
         except Exception as error:  # a crash is a result too
