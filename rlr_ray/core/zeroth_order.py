@@ -99,6 +99,8 @@ def zeroth_order(
     rewards_plus: Tensor,  # [N] at theta + step_size * u
     rewards_minus: Tensor,  # [N] at theta - step_size * u, same start and noises
     dtype: torch.dtype = torch.float32,
+    *,
+    clip: float | None = None,
 ) -> TermEstimate:
     """Antithetic parameter-perturbation gradient, averaged over the directions in the order of their seeds.
 
@@ -107,9 +109,16 @@ def zeroth_order(
     expectation is, for isotropic directions, the part of grad E[R] that passes through theta at those steps; for
     guided ones the projection of that part on the span, as long as the span does not depend on this step's chains.
     Its variance per direction is `dimensions * E |P g_b|^2 - |P g|^2`: g that part, g_b one chain's own gradient,
-    whose mean is g, P the projection on the span.
+    whose mean is g, P the projection on the span; so a span of one direction is the slope along it and no more.
+
+    `clip` cuts the differences R+ - R- at so many times their median size, of those that are not 0. Biased then: of a
+    mean's few large summands, which hold most of its variance, it keeps the sign.
     """
-    coefficients = (rewards_plus.double() - rewards_minus.double()) / (2 * directions.step_size)  # [N]
+    differences = rewards_plus.double() - rewards_minus.double()  # [N]
+    if clip is not None and bool(differences.any()):
+        limit = clip * float(differences[differences != 0].abs().median())
+        differences = differences.clamp(-limit, limit)
+    coefficients = differences / (2 * directions.step_size)
     total = torch.zeros(directions.dimensions, dtype=dtype)
     squares = 0.0
     for seed, coefficient in zip(seeds, coefficients.tolist(), strict=True):

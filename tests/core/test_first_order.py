@@ -12,6 +12,7 @@ from torch import Tensor
 from rlr_ray.core.first_order import Clipped, ClippedMean, first_order, linear_adjoint
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.sums import ExactMean, Reduce
+from rlr_ray.errors import UserError
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 from tests.runs import shared
 from tests.toy import beside_the_gradient, exact_gradient, per_chain_theta, toy_trajectory
@@ -103,9 +104,11 @@ def test_the_linear_adjoints_expectation_is_biased_as_the_docstring_says() -> No
 
 
 def test_it_refuses_a_reward_without_gradient() -> None:
-    trajectory = toy_trajectory(toy_chains(4, seed=3))
-    with pytest.raises(ValueError, match="carries no gradient"):
-        linear_adjoint(SAMPLER, toy_theta(), trajectory, lambda x: toy_reward(x).detach(), range(STEPS))
+    chains = toy_chains(4, seed=3)
+    with pytest.raises(UserError, match="carries no gradient"):
+        first_order(SAMPLER, toy_theta(), toy_trajectory(chains, 5), lambda x: toy_reward(x).detach())
+    with pytest.raises(UserError, match="carries no gradient"):
+        linear_adjoint(SAMPLER, toy_theta(), toy_trajectory(chains), lambda x: toy_reward(x).detach(), range(STEPS))
 
 
 # Clipped means.
