@@ -139,11 +139,12 @@ def _proposal(
 ) -> tuple[dict[str, Any], str]:
     """Keys with which the recipe loads, and why there is no sub-chain among them if there is none."""
     dcot, stated = {"dcot": bounds(location, config.sampler.steps)}, config.estimator.sub_chain
-    free, steps = free_steps(location, config.plan_shape, schedule), f"{location.first}-{location.last}"
+    shape = config.plan_shape.without_last(config.adapter.steps_off(schedule))
+    free, steps = free_steps(location, shape, schedule), f"{location.first}-{location.last}"
     if config.chooses_plan:
         return dcot, "preset 'measure' chooses the plan"
-    if config.plan_shape.free_stop <= location.first:
-        return dcot, f"first order carries steps {steps} already"
+    if shape.free_stop <= location.first:
+        return dcot, f"steps {steps} are first order's or the base model's already"
     if not free:
         return dcot, f"the sampler adds no noise at those of steps {steps} that first order leaves"
     count = min(stated.count, len(free))
@@ -153,7 +154,7 @@ def _proposal(
     try:
         keys = [f"estimator.sub_chain.{key}={value}" for key, value in sub_chain.items()]
         keys += [f"dcot.{key}={value}" for key, value in dcot["dcot"].items()]
-        resolve(load_config(options.config, [*options.set, *keys])).check_noise(schedule)
+        resolve(load_config(options.config, [*options.set, *keys])).shape_on(schedule)
     except UserError as error:
         return dcot, str(error)
     return {"estimator": {"sub_chain": sub_chain}} | dcot, ""

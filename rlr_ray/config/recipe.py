@@ -241,8 +241,10 @@ def run_config(folder: Path, overrides: list[str]) -> RunConfig:
 def as_now(values: dict[str, Any]) -> dict[str, Any]:
     """A config that an earlier version wrote, in the keys of this one; those that are gone are left out.
 
-    It holds every key that there was, so a preset would only fill those that came since then: it is custom.
+    It holds every key that there was, so a preset would only fill those that came since then: it is custom. And where
+    it has no adapter.off_below, the adapter was on at every step.
     """
+    values = values | {"adapter": {"off_below": None} | (values.get("adapter") or {})}
     estimator = values.get("estimator")
     if isinstance(estimator, dict) and "first_order_steps" in estimator:
         estimator = estimator | {"preset": "custom", "first_order": {"steps": estimator["first_order_steps"]}}

@@ -13,7 +13,7 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.rewards import Judges, Rewards, gathered
 from rlr_ray.core.plan import Plan, PlanShape, Position
-from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.schedule import Schedule, steps_off
 
 # A file, the name of a shipped list, or the prompts themselves.
 Text = Annotated[str, Field(min_length=1)]
@@ -51,10 +51,17 @@ class AdapterConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     type: str = "LORA"  # PEFT's name of the adapter; keys beside it go to PEFT's config of that type
     seed: int = 0  # of the initial values
+    # Last steps that the base model draws, in training, evaluation and `sample`: those whose noise, relative to what
+    # the model's output moves there, is below this part of the step before's (auto: a third); null: none
+    off_below: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = "auto"
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    def steps_off(self, schedule: Schedule) -> int:
+        """How many last steps of a schedule run without the adapter."""
+        return steps_off(schedule, 1 / 3 if self.off_below == "auto" else self.off_below or 0.0)
 
 
 class SamplerConfig(Strict):
@@ -198,9 +205,14 @@ class RunConfig(Strict):
         )
 
     @in_keys()
-    def check_noise(self, schedule: Schedule) -> None:
-        """Raise UserError if half order may end at a step without noise."""
-        self.plan_shape.check_noise(schedule)
+    def shape_on(self, schedule: Schedule) -> PlanShape:
+        """The plan's shape on the model's schedule, whose last steps may be the base model's.
+
+        Raises UserError if a sub-chain does not fit before them, or half order may end at a step without noise.
+        """
+        shape = self.plan_shape.without_last(self.adapter.steps_off(schedule))
+        shape.check_noise(schedule)
+        return shape
 
     @property
     def _place(self) -> Position:

@@ -30,14 +30,14 @@ def first_order(
 
     Of an objective of several parts, those without a gradient count as constants.
 
-    The first term of the paper's equation 6, for K = T - trajectory.stop steps. Its expectation is the part of
-    grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and one step's
-    activations, for one more forward a step. `step_weights` multiply what passes through theta at each step: the
-    inverse probability of reaching it, if K is drawn at random. `per_chain` gives each chain's own gradient, whose mean
-    is the other, for no further forward but B P numbers. Raises UserError if the rewards carry no gradient.
+    The first term of the paper's equation 6, for the K steps from trajectory.stop on that are theta's. Its expectation
+    is the part of grad E[R] that passes through theta at those steps. `checkpoint_steps` keeps one latent a step and
+    one step's activations, for one more forward a step. `step_weights` multiply what passes through theta at each step:
+    the inverse probability of reaching it, if K is drawn at random. `per_chain` gives each chain's own gradient, whose
+    mean is the other, for no further forward but B P numbers. Raises UserError if the rewards carry no gradient.
     """
     theta = _leaf(theta, len(trajectory.latents[-1]), per_chain)
-    thetas = [theta] * (len(sampler) - trajectory.stop)
+    thetas = [theta] * (sampler.trained - trajectory.stop)
     if step_weights is not None:
         thetas = [_scale_gradient(theta, weight) for weight in step_weights]
     rewards, whole = _finish(sampler, thetas, trajectory, objective, checkpoint_steps)
@@ -90,7 +90,7 @@ def step_gradients(
 
     The exact answer that any estimate of these steps is compared with.
     """
-    count = len(sampler) - trajectory.stop
+    count = sampler.trained - trajectory.stop
     copies = theta.detach().expand(count, *theta.shape).clone().requires_grad_()
     rewards, _ = _finish(sampler, list(copies.unbind()), trajectory, objective, True)
     (gradients,) = torch.autograd.grad(rewards.mean(), copies)
@@ -164,9 +164,13 @@ def _finish(
     objective: Objective,
     checkpoint_steps: bool,
 ) -> tuple[Tensor, Trajectory]:  # rewards [B] with their graph, the whole chain without
-    """Run the steps after the trajectory's end with gradients, and rate the last latent."""
+    """Run the steps after the trajectory's end with gradients, theta's and the base model's; rate the last latent.
+
+    Raises UserError if the rewards carry no gradient.
+    """
     latents = [trajectory.latents[-1]]
-    for theta, k in zip(thetas, range(trajectory.stop, len(sampler)), strict=True):
+    passed = [*thetas, *[thetas[-1]] * sampler.off]
+    for theta, k in zip(passed, range(trajectory.stop, len(sampler)), strict=True):
         arguments = (theta, k, latents[-1], trajectory.noise[k], trajectory.conditioning)
         if checkpoint_steps:
             latents.append(checkpoint(sampler.step, *arguments, use_reentrant=False, preserve_rng_state=False))

@@ -114,9 +114,9 @@ def _begun(
     """
     for _, numbers in groupby(work, lambda c: c // together):
         group = list(numbers)
-        alike = len({work[c][0].first_order.start for c in group}) == 1
+        alike = len({work[c][0].sampled for c in group}) == 1
         for batch in [group] if alike else [[c] for c in group]:
-            starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].first_order.start
+            starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].sampled
             yield from zip(batch, sampler.sample_together(theta, starts, stop=stop), strict=True)
 
 

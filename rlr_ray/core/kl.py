@@ -8,30 +8,33 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.sampler import Sampler, Trajectory
-from rlr_ray.core.schedule import Schedule
 
 
-def noisy_steps(schedule: Schedule) -> list[int]:
-    """Steps at which the sampler adds noise; at the others the divergence is 0 or infinite, and is left out."""
-    return [k for k, sigma in enumerate(schedule.sigma) if sigma]
+def compared_steps(sampler: Sampler) -> list[int]:
+    """Steps that are theta's and have noise; without it the divergence is 0 or infinite, and is left out."""
+    return [k for k in range(sampler.trained) if sampler.schedule.sigma[k]]
 
 
 @torch.no_grad()
-def chain_divergence(
+def divergence_by_step(
     sampler: Sampler,
     theta: Tensor,  # [P] where the trajectory was sampled
     base: Tensor,  # [P]
     trajectory: Trajectory,
-) -> Tensor:  # [B], nats
-    """Of each chain: `sum_k |m_k(x_k; theta) - m_k(x_k; base)|^2 / (2 sigma_k^2)`, m_k a step's mean.
+) -> Tensor:  # [T, B], nats
+    """Of each step and chain: `|m_k(x_k; theta) - m_k(x_k; base)|^2 / (2 sigma_k^2)`, m_k the step's mean.
 
     A step's two Gaussians share their sigma, so this is exact at the states x_k that were visited, and by the chain
-    rule its expectation is the divergence between the laws of the whole chains.
+    rule the expectation of its sum over steps is the divergence between the laws of the whole chains. 0 where the
+    sampler takes the base model's step, nan where theta's has no noise, and everywhere if that is all of them.
     """
-    total = torch.zeros(trajectory.latents.shape[1], device=theta.device, dtype=theta.dtype)
-    for k in noisy_steps(sampler.schedule):
-        total += _step_divergence(sampler, theta, base, trajectory, k)
-    return total
+    steps, unknown = compared_steps(sampler), float("nan")
+    shape = len(sampler), trajectory.latents.shape[1]
+    rows = torch.full(shape, unknown, device=theta.device, dtype=theta.dtype)
+    rows[sampler.trained :] = 0.0 if steps else unknown
+    for k in steps:
+        rows[k] = _step_divergence(sampler, theta, base, trajectory, k)
+    return rows
 
 
 def divergence_gradient(
@@ -41,14 +44,14 @@ def divergence_gradient(
     trajectory: Trajectory,
     steps: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # [P], [B] nats
-    """Gradient of the mean of `chain_divergence` with the visited states held, and the divergence; a step at a time.
+    """Gradient of the mean of the chains' divergence with the visited states held, and that; a step at a time.
 
-    `steps` drawn evenly from `noisy_steps` stand for all of them: then both are unbiased. That states were visited
+    `steps` drawn evenly from `compared_steps` stand for all of them: then both are unbiased. That states were visited
     because of theta is left out, as DPOK (Fan et al. 2023, arXiv:2305.16381) and Flow-GRPO do.
     """
     theta = theta.detach().requires_grad_()
     gradient, total = torch.zeros_like(theta), theta.new_zeros(trajectory.latents.shape[1])
-    share = len(noisy_steps(sampler.schedule)) / len(steps)
+    share = len(compared_steps(sampler)) / len(steps)
     for k in steps:
         divergence = share * _step_divergence(sampler, theta, base, trajectory, k)
         gradient += torch.autograd.grad(divergence.mean(), theta)[0]

@@ -33,6 +33,7 @@ class Plan:
     zeroth_order: tuple[int, ...]
     step_weights: tuple[float, ...] | None = None  # factor of each first-order step's gradient; None: 1
     residual_from: int | None = None  # None: first order carries the whole reward
+    off: int = 0  # last steps, the base model's, which nothing owns and first order's gradient passes
 
     @property
     def residual(self) -> bool:
@@ -45,7 +46,7 @@ class Plan:
 
     def forwards(self, checkpoint_steps: bool = False) -> int:
         """Denoiser forwards that a chain costs."""
-        again = len(self.first_order) if checkpoint_steps else 0
+        again = self._passed if checkpoint_steps else 0
         return self.steps + again + sum(map(len, self.sub_chains))
 
     @property
@@ -56,7 +57,17 @@ class Plan:
     @property
     def backwards(self) -> int:
         """Denoiser backwards that a chain costs."""
-        return len(self.first_order) + sum(map(len, self.sub_chains))
+        return self._passed + sum(map(len, self.sub_chains))
+
+    @property
+    def sampled(self) -> int:
+        """Steps that are sampled without gradients: all before first order's."""
+        return self.first_order.start if self.first_order else self.steps
+
+    @property
+    def _passed(self) -> int:
+        """Steps through which first order's gradient passes."""
+        return len(self.first_order) + self.off if self.first_order else 0
 
     def __str__(self) -> str:
         parts = [f"first order {_interval(self.first_order)}" if self.first_order else ""]
@@ -73,7 +84,7 @@ class PlanShape:
     """
 
     steps: int  # T
-    first_order_steps: int  # K, 0 .. T; the least one if truncation is not fixed
+    first_order_steps: int  # K, of those that are not off; the least number if truncation is not fixed
     sub_chain_length: int  # h, 0 for none
     position: Position = "uniform"
     rest: Rest = "zeroth_order"
@@ -81,17 +92,21 @@ class PlanShape:
     truncation: Truncation = "fixed"
     residual: bool = False  # first order carries a surrogate
     mixed: bool = False  # first order carries the differentiable ones of several rewards, half order the others there
+    off: int = 0  # last steps, the base model's, which no order owns
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first_order_steps <= self.steps:
-            raise UserError(f"`first_order_steps` is {self.first_order_steps}; allowed: 0 to `steps` ({self.steps})")
+        if not 0 <= self.first_order_steps <= self.trained:
+            less = f" less the {self.off} of the base model" if self.off else ""
+            raise UserError(
+                f"`first_order_steps` is {self.first_order_steps}; allowed: 0 to `steps` ({self.steps}){less}"
+            )
         if self.truncation != "fixed":
             self._check_truncation()
-        if self.residual and self.truncation != "russian_roulette" and self.first_order_steps < self.steps:
+        if self.residual and self.truncation != "russian_roulette" and self.first_order_steps < self.trained:
             raise UserError(
                 "a surrogate needs its gradient through every step, found `first_order_steps` "
                 f"{self.first_order_steps} with `truncation` {self.truncation!r}; raise `first_order_steps` to all "
-                f"{self.steps}, or set `truncation` to russian_roulette (either with `checkpoint_steps`)"
+                f"{self.trained}, or set `truncation` to russian_roulette (either with `checkpoint_steps`)"
             )
         if self.position == "importance" and self.sub_chain_count > 1:
             raise UserError(
@@ -114,7 +129,8 @@ class PlanShape:
             many = f"{self.sub_chain_count} sub-chains" if self.sub_chain_count > 1 else "a sub-chain"
             raise UserError(
                 f"{many} of {self.sub_chain_length} steps does not fit in steps {low} to {stop - 1} "
-                f"(T = {self.steps}, the last {self.steps - self.free_stop} are first order); "
+                f"(T = {self.steps}, the last {self.steps - self.free_stop} are "
+                f"first order{' or the base model' * bool(self.off)}); "
                 f"allowed: 0 to {max(stop - low, 0) // self.sub_chain_count}; lower `sub_chain_length`, "
                 "widen `position` or raise `steps`"
             )
@@ -131,6 +147,10 @@ class PlanShape:
                 "orders; set `sub_chain_length` to 0 and `rest` to none, or `truncation` to fixed"
             )
 
+    def without_last(self, off: int) -> PlanShape:
+        """This plan where so many last steps are the base model's: its orders then end before them."""
+        return replace(self, off=off, first_order_steps=min(self.first_order_steps, self.steps - off)) if off else self
+
     def without_surrogate(self) -> PlanShape:
         """The plan of an update whose surrogate is not trusted: the other orders' steps are the same ones."""
         if not self.residual:
@@ -138,11 +158,16 @@ class PlanShape:
         return replace(self, first_order_steps=0, truncation="fixed", residual=False)
 
     @property
+    def trained(self) -> int:
+        """The orders own steps 0 .. trained - 1 between them."""
+        return self.steps - self.off
+
+    @property
     def free_stop(self) -> int:
         """Half and zeroth order own steps 0 .. free_stop - 1 between them."""
         if self.residual:
-            return self.steps
-        return 0 if self.truncation != "fixed" else self.steps - self.first_order_steps
+            return self.trained
+        return 0 if self.truncation != "fixed" else self.trained - self.first_order_steps
 
     @property
     def residual_from(self) -> int | None:
@@ -156,7 +181,7 @@ class PlanShape:
         """Sub-chains on the steps of first order, for the rewards that it cannot carry."""
         if self.residual or self.residual_from is None:
             return []
-        return covering_blocks(self.residual_from, self.steps, max(self.sub_chain_length, 1))
+        return covering_blocks(self.residual_from, self.trained, max(self.sub_chain_length, 1))
 
     @property
     def room(self) -> tuple[int, int]:
@@ -199,19 +224,20 @@ class PlanShape:
             sub_chains += [range(k, k + 1) for k in free]
         return Plan(
             self.steps,
-            range(self.steps - depth, self.steps),
+            range(self.trained - depth, self.trained),
             (*sub_chains, *self._mixed_blocks),
             tuple(free) if self.rest == "zeroth_order" else (),
             weights,
             self.residual_from,
+            self.off,
         )
 
     def _depth(self, *seed: int | str, chunk: int) -> tuple[int, tuple[float, ...] | None]:
-        """How many steps a chunk backpropagates, uniform over K .. T unless fixed, and the steps' weights.
+        """How many steps a chunk backpropagates, uniform over K .. all unless fixed, and the steps' weights.
 
         Russian roulette divides by the probability of reaching a step, which makes first order unbiased for all.
         """
-        least, steps = self.first_order_steps, self.steps
+        least, steps = self.first_order_steps, self.trained
         if self.truncation == "fixed":
             return least, None
         choices = steps - least + 1
@@ -255,20 +281,21 @@ class PlanShape:
             parts.append(f"half order on {self._sub_chain_words()}")
         if self.free_steps > 0:
             orders = {"zeroth_order": "zeroth order", "half_order": "half order, step by step,", "none": "nothing"}
-            others = "every step" if self.free_steps == self.steps else f"the other {self.free_steps}"
+            others = "every step" if self.free_steps == self.trained else f"the other {self.free_steps}"
             parts.append(f"{orders[self.rest]} on {others}")
         if self.residual:
             parts[0] = f"of what that leaves of the reward: {parts[0]}"
         if self.first_order_steps:
             parts.insert(0, self._first_order_words())
-        return f"{self.steps} steps: " + "; ".join(parts) + (" (biased)" if self.biased else "")
+        base = f", the last {f'{self.off} ' if self.off > 1 else ''}without the adapter" if self.off else ""
+        return f"{self.steps} steps{base}: " + "; ".join(parts) + (" (biased)" if self.biased else "")
 
     def _first_order_words(self) -> str:
         count = f"the last {self.first_order_steps}"
         if self.truncation != "fixed":
             law = {"russian_roulette": "divided by its probability", "random": "unweighted"}[self.truncation]
             count += f" and a random number of earlier ones, each {law}"
-        elif self.first_order_steps == self.steps:
+        elif self.first_order_steps == self.trained:
             count = "every step"
         of = "of the surrogate " if self.residual else "of the differentiable rewards " if self.mixed else ""
         others = ", half order there of the others" if self._mixed_blocks else ""

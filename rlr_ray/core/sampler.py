@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.schedule import Schedule
+from rlr_ray.errors import UserError
 
 Conditioning = Mapping[str, Tensor]  # each [B, ...]
 Start = tuple[Tensor, Tensor, Conditioning]  # of chains: first latents [B, C, H, W], noises [T, B, C, H, W], prompts
@@ -31,7 +32,7 @@ class Denoiser(Protocol):
 class Chains:
     """A chunk of chains: how they start, their noises, their prompts and what rates their last latents.
 
-    Last latents are [B, C, H, W], or [2 B, C, H, W]: of the same chains twice over.
+    Last latents are [B, C, H, W], or [n B, C, H, W]: of the same chains n times over.
     """
 
     x_start: Tensor  # [B, C, H, W]
@@ -74,18 +75,40 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A denoiser under a schedule: one step, its mean, and whole chains; theta [P] is an argument of each."""
+    """A denoiser under a schedule: one step, its mean, and whole chains; theta [P] or [B, P] is an argument of each.
+
+    The last `off` steps are the base model's, whatever theta is: gradients pass through their latents, none comes from
+    theta there, and chains do not diverge there.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
+    off: int = 0
+    base: Tensor | None = None  # [P] theta of the base model; needed if some step is off
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.off <= (0 if self.base is None else len(self.schedule) - 1):
+            raise UserError(
+                f"`off` is {self.off} of {len(self.schedule)} steps, `base` is {'not ' * (self.base is None)}given; "
+                "allowed: `off` below the number of steps, and above 0 only with the `base` theta of these steps"
+            )
 
     def __len__(self) -> int:  # T
         return len(self.schedule)
 
+    @property
+    def trained(self) -> int:
+        """Steps 0 .. trained - 1 are theta's, the others the base model's."""
+        return len(self) - self.off
+
+    def output(self, theta: Tensor, k: int, latent: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C, H, W]
+        """What the denoiser predicts at step k."""
+        theta = theta if k < self.trained or self.base is None else self.base
+        return self.denoiser(theta, latent, self.schedule.timesteps[k], conditioning)
+
     def mean(self, theta: Tensor, k: int, latent: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C, H, W]
         """Mean of the latent that step k puts out."""
-        output = self.denoiser(theta, latent, self.schedule.timesteps[k], conditioning)
-        return self.schedule.mean(k, latent, output)
+        return self.schedule.mean(k, latent, self.output(theta, k, latent, conditioning))
 
     def step(self, theta: Tensor, k: int, latent: Tensor, noise: Tensor, conditioning: Conditioning) -> Tensor:
         """The latent [B, C, H, W] that step k puts out, given that step's noise [B, C, H, W]."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_SETTLED = 0.84  # signal level of a step's input from which the step changes little: noise of 0.4 at most
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,29 @@ class Schedule:
     def mean(self, k: int, latent: Tensor, output: Tensor) -> Tensor:
         """Mean of x_next at step k; `latent` and `output` [B, C, H, W], `output` what the model predicted."""
         return self.latent_coefficient[k] * latent + self.output_coefficient[k] * output
+
+
+def steps_off(schedule: Schedule, below: float) -> int:
+    """Last steps that are better left to the base model: an adapter there costs much divergence and changes little.
+
+    Where the adapter changes the model's output by d, step k diverges from the base model's by kappa_k^2 |d|^2 / 2 nats
+    (core/kl.py). From the end back, a step counts while its noise, by what the output moves there, 1 / kappa_k, is less
+    than `below` times that of the step before: the same d then costs more than 1 / below^2 times as much. It is never a
+    step of large change: its input is settled, alpha-bar at least 0.84.
+
+    Ancestral samplers end so: for DDIM at eta 1, kappa_k^2 = SNR_out / SNR_in - 1, SNR = alpha-bar / (1 - alpha-bar),
+    and the last step goes to an SNR of a thousand, or to no noise at all; at other eta alike. Flow SDEs do not: their
+    kappa grows by sqrt(2) at the end. Without noise (eta 0) every step's divergence is infinite, and none counts; nor
+    does any of a schedule that does not say its signal. It fails where an adapter hardly changes the output at the end:
+    then no step was dear.
+    """
+    kappa, level = schedule.kappa, schedule.alpha_bar
+    off = 0
+    for k in range(len(level) - 1, 0, -1):
+        if not (level[k] >= _SETTLED and below * kappa[k] > kappa[k - 1]):
+            break
+        off += 1
+    return off
 
 
 def ddim_schedule(

@@ -129,7 +129,8 @@ def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]],
 def _chains(model: Evaluation) -> dict[str, Any]:
     """What is said of chains themselves."""
     kl, error = mean_and_error(model.divergence)
-    return {"kl": kl, "kl_se": error, "diversity": model.diversity, "invalid": model.invalid}
+    kls = {"kl": kl, "kl_se": error, "kl_by_step": model.kl_by_step}
+    return kls | {"diversity": model.diversity, "invalid": model.invalid}
 
 
 def score_table(comparison: RunComparison, results: Sequence[dict[str, Comparison]], level: float) -> Table:
@@ -148,13 +149,22 @@ def score_table(comparison: RunComparison, results: Sequence[dict[str, Compariso
 def chain_table(comparison: RunComparison) -> Table:
     """One line a model: how far its chains are from the base model's, and its pictures from each other."""
     by = "pixels" if comparison.config.evaluation.clip is None else "CLIP"
-    lines = table(None, ("model", "KL to the base, nats a chain", f"diversity by {by}"))
+    lines = table(None, ("model", "KL to the base, nats a chain", "most of it at step", f"diversity by {by}"))
     for name, model in comparison.models.items():
         kl, error = mean_and_error(model.divergence)
         shown = "none: no noise" if math.isnan(kl) else f"{kl:.3g} ± {error:.1g}"
         diversity = "" if math.isnan(model.diversity) else f"{model.diversity:.4g}"
-        lines.add_row(name, "0" if model is comparison.base else shown, diversity)
+        lines.add_row(name, "0" if model is comparison.base else shown, _most(model.kl_by_step), diversity)
     return lines
+
+
+def _most(by_step: list[float | None]) -> str:
+    """The step with the largest part of the KL, and that part; "" without any."""
+    known = {k: nats for k, nats in enumerate(by_step) if nats}
+    if not known:
+        return ""
+    step = max(known, key=lambda k: known[k])
+    return f"{step}: {known[step] / sum(known.values()):.0%}"
 
 
 def _interval(interval: Interval, form: str) -> str:

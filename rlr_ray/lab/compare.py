@@ -76,7 +76,7 @@ class Laboratory:
         self.exact = config.differentiable
 
     def measure_reference(self) -> Reference:
-        if not self.exact and not all(self.subject.sampler.schedule.sigma):
+        if not self.exact and not all(self.subject.sampler.schedule.sigma[: self.subject.sampler.trained]):
             raise UserError(
                 "the reward is black-box and the sampler has a step without noise, so there is neither backpropagation "
                 "nor half order on every step to hold estimates against; set sampler.eta: 1, or use a scheduler whose "
@@ -88,10 +88,10 @@ class Laboratory:
         """Raises UserError if the plan does not work with this recipe."""
         config = with_plan(self.config, keys)
         check_first_order(config)
-        config.check_noise(self.subject.sampler.schedule)
+        shape = config.shape_on(self.subject.sampler.schedule)
         if self.guides is None and config.guided:
             self.guides = guides_of(self.subject, config)
-        norms = reference.position_norms(config.plan_shape.sub_chain_length)
+        norms = reference.position_norms(shape.sub_chain_length)
         return candidate_of(name, config, self.subject, self.guides, norms)
 
     def measure(self, candidate: Candidate, keys: Estimator, reference: Reference, cost: float) -> Result:

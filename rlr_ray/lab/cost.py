@@ -44,7 +44,7 @@ class Probe:
 def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
     """Run every part a few times. A part that cannot be (no gradient of the reward, no noise) is left at 0."""
     work = Work(engine, subject)
-    steps = len(subject.sampler)
+    steps = subject.sampler.trained
     peaks = {name: peak_bytes(part, engine.device) for name, part in work.parts(steps, differentiable).items()}
     memory = MemoryModel(
         work.held(),
@@ -55,7 +55,7 @@ def probe(engine: Engine, subject: Subject, *, differentiable: bool) -> Probe:
         peaks["rollout"],
     )
     chunks = len(work.together.x_start) / len(work.chains.x_start)
-    forward = _seconds(work.sampling, engine.device) / steps / chunks
+    forward = _seconds(work.sampling, engine.device) / len(subject.sampler) / chunks
     deeper = functools.partial(work.first_order, min(2, steps), False) if differentiable else work.sampling
     once = functools.partial(work.first_order, 1, False) if differentiable else work.sampling
     both = _seconds(deeper, engine.device) - _seconds(once, engine.device)  # a step forward and back
@@ -106,7 +106,8 @@ class Work:
 
     def first_order(self, steps: int, checkpoint_steps: bool) -> Any:
         whole, subject = self.trajectory, self.subject
-        start = Trajectory(whole.latents[: len(whole.latents) - steps], whole.noise, whole.conditioning)
+        begun = subject.sampler.trained - steps + 1  # latents
+        start = Trajectory(whole.latents[:begun], whole.noise, whole.conditioning)
         arguments = (subject.sampler, subject.theta, start, self.chains.objective)
         return first_order(*arguments, checkpoint_steps=checkpoint_steps)
 
@@ -173,7 +174,7 @@ class MemoryModel:
 
     def parts(self, shape: PlanShape, checkpoint_steps: bool) -> dict[str, float]:
         """Bytes of each part that the plan has, beyond what is held. A random depth counts as the whole chain."""
-        depth = shape.first_order_steps if shape.truncation == "fixed" else shape.steps
+        depth = shape.first_order_steps if shape.truncation == "fixed" else shape.trained
         line = self.first_order_checkpointed if checkpoint_steps else self.first_order
         length = max(shape.sub_chain_length, 1) if shape.has_half_order else 0
         return {

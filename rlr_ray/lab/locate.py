@@ -49,7 +49,7 @@ def _of_chains(subject: Subject, number: int) -> Tensor:  # [T + 1, B]
     for chains in subject.batch(number):
         latent, rows = chains.x_start, []
         for k, (of_latent, of_output) in enumerate(schedule.clean):
-            output = subject.sampler.denoiser(subject.theta, latent, schedule.timesteps[k], chains.conditioning)
+            output = subject.sampler.output(subject.theta, k, latent, chains.conditioning)
             rows.append(chains.objective(of_latent * latent + of_output * output).cpu())
             latent = schedule.mean(k, latent, output) + schedule.sigma[k] * chains.noise[k]
         columns.append(torch.stack([*rows, chains.objective(latent).cpu()]))

@@ -233,7 +233,8 @@ def candidate_of(
 
     That comes from the true norms of the places' gradients, where a run has only noisy ones.
     """
-    estimator, zeroth, shape = config.estimator, config.estimator.zeroth_order, config.plan_shape
+    estimator, zeroth = config.estimator, config.estimator.zeroth_order
+    shape = config.shape_on(subject.sampler.schedule)
     basis = guides if config.guided else None
     return Candidate(
         name,
@@ -255,7 +256,7 @@ def guides_of(subject: Subject, config: RunConfig) -> Tensor:  # [k, P]
 
     From gradients of the recipe's own plan on batches that no measurement uses.
     """
-    shape = dataclasses.replace(config.plan_shape, rest="none")
+    shape = dataclasses.replace(config.shape_on(subject.sampler.schedule), rest="none")
     components = config.estimator.zeroth_order.components
     earlier = dataclasses.replace(subject, batch=lambda number: subject.batch(-1 - number))
     terms = sample(earlier, Candidate("guides", shape), max(_GUIDE_BATCHES, 2 * components)).terms

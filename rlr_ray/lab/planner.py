@@ -217,7 +217,7 @@ class Planner:
         try:
             config = with_plan(self.config, keys)
             check_first_order(config)
-            config.check_noise(self.subject.sampler.schedule)
+            config.shape_on(self.subject.sampler.schedule)
         except UserError:
             return False
         return True
@@ -254,4 +254,5 @@ class Planner:
 
     def _peak(self, keys: Estimator) -> float:
         config = with_plan(self.config, keys)
-        return self.probe.memory.peak(config.plan_shape, config.estimator.checkpointed)
+        shape = config.shape_on(self.subject.sampler.schedule)
+        return self.probe.memory.peak(shape, config.estimator.checkpointed)

@@ -1,4 +1,7 @@
-"""What estimates are held against: every batch's exact gradient, or where there is none a long unbiased average."""
+"""What estimates are held against: every batch's exact gradient, or where there is none a long unbiased average.
+
+T steps: those that are theta's, all but the last ones of the base model.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ def chain_squares(subject: Subject, batches: int) -> list[Spread]:  # [T]
 
 def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     """A batch's exact gradient through each step."""
-    total = torch.zeros(len(subject.sampler.schedule), len(subject.theta), dtype=subject.theta.dtype)
+    total = torch.zeros(subject.sampler.trained, len(subject.theta), dtype=subject.theta.dtype)
     chunks = subject.batch(number)
     for chains in chunks:
         start = chains.start
@@ -88,7 +91,7 @@ def exact_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
 
 def reinforce_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
     """Half order of every step alone on a batch; nan where it cannot be: no noise, or no baseline."""
-    total = torch.zeros(len(subject.sampler.schedule), len(subject.theta), dtype=subject.theta.dtype)
+    total = torch.zeros(subject.sampler.trained, len(subject.theta), dtype=subject.theta.dtype)
     if int(subject.groups.bincount().min()) < 2:
         return torch.full_like(total, float("nan"))
     chunks = subject.batch(number)
@@ -98,8 +101,8 @@ def reinforce_by_step(subject: Subject, number: int) -> Tensor:  # [T, P]
         pairs = zip(chunks, trajectories, strict=True)
         rewards = torch.cat([chains.objective(trajectory.latents[-1]) for chains, trajectory in pairs])
     advantages = leave_one_out(rewards, subject.groups).chunk(len(chunks))
-    for k, sigma in enumerate(subject.sampler.schedule.sigma):
-        if not sigma:
+    for k in range(subject.sampler.trained):
+        if not subject.sampler.schedule.sigma[k]:
             total[k] = float("nan")
             continue
         for trajectory, advantage in zip(trajectories, advantages, strict=True):
@@ -112,7 +115,7 @@ def _gather(subject: Subject, kind: str, gradients: Iterable[Tensor]) -> Referen
     """From each batch's gradient by step [T, P]; only sums over batches are kept of the single steps."""
     rows: list[Tensor] = []
     halves: list[Tensor] = []  # sums over even and over odd batches: independent
-    squares = torch.zeros(len(subject.sampler.schedule), dtype=torch.float64)
+    squares = torch.zeros(subject.sampler.trained, dtype=torch.float64)
     for number, steps in enumerate(gradients):
         rows.append(steps.sum(0))
         squares += steps.double().square().sum(1)
@@ -223,7 +226,7 @@ def roulette_square(exact: Tensor, least: int) -> float:
 
 def gather(subject: Subject, exact: bool, batches: int, patience_s: float = float("inf")) -> PlanSweep:
     """Statistics of `batches` batches, or of as many, but 8 at least, as `patience_s` allows."""
-    sweep = PlanSweep(len(subject.sampler.schedule), len(subject.groups), exact)
+    sweep = PlanSweep(subject.sampler.trained, len(subject.groups), exact)
     started = time.monotonic()
     for number in range(batches):
         reinforce = reinforce_by_step(subject, number)

@@ -64,15 +64,24 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
     return _not_empty(drawn)
 
 
-def distance_figures(rows: Rows) -> dict[str, go.Figure]:
-    """By title: how far the model went from the base model, and how alike its images became."""
+def distance_figures(rows: Rows, kl_by_step: Sequence[float | None]) -> dict[str, go.Figure]:
+    """By title: how far the model went from the base model, now by step too, and how alike its images became."""
     kl = [*_band(rows, "kl", "kl_se", "± standard error"), _line(rows, "kl", "kl", _COLORS[0])]
     return _not_empty(
         {
             "KL to the base model, nats a chain": _titled(go.Figure(kl)),
+            "KL by step of the chain, at the end": _by_step(kl_by_step),
             "Diversity of the images": _lines(rows, {"diversity": "diversity"}),
         }
     )
+
+
+def _by_step(values: Sequence[float | None]) -> go.Figure:
+    """A bar a step; none where nothing is known, no figure if all are 0."""
+    known = {k: value for k, value in enumerate(values) if value is not None}
+    bars = go.Bar(x=list(known), y=list(known.values()), marker={"color": _COLORS[0]})
+    figure = _titled(go.Figure(bars if any(known.values()) else []))
+    return figure.update_layout(xaxis={"title": "step, 0 the noisiest"})
 
 
 def cost_figures(rows: Rows) -> dict[str, go.Figure]:

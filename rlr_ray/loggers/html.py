@@ -46,7 +46,7 @@ def write_report(
         "<h2>Before and after, on the same seeds</h2>",
         _pairs(before.images, after.images, prompts, scores),
         *_section("Terms of the gradient", _plots(term_figures(rows))),
-        *_section("Distance and diversity", _plots(distance_figures(rows))),
+        *_section("Distance and diversity", _plots(distance_figures(rows, summary["kl_by_step"]))),
         *_section("Throughput and memory", _plots(cost_figures(rows))),
         f"<details><summary>Resolved config</summary><pre>{html.escape(recipe)}</pre></details>",
     ]
@@ -90,6 +90,8 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
         yield name, text
     cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
     yield "cost", cost + f"{summary['seconds']:.0f} s"
+    if summary["steps_off"]:
+        yield "steps without the adapter", ", ".join(map(str, summary["steps_off"])) + " (adapter.off_below)"
     if summary["peak_memory_gib"] is not None:
         yield "peak memory", f"{summary['peak_memory_gib']:.3g} GiB"
     if "ran_on" in summary:

@@ -29,6 +29,9 @@ class Model(Protocol):
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """Images [B, 3, h, w], or videos [B, n, 3, h, w] of these frames (None: of all), in [0, 1]; differentiable."""
 
+    def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the base model sees in its middle of last latents [B, C, H, W]: [B, C', H', W'], differentiable."""
+
     def weights(self) -> int: ...  # bytes that stay loaded
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...

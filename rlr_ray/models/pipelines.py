@@ -24,6 +24,7 @@ from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
+from rlr_ray.models.features import middle_of, outputs_of, pooled
 from rlr_ray.utils.memory import GIB
 
 EMBEDDINGS_BYTES = 2 * GIB  # of prompts' embeddings that are kept in main memory; T5's are megabytes each
@@ -145,6 +146,16 @@ class PipelineModel(ABC):
             return output
         negative, positive = output.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
+
+    def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C, H, W] -> [B, C', H', W']
+        """What the base model's middle block sees of last latents at the last step's noise level; differentiable.
+
+        Costs one forward without guidance. Pooled, see `rlr_ray.models.features`; nothing stays behind in the model.
+        """
+        positive = {name: value for name, value in conditioning.items() if not name.startswith("negative")}
+        with outputs_of(middle_of(getattr(self.pipeline, self.trained))) as seen:
+            self(self.initial_theta, latents, self.schedule.timesteps[-1], positive)
+        return pooled(seen[0], self.latent_shape, len(latents))
 
     def _both(self, conditioning: dict[str, Tensor], negative: str, positive: str) -> Tensor:
         parts = [conditioning[name] for name in (negative, positive) if name in conditioning]

@@ -140,7 +140,7 @@ def describe_sizes(config: RunConfig) -> str:
     except Unknown as unknown:
         return f"sizes: unknown; {unknown}\n{unmeasured}"
     model, dtype = sizes.model, config.model.dtype
-    config.check_noise(model.schedule)
+    config.shape_on(model.schedule)
     for label, reward in {**config.rewards, **config.evaluation.judges}.items():
         view_of(label, reward, model.frames)
     latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size

@@ -45,6 +45,10 @@ class Staged:
         )
         return {name: value.unflatten(0, (len(prompts), self.stages)) for name, value in flat.items()}
 
+    def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C', H', W']
+        """Under the prompts of the last stage."""
+        return self.model.features(latents, {name: value[:, -1] for name, value in conditioning.items()})
+
     def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         return self.model.decode(latents, frames)
 

@@ -18,9 +18,21 @@ class Evaluation:
 
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
     images: Tensor  # [pictures, 3, H, W] in [0, 1], or small videos [pictures, F, 3, h, w]
-    divergence: Tensor  # nats from the base model's chains, of the first chains; nan without noise
+    divergence_by_step: Tensor  # [T, m] nats from the base model's chains, of the first m; nan at steps without noise
     diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
     invalid: int = 0  # scores that were not finite and replaced
+
+    @property
+    def divergence(self) -> Tensor:  # [m]
+        """Of whole chains, steps without noise left out; nan if there is no other."""
+        silent = self.divergence_by_step.isnan().all(0)
+        return self.divergence_by_step.nansum(0).masked_fill(silent, float("nan"))
+
+    @property
+    def kl_by_step(self) -> list[float | None]:  # [T]
+        """Mean nats a chain at each step; None at steps without noise."""
+        means = self.divergence_by_step.double().mean(1).tolist()
+        return [None if math.isnan(mean) else mean for mean in means]
 
     def of(self, total: WeightedSum) -> Tensor:  # [n]
         """The maximised sum."""

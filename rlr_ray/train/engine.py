@@ -76,7 +76,8 @@ class PictureEngine:
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(self.model, self.model.schedule)
+        schedule = self.model.schedule
+        return Sampler(self.model, schedule, self.config.adapter.steps_off(schedule), self.model.initial_theta)
 
     def prompt_note(self) -> str:
         """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
@@ -157,8 +158,7 @@ class Engine(PictureEngine):
         surrogate = config.estimator.surrogate
         named = {} if surrogate is None or surrogate.name == "online" else {surrogate.name: surrogate.reward}
         self.surrogate = Mixture(named, self.device, {}, self.model.frames)  # of none or one
-        self.shape = config.plan_shape
-        config.check_noise(self.model.schedule)
+        self.shape = config.shape_on(self.model.schedule)
 
     @functools.cached_property
     def judges(self) -> Mixture:
@@ -198,8 +198,7 @@ class Engine(PictureEngine):
     def under(self, config: RunConfig) -> Engine:
         """This engine with the plan of another config, whose model, reward and prompts are the same."""
         other = copy.copy(self)
-        other.config, other.shape = config, config.plan_shape
-        config.check_noise(self.model.schedule)
+        other.config, other.shape = config, config.shape_on(self.model.schedule)
         return other
 
     def held_bytes(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from rlr_ray.core.kl import chain_divergence, noisy_steps
+from rlr_ray.core.kl import divergence_by_step
 from rlr_ray.core.sampler import Trajectory
 from rlr_ray.loggers.pictures import to_show
 from rlr_ray.rewards.clip import Clip
@@ -57,7 +57,7 @@ def evaluate(
     return Evaluation(
         {label: torch.cat(rows) for label, rows in scores.items()},
         torch.stack(images),
-        torch.cat(divergences),
+        torch.cat(divergences, dim=1),
         diversity(torch.cat(features), shown, distance),
         invalid,
     )
@@ -68,13 +68,11 @@ def _first(trajectory: Trajectory, count: int) -> Trajectory:
     return Trajectory(trajectory.latents[:, :count], trajectory.noise[:, :count], conditioning)
 
 
-def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [B]
+def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor:  # [T, B]
     base = engine.model.initial_theta
-    if not noisy_steps(engine.model.schedule):
-        return torch.full((trajectory.latents.shape[1],), float("nan"))
-    if torch.equal(theta, base):
-        return torch.zeros(trajectory.latents.shape[1])
-    return chain_divergence(engine.sampler, theta, base, trajectory).cpu()
+    if torch.equal(theta, base) and any(engine.model.schedule.sigma):
+        return torch.zeros(len(engine.sampler), trajectory.latents.shape[1])
+    return divergence_by_step(engine.sampler, theta, base, trajectory).cpu()
 
 
 def image_features(clip: Clip | None) -> tuple[Features, Distance]:

@@ -29,7 +29,7 @@ from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
-_FORMAT = 1  # of before.pt; raise it when Evaluation changes
+_FORMAT = 2  # of before.pt; raise it when Evaluation changes
 logger = logging.getLogger(__name__)
 
 
@@ -165,6 +165,8 @@ class Results:
             "scores": {label: one.summary for label, one in scores.items() if label != "reward"},
             "judges": list(self.engine.config.evaluation.judges),
             "kl": _known(float(after.divergence.mean())),
+            "kl_by_step": after.kl_by_step,
+            "steps_off": list(range(len(self.engine.sampler)))[self.engine.sampler.trained :],
             "diversity_before": _known(self.before.diversity),
             "diversity_after": _known(after.diversity),
             "stopped": self.guards.stopped,

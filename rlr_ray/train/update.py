@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
-from rlr_ray.core.kl import noisy_steps
+from rlr_ray.core.kl import compared_steps
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import permutation
 from rlr_ray.core.sums import Reduce, gathered
@@ -102,8 +102,8 @@ def _own_chains(
 
 
 def _penalty(engine: Engine, step: int) -> Penalty | None:
-    """What this update's chains pay for their divergence, at steps drawn evenly from all that have noise."""
-    config, steps = engine.config, noisy_steps(engine.model.schedule)
+    """What this update's chains pay for their divergence, at steps drawn evenly from all at which it is finite."""
+    config, steps = engine.config, compared_steps(engine.sampler)
     if not config.compared_steps:
         return None
     drawn = permutation(len(steps), config.seed, "penalty", step)[: config.compared_steps]

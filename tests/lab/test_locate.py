@@ -136,9 +136,10 @@ def located(
     [
         (2, 5, ["estimator.sub_chain.length=3"], {"place": [2, 5], "length": 3}),
         (4, 4, ["estimator.sub_chain.length=3"], {"place": [4, 4], "length": 1}),
-        (5, 9, ["estimator.sub_chain.length=3"], {"place": [5, 6], "length": 2}),  # 7-9 are first order's
-        (5, 9, ["estimator.first_order.steps=0"], {"place": [5, 9], "length": 3}),
-        (4, 6, ["estimator.sub_chain.count=2"], {"place": [4, 6], "length": 1}),
+        (5, 9, ["estimator.sub_chain.length=3"], {"place": [5, 5], "length": 1}),  # 6-8 are first order's
+        (5, 9, ["estimator.sub_chain.length=3", "adapter.off_below=null"], {"place": [5, 6], "length": 2}),
+        (5, 9, ["estimator.first_order.steps=0"], {"place": [5, 8], "length": 3}),  # 9 the base model's
+        (4, 6, ["estimator.sub_chain.count=2"], {"place": [4, 5], "length": 1}),
         (4, 4, ["estimator.sub_chain.count=2"], {"place": [4, 4], "length": 1, "count": 1}),
         (2, 5, ["estimator.sub_chain.length=0"], {"place": [2, 5], "length": 3}),
         (2, 5, ["estimator.sub_chain.place=cover"], {"place": [2, 5], "length": 3}),
@@ -160,8 +161,8 @@ def test_a_proposed_sub_chain_loads(
 @pytest.mark.parametrize(
     ("first", "sets", "words"),
     [
-        (8, [], "first order carries steps 8-9 already"),
-        (2, ["estimator={preset: full_bp}"], "first order carries steps 2-9 already"),
+        (8, [], "steps 8-9 are first order's or the base model's already"),
+        (2, ["estimator={preset: full_bp}"], "steps 2-9 are first order's or the base model's already"),
         (2, ["sampler.eta=0", "estimator.sub_chain.length=0"], "no noise at those of steps 2-9"),
         (2, ["estimator={preset: measure}"], "preset 'measure' chooses the plan"),
     ],

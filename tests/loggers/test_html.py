@@ -54,7 +54,7 @@ def evaluation(seed: int, rewards: float, judge: float | None, size: int = 16) -
     images = torch.rand(PICTURES, 3, size, size, generator=torch.Generator().manual_seed(seed))
     scores = {"digits": base + rewards + seed * SPREAD}
     scores |= {} if judge is None else {"digits_judge": base + judge + seed * SPREAD}
-    return Evaluation(scores, images, torch.zeros(2), 0.1)
+    return Evaluation(scores, images, torch.zeros(3, 2), 0.1)
 
 
 TOTAL = WeightedSum(("digits",), (1.0,), ((0.0, 1.0),))
@@ -79,6 +79,7 @@ def rows(**columns: list[Any]) -> list[dict[str, Any]]:
 def summary(**keys: Any) -> dict[str, Any]:
     known = {"noise_shares": {"half_order": 0.3, "zeroth_order": 0.3}, "warnings": [], "steps": 3, "ran_on": "toaster"}
     known |= {"denoiser_forwards": 7, "denoiser_backwards": 5, "seconds": 9.0, "peak_memory_gib": 0.5}
+    known |= {"kl_by_step": [0.2, 0.5, 0.0], "steps_off": [2]}
     return known | {"adapter": "lora/a", "trained_numbers": 12, "versions": {"torch": "2"}} | keys
 
 
@@ -252,13 +253,15 @@ def test_term_figures_know_every_term_and_leave_out_what_is_not_there() -> None:
 
 
 def test_kl_diversity_and_cost_are_drawn_where_measured() -> None:
-    assert distance_figures(rows()) == {}
+    assert distance_figures(rows(), [None, 0.0]) == {}
+    (bars,) = distance_figures(rows(), [0.1, None, 0.4])["KL by step of the chain, at the end"].data
+    assert (list(bars.x), list(bars.y)) == ([0, 2], [0.1, 0.4])
     assert list(cost_figures(rows())) == ["Seconds an update"]
-    kl = distance_figures(rows(kl=[None, 0.5, 0.7], kl_se=[None, 0.1, 0.2]))["KL to the base model, nats a chain"]
+    kl = distance_figures(rows(kl=[None, 0.5, 0.7], kl_se=[None, 0.1, 0.2]), [])["KL to the base model, nats a chain"]
     low, high, mean = kl.data
     assert [list(trace.x) for trace in kl.data] == [[2, 3]] * 3 and list(mean.y) == [0.5, 0.7]
     assert list(low.y) == pytest.approx([0.4, 0.5]) and list(high.y) == pytest.approx([0.6, 0.9])
-    assert "Diversity of the images" in distance_figures(rows(diversity=[1.0, 0.9, 0.8]))
+    assert "Diversity of the images" in distance_figures(rows(diversity=[1.0, 0.9, 0.8]), [])
     counts = {"rollouts_missing": [0, 0, 0], "rollouts_rerun": [0, 2, 0], "peak_memory_gib": [0.1, 0.2, 0.2]}
     drawn = cost_figures(rows(**counts, rollouts_per_s=[0.0] * 3))
     assert list(drawn) == ["Seconds an update", "Rollouts missing, rerun or hedged", "Peak memory, GiB"]

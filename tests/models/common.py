@@ -74,6 +74,22 @@ def assert_loop_over_chains(model: Any, prompts: Sequence[str], negatives: Seque
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
 
 
+def assert_last_step_is_the_base_models(model: Any, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
+    """Where it is off, whatever theta is, one or each chain's own; gradients pass through its latent alone."""
+    theta, conditioning, plain = some_theta(model), model.encode(prompts, negatives), Sampler(model, model.schedule)
+    sampler, start = Sampler(model, model.schedule, 1, model.initial_theta), starts(model, len(prompts))
+    latents, k = sampler.sample(theta, *start, conditioning).latents, len(sampler) - 1
+    last = (k, latents[k].requires_grad_(), start[1][k], conditioning)
+    expected = plain.step(model.initial_theta, *last)
+    assert_same(latents[-1], expected, 0)
+    assert (plain.step(theta, *last) - expected).abs().max() > 1e-4
+    apart = sampler.sample(theta.expand(len(prompts), -1), *start, conditioning).latents
+    torch.testing.assert_close(apart[-1], latents[-1], atol=1e-5, rtol=1e-4)
+    own = theta.clone().requires_grad_()
+    gradients = torch.autograd.grad(sampler.step(own, *last).sum(), (own, last[1]), allow_unused=True)
+    assert gradients[0] is None and gradients[1].abs().max() > 0
+
+
 def assert_close_in_float32(model: Any, reference: Any, prompts: Sequence[str], folder: Path) -> None:
     """A model of small weights predicts what one of float32 does, with adapter and chain in float32."""
     assert model.initial_theta.dtype == torch.float32 != model.dtype

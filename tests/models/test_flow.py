@@ -15,6 +15,7 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
 from tests.models.common import (
     assert_close_in_float32,
+    assert_last_step_is_the_base_models,
     assert_loop_over_chains,
     assert_same,
     drawn,
@@ -127,7 +128,9 @@ def test_what_t5_cuts_is_truncated(name: str, folders: dict[str, Path]) -> None:
 def test_a_theta_for_each_chain_is_a_loop_over_chains(
     name: str, adapter: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    assert_loop_over_chains(load(name, folders[name], adapter), PROMPTS, NEGATIVES)
+    model = load(name, folders[name], adapter)
+    assert_loop_over_chains(model, PROMPTS, NEGATIVES)
+    assert_last_step_is_the_base_models(model, PROMPTS, NEGATIVES)
 
 
 @FAMILIES

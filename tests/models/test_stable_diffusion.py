@@ -24,6 +24,7 @@ from rlr_ray.models.loading import MODELS, load_model
 from rlr_ray.models.pipelines import PipelineModel
 from tests.models.common import (
     assert_close_in_float32,
+    assert_last_step_is_the_base_models,
     assert_loop_over_chains,
     assert_same,
     drawn,
@@ -116,7 +117,9 @@ def test_other_sizes_than_the_models_own(height: int, width: int) -> None:
 @pytest.mark.parametrize("adapter", [LORA, IA3], ids=["lora", "ia3"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_theta_for_each_chain_is_a_loop_over_chains(adapter: dict[str, Any], guidance: float) -> None:
-    assert_loop_over_chains(load(adapter=adapter, guidance_scale=guidance), PROMPTS)
+    model = load(adapter=adapter, guidance_scale=guidance)
+    assert_loop_over_chains(model, PROMPTS)
+    assert_last_step_is_the_base_models(model, PROMPTS)
 
 
 @pytest.mark.parametrize("adapter", [LORA, SHARED], ids=["lora", "layers that share a parameter"])

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
 from tests.models.common import (
+    assert_last_step_is_the_base_models,
     assert_loop_over_chains,
     assert_same,
     drawn,
@@ -137,7 +138,9 @@ def test_updates_of_all_orders_raise_a_reward(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_theta_for_each_chain_predicts_as_one_by_one(folder: Path) -> None:
-    assert_loop_over_chains(load(folder), PROMPTS)
+    model = load(folder)
+    assert_loop_over_chains(model, PROMPTS)
+    assert_last_step_is_the_base_models(model, PROMPTS)
 
 
 def test_a_pipeline_of_another_family_is_refused() -> None:

@@ -12,7 +12,7 @@ from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.models.staged import Staged
 from rlr_ray.train.surrogate import OnlineSurrogate
-from tests.models.common import generators, some_theta, starts
+from tests.models.common import assert_last_step_is_the_base_models, generators, some_theta, starts
 from tests.models.test_stable_diffusion import load, plain_pipeline
 
 TRIPLES = [
@@ -49,6 +49,10 @@ def swapped_images(guidance: float) -> Tensor:  # [3, 3, H, W]
         callback_on_step_end=swap,
         callback_on_step_end_tensor_inputs=["prompt_embeds"],
     ).images
+
+
+def test_the_last_step_may_be_the_base_models() -> None:
+    assert_last_step_is_the_base_models(staged(guidance_scale=3.0), [texts[0] for texts in TRIPLES])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

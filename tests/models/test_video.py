@@ -28,6 +28,7 @@ from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
 from tests.models.common import (
     assert_close_in_float32,
+    assert_last_step_is_the_base_models,
     assert_loop_over_chains,
     assert_same,
     drawn,
@@ -183,7 +184,9 @@ def test_wans_times_are_those_of_its_scheduler(folders: dict[str, Path]) -> None
 def test_a_theta_for_each_chain_is_a_loop_over_chains(
     name: str, adapter: dict[str, Any], folders: dict[str, Path]
 ) -> None:
-    assert_loop_over_chains(load(name, folders[name], adapter), PROMPTS, NEGATIVES)
+    model = load(name, folders[name], adapter)
+    assert_loop_over_chains(model, PROMPTS, NEGATIVES)
+    assert_last_step_is_the_base_models(model, PROMPTS, NEGATIVES)
 
 
 @FAMILIES

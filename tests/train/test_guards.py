@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config.run import GuardsConfig
-from rlr_ray.core.kl import chain_divergence
+from rlr_ray.core.kl import divergence_by_step
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
@@ -27,7 +27,7 @@ TOTAL = WeightedSum(("own",), (1.0,), ((0.0, 1.0),))
 
 def at(reward: float, judge: float, kl: float = 0.0, noise: Tensor = NOISE) -> Evaluation:
     scores = {"own": reward + noise, "judge": judge - noise}
-    return Evaluation(scores, torch.zeros(1, 3, 2, 2), torch.full((4,), kl), 0.1)
+    return Evaluation(scores, torch.zeros(1, 3, 2, 2), torch.full((1, 4), kl), 0.1)
 
 
 BEFORE = at(0.0, 0.0, noise=torch.zeros(16))
@@ -147,8 +147,9 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     found = evaluate(engine, theta)
     halves = [engine.sample(theta, range(first, first + 4)) for first in (0, 4)]
     arguments = (engine.sampler, theta, engine.model.initial_theta)
-    expected = torch.cat([chain_divergence(*arguments, trajectory) for trajectory, _ in halves])
-    torch.testing.assert_close(found.divergence, expected)
+    expected = torch.cat([divergence_by_step(*arguments, trajectory) for trajectory, _ in halves], dim=1)
+    torch.testing.assert_close(found.divergence_by_step, expected)
+    torch.testing.assert_close(found.divergence, expected.sum(0))
     images = torch.cat([images for _, images in halves])
     threes, eights = images[0::2].flatten(1), images[1::2].flatten(1)
     pairs = [(own[i] - own[j]).square().mean().sqrt() for own in (threes, eights) for i in range(4) for j in range(i)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.core.seeds import normal
+from rlr_ray.core.trust import Trust
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.regressor import Regressor, masked_mse
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.surrogate import OnlineSurrogate, Regressor
+from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.train.update import Process, update
 from tests.runs import outcome, shared, small_run, train_here
 
@@ -97,7 +100,7 @@ def test_latents_of_any_size_are_rated_smoothly(shape: tuple[int, ...]) -> None:
     regressor = Regressor(shape, 7)
     regressor.reward_std.fill_(2.0)
     latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    scores = regressor(latents, torch.ones(3, 7))
+    (scores,) = regressor(latents, torch.ones(3, 7))
     (slope,) = torch.autograd.grad(scores.sum(), latents)
     assert scores.shape == (3,) and float(slope.flatten(1).norm(dim=1).min()) > 0
 
@@ -115,7 +118,7 @@ def test_training_names_all_its_randomness_and_goes_on_exactly_from_its_state() 
             restored.load_state_dict(ones[1].state_dict())
             ones[1] = restored
     assert torch.equal(before, torch.get_rng_state())
-    assert len(ones[0].rewards) == 100 and torch.equal(ones[0].latents[-CHAINS:], latents)
+    assert len(ones[0].rewards) == 100 and torch.equal(ones[0].pictures[-CHAINS:], latents)
     other = new_online(seed=1)
     assert all(torch.equal(a, b) for a, b in zip(*(one.regressor.parameters() for one in ones), strict=True))
     assert not torch.equal(next(other.regressor.parameters()), next(new_online().regressor.parameters()))
@@ -292,3 +295,76 @@ def test_first_order_needs_a_surrogate_that_is_differentiable(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"black-box .*first_order.steps is all; .*estimator.preset: surrogate"):
         check_first_order(surrogate_run(tmp_path, surrogate=None))
     check_first_order(surrogate_run(tmp_path))
+
+
+def rated(latents: Tensor, prompts: Tensor) -> Tensor:  # [3, B]
+    """A smooth reward, the same as right or wrong, and one that fails in every third chain of the first prompts."""
+    smooth = true_reward(latents, prompts)
+    failing = torch.where((torch.arange(CHAINS) % 3 == 0) & (GROUPS < 5), torch.nan, -2 * smooth)
+    return torch.stack([smooth, (smooth - 0.2 * prompts.argmax(1) > 0).float(), failing])
+
+
+def explained_by(rate: Callable[[int, Tensor, Tensor], Tensor], *, updates: int, learn_first: bool = False) -> Trust:
+    """The trust in a head for each of a reward's parts [h, B] after so many updates."""
+    heads = len(rate(0, *batch(0)))
+    trust, online = Trust(heads), new_online(heads=heads)
+    for step in range(updates):
+        latents, prompts = batch(step)
+        rewards = rate(step, latents, prompts)
+        if learn_first:
+            online.learn(step, latents, prompts, rewards)
+        trust.observe(online.scores(latents, prompts), rewards, GROUPS.tolist())
+        if not learn_first:
+            online.learn(step, latents, prompts, rewards)
+    return trust
+
+
+def test_each_reward_has_a_head_that_learns_it_whatever_it_is() -> None:
+    """Of 0 and 1 with ties, too, and what is NaN teaches nothing and is not measured."""
+    trust = explained_by(lambda step, latents, prompts: rated(latents, prompts), updates=14)
+    assert min(trust.measured()[0].tolist()) > 0.6, trust.measured()
+    assert trust.trusted == [True] * 3
+
+
+def test_what_is_nan_leaves_the_head_as_if_the_chain_had_not_been_rated() -> None:
+    latents, prompts = batch(0)
+    rewards = rated(latents, prompts)[1:]
+    ones = [new_online(heads=2) for _ in range(2)]
+    for one, wrong in zip(ones, (torch.nan, torch.inf), strict=True):
+        one.learn(0, latents, prompts, torch.where(rewards.isnan(), wrong, rewards))
+    values = [list(one.regressor.state_dict().values()) for one in ones]
+    assert all(torch.equal(a, b) and bool(a.isfinite().all()) for a, b in zip(*values, strict=True))
+    known = rewards[1][~rewards[1].isnan()]
+    torch.testing.assert_close(ones[0].regressor.reward_mean[1], known.mean())
+    torch.testing.assert_close(ones[0].regressor.reward_std[1], known.std(correction=0))
+    scores = torch.randn(2, CHAINS, generator=torch.Generator().manual_seed(4))
+    squares = torch.cat([(scores[0] - rewards[0]).square(), (scores[1] - rewards[1])[~rewards[1].isnan()].square()])
+    torch.testing.assert_close(masked_mse(scores, rewards), squares.mean())
+    silent = new_online(heads=2)
+    silent.learn(0, latents, prompts, torch.full_like(rewards, torch.nan))
+    assert not silent.scores(latents, prompts).any()  # nothing is known, and nothing has become NaN
+
+
+def test_rewards_that_are_all_equal_are_no_difference_to_learn() -> None:
+    """Though their mean, and so what they differ from it by, is rounded."""
+    latents, prompts = batch(0)
+    values = torch.tensor([0.1, 1 / 3, 1234.567, -0.7, 0.0])[:, None].expand(-1, 77)
+    regressor = new_online(heads=5).regressor
+    assert not regressor.standardise(latents[:77], prompts[:77], values).any() and not regressor.reward_std.any()
+    torch.testing.assert_close(regressor(latents[:77], prompts[:77]), values)
+
+
+def test_a_head_that_learned_first_seems_to_explain_noise() -> None:
+    rate = lambda step, latents, prompts: noise(step, latents, prompts)[None]  # noqa: E731
+    fresh, learned = (explained_by(rate, updates=7, learn_first=first) for first in (False, True))
+    assert float(fresh.measured()[0]) < 0.1 < 0.2 < float(learned.measured()[0])
+
+
+def test_what_tells_prompts_apart_is_not_trusted() -> None:
+    """Q knows that prompts differ, by far the most of the spread, and that explains nothing within a prompt."""
+    trust = Trust(1)
+    for step in range(9):
+        _, prompts = batch(step)
+        trust.observe(prompts.argmax(1)[None], (prompts.argmax(1) + noise(step, *batch(step)))[None], GROUPS.tolist())
+    explained, error = (float(value) for value in trust.measured())
+    assert abs(explained) < 3.5 * error < 0.3 and trust.trusted == [False]  # of all the spread it would be .9
