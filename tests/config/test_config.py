@@ -16,6 +16,7 @@ from rlr_ray.config.tune import TuneConfig
 from rlr_ray.core.plan import PlanShape
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
+from rlr_ray.lab.toy import toy_schedule
 from rlr_ray.train.checkpoints import changed_keys
 from tests.runs import RECIPE, short_run
 
@@ -252,6 +253,28 @@ def test_a_run_that_an_earlier_version_left_is_read_without_the_keys_that_are_go
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(yaml.safe_dump(values))
     assert run_config(config.folder, []) == config
+
+
+def test_a_run_of_an_earlier_version_had_its_adapter_on_at_every_step(tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    values = config.model_dump(mode="json")
+    assert values["adapter"].pop("off_below") == "auto"
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert run_config(config.folder, []).adapter.off_below is None
+
+
+@pytest.mark.parametrize(("value", "off"), [("auto", 1), (0.2, 1), (0.1, 0), (None, 0)])
+def test_steps_that_run_without_the_adapter_follow_their_key(tmp_path: Path, value: Any, off: int) -> None:
+    """Of ten steps the last has 8.8 times the kappa of the one before; PEFT is not told of the key."""
+    adapter = short_run(tmp_path, adapter={"off_below": value}).adapter
+    assert adapter.steps_off(toy_schedule(10)) == off and "off_below" not in adapter.options
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, "last"])
+def test_a_part_that_is_none_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(UserError, match=r"adapter\.off_below: found .*auto"):
+        short_run(tmp_path, adapter={"off_below": value})
 
 
 def test_what_yaml_takes_for_no_number_is_one(tmp_path: Path) -> None:
