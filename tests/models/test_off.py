@@ -1,4 +1,4 @@
-"""A run of the embedded digits whose last step is the base model's: what it says, and its pictures in plain diffusers."""
+"""A run of the digits whose last step is the base model's: what it says, and its pictures in plain diffusers."""
 
 from __future__ import annotations
 
