@@ -98,6 +98,9 @@ def describe_results(folder: RunFolder) -> str:
         lines.append(f"{kind} {label}: {scores['before']:.3f} -> {scores['after']:.3f}: {change}")
     if summary["kl"] is not None:
         lines.append(f"KL to the base model: {summary['kl']:.3g} nats a chain")
+    if summary["steps_off"]:
+        steps = ", ".join(map(str, summary["steps_off"]))
+        lines.append(f"the adapter is off at step {steps}; in plain diffusers that takes a callback (docs/evaluate.md)")
     if summary["kept_update"] < summary["steps"]:
         lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
     lines += surrogate_words(summary["surrogate"])

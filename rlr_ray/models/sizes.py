@@ -140,7 +140,7 @@ def describe_sizes(config: RunConfig) -> str:
     except Unknown as unknown:
         return f"sizes: unknown; {unknown}\n{unmeasured}"
     model, dtype = sizes.model, config.model.dtype
-    config.shape_on(model.schedule)
+    shape = config.shape_on(model.schedule)
     for label, reward in {**config.rewards, **config.evaluation.judges}.items():
         view_of(label, reward, model.frames)
     latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size
@@ -155,6 +155,7 @@ def describe_sizes(config: RunConfig) -> str:
             f"latent: {' x '.join(map(str, model.latent_shape))}, float32; a chain of {steps} steps, with its noises, "
             f"{_size((2 * steps + 1) * latent)}; {chunk} at once (train.chunk_size): "
             f"{_size(chunk * (2 * steps + 1) * latent)}",
+            *([f"plan on this model's schedule (adapter.off_below): {shape}"] if shape.off else []),
             unmeasured,
         ]
     )

@@ -14,8 +14,10 @@ from PIL import Image
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.cli import main
+from rlr_ray.cli.train import describe_results
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.sampler import Sampler
+from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import short_run, train_here
@@ -43,6 +45,8 @@ def test_the_summary_says_which_steps_are_off_and_what_each_diverges(finished: R
     assert summary["kl_by_step"][9] == 0 and min(summary["kl_by_step"][:9]) > 0
     assert summary["kl"] == pytest.approx(sum(summary["kl_by_step"]), rel=1e-5)
     assert summary["denoiser_backwards"] == 2 * 4 * 10  # the last step's passes the gradient on
+    assert "the adapter is off at step 9; in plain" in describe_results(RunFolder(finished))
+    assert f"(adapter.off_below): {summary['plan']}\n" in describe_sizes(finished)  # before there is a run
 
 
 def test_what_is_drawn_and_what_trains_are_the_same_chains(finished: RunConfig) -> None:
