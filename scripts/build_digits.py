@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.rewards.digits import WORDS, DigitClassifier, load_classifier
+from rlr_ray.rewards.digits import WORDS, DigitClassifier, enlarged, load_classifier
 from scripts import building
 from scripts.building import batches, fit
 
@@ -29,8 +30,7 @@ JUDGED = 1000  # plain samples that the judge reads
 def load_data() -> tuple[Tensor, Tensor]:
     """Images [N, 3, 16, 16] in [0, 1], labels [N], in a fixed random order."""
     small, labels = building.load_small_digits()
-    images = F.interpolate(small[:, None], size=16, mode="bicubic", align_corners=False).clamp(0, 1)
-    return images.expand(-1, 3, -1, -1).contiguous(), labels
+    return enlarged(small), labels
 
 
 def split_data() -> dict[str, tuple[Tensor, Tensor]]:
@@ -61,6 +61,13 @@ def train_classifier(images: Tensor, labels: Tensor, width: int, seed: int) -> D
 @torch.no_grad()
 def accuracy(classifier: DigitClassifier, images: Tensor, labels: Tensor) -> float:
     return float((classifier(images).argmax(1) == labels).float().mean())
+
+
+def save_real(folder: Path) -> None:
+    """The pictures that both classifiers are tested on, 8 x 8 of 0 to 16: `evaluation.reference: digits`."""
+    images, labels = building.split(*building.load_small_digits())["test"]
+    real = {"images": (16 * images).round(), "labels": labels}
+    save_file({name: values.to(torch.uint8).contiguous() for name, values in real.items()}, folder / "real.safetensors")
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -177,6 +184,7 @@ def main() -> None:
     if not options.measure:
         options.out.mkdir(parents=True, exist_ok=True)
         parts = split_data()
+        save_real(options.out)
         for name, width, seed in (("reward", 16, 0), ("judge", 20, 1)):
             print(f"{name} classifier")
             building.save_half(train_classifier(*parts[name], width, seed), options.out / f"{name}.safetensors")

@@ -18,6 +18,7 @@ from rlr_ray.evaluation.bootstrap import unit
 from rlr_ray.evaluation.measure import (
     RunComparison,
     chain_table,
+    likeness_table,
     measure,
     save_chains,
     save_pictures,
@@ -91,6 +92,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         write_json(folder / "evaluate.json", summary(comparison, results, options.level))
     console.print(score_table(comparison, results, options.level))
     console.print(chain_table(comparison))
+    console.print(likeness_table(comparison))
     console.print(_words(comparison), markup=False, soft_wrap=True)
     said = f"evaluate.json, evaluate.parquet, chains.json and grids are in {folder}"
     console.print(said if keep is None else f"{said}\n{keep.next_step}", markup=False, soft_wrap=True)

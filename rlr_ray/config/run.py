@@ -122,8 +122,11 @@ class EvaluationConfig(Strict):
     # Second opinions that are never trained on; or one, as `judge`
     judges: Annotated[Judges, FREE] = Field(default_factory=dict)
     pictures: Annotated[int, FREE] = Field(20, ge=1)  # held-out chains that the grids show
-    # Folder or hub name of the CLIP whose features measure diversity; None: pixels do
+    # Folder or hub name of the CLIP whose features pictures are compared by; None: those of the first judge or reward
+    # that has `features(images)`, else pixels
     clip: Annotated[str | None, FREE] = None
+    # Real pictures that held-out ones are compared with: a folder, or digits (shipped); None: the base model's alone
+    reference: Annotated[str | None, FREE] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -19,10 +19,12 @@ from rlr_ray.evaluation.bootstrap import Comparison, Interval, compare, unit
 from rlr_ray.evaluation.runs import BASE, Run
 from rlr_ray.loggers.pictures import save_columns, save_comparison
 from rlr_ray.prompts.prompt import Prompt
+from rlr_ray.rewards.likeness import LIKENESS, REFERENCES, Reference, Summary, summarised
 from rlr_ray.rewards.mixture import WeightedSum, reward_here
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows, pick_device
 from rlr_ray.train.held_out import evaluate
+from rlr_ray.train.reference import picture_features, real_reference
 from rlr_ray.utils.console import table
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import replace_file
@@ -43,6 +45,8 @@ class RunComparison:
     prompts: list[Prompt]  # [n]
     groups: list[int]  # [n] which prompt each is, by number
     notes: list[str]  # for who reads the numbers
+    likeness: list[Summary]  # by run, of its pictures to those of the base model and to real ones
+    compared_by: str  # whose features
 
     @property
     def models(self) -> dict[str, Evaluation]:
@@ -71,8 +75,11 @@ def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> RunComparison
     engine = Engine(config.model_copy(update={"adapter": runs[0].config.adapter}), judges)
     thetas = {run.name: engine.model.load_adapter(run.folder) for run in runs if _fits(engine, run)}  # errors first
     rewards, chains = engine.rewards, range(config.evaluation.chains)
+    real, compared_by = real_reference(engine), picture_features(engine)[0]
     base = evaluate(engine, engine.model.initial_theta, partial(look, BASE))
     total = rewards.weighted_sum(base.rows(rewards.labels))
+    references = {"base": Reference.base(base.pictures)} | ({"real": real} if real else {})
+    like = {name: reference.of(base.pictures) for name, reference in references.items()}
     (seeds, prompts), count = engine.held_out(chains), len(engine.held_out_prompts)
     notes, tuned = _notes(engine, runs), []
     for run in runs:
@@ -81,8 +88,11 @@ def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> RunComparison
             engine = Engine(config.model_copy(update={"adapter": run.config.adapter}), judges | rewards.rewards)
         theta = thetas[run.name] if run.name in thetas else engine.model.load_adapter(run.folder)
         tuned.append(evaluate(engine, theta, partial(look, run.name)))
+    likeness = [
+        summarised(like, {name: reference.of(one.pictures) for name, reference in references.items()}) for one in tuned
+    ]
     groups = [index % count for index in chains]
-    return RunComparison(config, list(runs), base, tuned, total, seeds, prompts, groups, notes)
+    return RunComparison(config, list(runs), base, tuned, total, seeds, prompts, groups, notes, likeness, compared_by)
 
 
 def _notes(engine: Engine, runs: Sequence[Run]) -> list[str]:
@@ -108,11 +118,12 @@ def trained_on(comparison: RunComparison, run: Run, label: str) -> bool:
 def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]], level: float) -> dict[str, Any]:
     """evaluate.json. `results`: each run's `of_run`."""
     runs = []
-    for run, model, result in zip(comparison.runs, comparison.tuned, results, strict=True):
+    for run, model, like, result in zip(comparison.runs, comparison.tuned, comparison.likeness, results, strict=True):
         scores = {
             label: asdict(row) | {"trained_on": trained_on(comparison, run, label)} for label, row in result.items()
         }
-        runs.append({"run": run.name, "folder": str(run.folder)} | _chains(model) | {"scores": scores})
+        told = _chains(model) | {"likeness": like, "scores": scores}
+        runs.append({"run": run.name, "folder": str(run.folder)} | told)
     return {
         "level": level,
         "intervals_resample": unit(comparison.groups),
@@ -120,6 +131,7 @@ def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]],
         "prompts": len(set(comparison.groups)),
         "seed": comparison.config.evaluation.seed,
         "base": _chains(comparison.base),
+        "compared_by": comparison.compared_by,
         "runs": runs,
         "config": comparison.config.model_dump(mode="json"),
         "versions": versions(),
@@ -148,8 +160,8 @@ def score_table(comparison: RunComparison, results: Sequence[dict[str, Compariso
 
 def chain_table(comparison: RunComparison) -> Table:
     """One line a model: how far its chains are from the base model's, and its pictures from each other."""
-    by = "pixels" if comparison.config.evaluation.clip is None else "CLIP"
-    lines = table(None, ("model", "KL to the base, nats a chain", "most of it at step", f"diversity by {by}"))
+    by = f"diversity by {comparison.compared_by}"
+    lines = table(None, ("model", "KL to the base, nats a chain", "most of it at step", by))
     for name, model in comparison.models.items():
         kl, error = mean_and_error(model.divergence)
         shown = "none: no noise" if math.isnan(kl) else f"{kl:.3g} ± {error:.1g}"
@@ -165,6 +177,21 @@ def _most(by_step: list[float | None]) -> str:
         return ""
     step = max(known, key=lambda k: known[k])
     return f"{step}: {known[step] / sum(known.values()):.0%}"
+
+
+def likeness_table(comparison: RunComparison) -> Table:
+    """One line a run, reference and measure that is known."""
+    heads = ("run", "pictures, against", "measure", "base", "tuned", "difference")
+    lines = table(
+        f"Without a judge, by the features of {comparison.compared_by}; distances over the reference's", heads, left=3
+    )
+    for run, likeness in zip(comparison.runs, comparison.likeness, strict=True):
+        for reference, measures in likeness.items():
+            for name, one in measures.items():
+                change = f"{one['change']:+.3f} ± {one['change_se']:.3f}"
+                told = (LIKENESS[name], f"{one['before']:.3f}", f"{one['after']:.3f}", change)
+                lines.add_row(run.name, REFERENCES[reference], *told)
+    return lines
 
 
 def _interval(interval: Interval, form: str) -> str:

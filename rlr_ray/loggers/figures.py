@@ -11,6 +11,7 @@ from plotly.colors import qualitative
 
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.loggers.surrogate import explained_columns
+from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
 from rlr_ray.rewards.scores import Scores, mean_and_error
 
 Rows = Sequence[Mapping[str, Any]]
@@ -84,6 +85,23 @@ def _by_step(values: Sequence[float | None]) -> go.Figure:
     return figure.update_layout(xaxis={"title": "step, 0 the noisiest"})
 
 
+def likeness_figures(rows: Rows, likeness: Mapping[str, Mapping[str, Any]], kept: int) -> dict[str, go.Figure]:
+    """By title: what is measured of pictures without a judge, by reference. `kept`: updates done at the end."""
+    drawn = {}
+    for reference, measures in likeness.items():
+        start = "" if reference == "base" else f"{reference}_"
+        for title, names in (("Precision and recall", ("precision", "recall")), ("Distances", ("nn", "pairwise"))):
+            figure = go.Figure()
+            for name, color in zip(names, _COLORS, strict=False):
+                if name in measures:
+                    points = (
+                        {0: measures[name]["before"]} | _points(rows, start + name) | {kept: measures[name]["after"]}
+                    )
+                    figure.add_trace(_traced(dict(sorted(points.items())), LIKENESS[name], color))
+            drawn[f"{title}, against {REFERENCES[reference]}"] = _titled(figure)
+    return _not_empty(drawn)
+
+
 def cost_figures(rows: Rows) -> dict[str, go.Figure]:
     """By title: time, rollouts and memory."""
     counts = ("rollouts_missing", "rollouts_rerun", "rollouts_hedged")
@@ -147,7 +165,14 @@ def _lines(rows: Rows, columns: Mapping[str, str], *, zeros: bool = True) -> go.
 
 
 def _line(rows: Rows, column: str, name: str, color: str) -> go.Scatter:
-    points = {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
+    return _traced(_points(rows, column), name, color)
+
+
+def _points(rows: Rows, column: str) -> dict[int, float]:
+    return {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
+
+
+def _traced(points: Mapping[int, float], name: str, color: str) -> go.Scatter:
     mode = "lines" if len(points) > 1 else "markers"
     return go.Scatter(
         x=list(points), y=list(points.values()), mode=mode, name=name, line={"color": color, "width": 1.5}

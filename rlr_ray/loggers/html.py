@@ -16,9 +16,17 @@ from torch import Tensor
 
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.run import RunConfig
-from rlr_ray.loggers.figures import Rows, cost_figures, distance_figures, reward_figures, term_figures
+from rlr_ray.loggers.figures import (
+    Rows,
+    cost_figures,
+    distance_figures,
+    likeness_figures,
+    reward_figures,
+    term_figures,
+)
 from rlr_ray.loggers.page import drawn, facts, page, table
 from rlr_ray.loggers.pictures import animated, to_pil
+from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
 from rlr_ray.rewards.scores import Evaluation, Scores
 from rlr_ray.utils.files import replace_file
 
@@ -37,7 +45,8 @@ def write_report(
     prompts: Sequence[str],  # of the images
 ) -> None:
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    rewards = reward_figures(rows, scores, summary.get("kept_update", len(rows)))
+    kept, likeness = summary.get("kept_update", len(rows)), summary["likeness"]
+    rewards = reward_figures(rows, scores, kept)
     parts = [
         *_head(config, summary, scores),
         "<h2>Reward</h2>",
@@ -46,6 +55,7 @@ def write_report(
         "<h2>Before and after, on the same seeds</h2>",
         _pairs(before.images, after.images, prompts, scores),
         *_section("Terms of the gradient", _plots(term_figures(rows))),
+        *_section("Pictures without a judge", _plots(likeness_figures(rows, likeness, kept))),
         *_section("Distance and diversity", _plots(distance_figures(rows, summary["kl_by_step"]))),
         *_section("Throughput and memory", _plots(cost_figures(rows))),
         f"<details><summary>Resolved config</summary><pre>{html.escape(recipe)}</pre></details>",
@@ -64,6 +74,13 @@ def _head(config: RunConfig, summary: Mapping[str, Any], scores: Mapping[str, Sc
     count = len(scores["reward"].before)
     judges = "" if all(one.trained for one in scores.values()) else " Judges are never trained on."
     yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.{judges}</p>"
+    if summary["likeness"]:
+        lines = [_likeness(*item) for measures in summary["likeness"].items() for item in _named(*measures)]
+        yield table(["pictures, without a judge", "before", "after", "change ± se"], lines)
+        yield (
+            f"<p>Compared by the features of {html.escape(summary['compared_by'])}; distances are over the reference's "
+            "own. Precision falls where pictures are like none of the reference's, recall where they vary less.</p>"
+        )
     yield facts(_facts(config, summary))
 
 
@@ -82,6 +99,16 @@ def _line(label: str, scores: Scores) -> list[str]:
         *(f"{float(values.mean()):.4g}" for values in (scores.before, scores.after)),
         f"{change:+.3g}\u00a0±\u00a0{error:.2g}",
     ]
+
+
+def _named(reference: str, measures: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    for name, one in measures.items():
+        yield f"{LIKENESS[name]}, against {REFERENCES[reference]}", one
+
+
+def _likeness(name: str, one: Mapping[str, float]) -> list[str]:
+    change = f"{one['change']:+.3f}\u00a0±\u00a0{one['change_se']:.3f}"
+    return [name, f"{one['before']:.3f}", f"{one['after']:.3f}", change]
 
 
 def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

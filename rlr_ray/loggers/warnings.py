@@ -8,9 +8,16 @@ from typing import Any
 from rlr_ray.config.describe import bias_notes
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.surrogate import never_trusted
+from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
 from rlr_ray.rewards.scores import Scores
 
 _SURE = 2  # standard errors
+_SURE_OF_SIX = 3  # of several measures of pictures, so that one seldom falls by chance
+_FALLS = {
+    "precision": "more pictures are like none of them",
+    "recall": "the pictures are less varied than they are",
+    "pairwise": "pictures of one prompt are more alike",
+}
 _HIGH = 0.8  # share of noise in the squared gradient from which a run says so
 _REMEDIES = {
     "half_order": "raise train.chains, or set estimator.half_order.weight: auto",
@@ -27,6 +34,7 @@ def warnings(
     """The gravest first; empty if there is nothing to say."""
     texts = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
     texts += _gaming(scores) or _gamed(summary)
+    texts += _pictures(summary, scores["reward"])
     texts += _gain(scores["reward"])
     texts += [*never_trusted(summary.get("surrogate")), *_variance(summary["noise_shares"]), *_counts(rows, summary)]
     return texts + bias_notes(config)
@@ -50,6 +58,21 @@ def _gamed(summary: Mapping[str, Any]) -> list[str]:
     """The last evaluation's warning: it compares with those before it."""
     told = summary.get("gamed")
     return [f"{told}; see docs/rewards.md on guards"] if told and not summary.get("stopped") else []
+
+
+def _pictures(summary: Mapping[str, Any], reward: Scores) -> list[str]:
+    """Measures of pictures that fell for sure while the reward rose for sure."""
+    gain, error = reward.change
+    if gain <= _SURE * error:
+        return []
+    return [
+        f"the trained reward rose by {gain:.3g} while {LIKENESS[name]}, against {REFERENCES[reference]}, fell from "
+        f"{one['before']:.2f} to {one['after']:.2f} ± {one['change_se']:.2f}: {_FALLS[name]}; look at them, and see "
+        "docs/rewards.md on guards"
+        for reference, measures in summary.get("likeness", {}).items()
+        for name, one in measures.items()
+        if name in _FALLS and one["change"] < -_SURE_OF_SIX * one["change_se"]
+    ]
 
 
 def _gain(reward: Scores) -> list[str]:

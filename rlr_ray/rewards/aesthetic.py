@@ -33,4 +33,4 @@ class Aesthetic(Clip):
             self.head = linear_head(source.weights(file)).requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        return self.head(self.image_features(images)).squeeze(1)
+        return self.head(self.features(images)).squeeze(1)

@@ -46,7 +46,7 @@ class Clip(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
 
-    def image_features(self, images: Tensor) -> Tensor:  # [B, D], of length 1
+    def features(self, images: Tensor) -> Tensor:  # [B, D], of length 1
         """images [B, 3, H, W] in [0, 1]."""
         vision = self.model.vision_model
         pixels = self.prepared(images, vision.config.image_size).to(self.model.logit_scale.dtype)
@@ -63,7 +63,7 @@ class Clip(nn.Module):
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:  # [B]
         """Cosine of each image with its own prompt."""
-        return (self.image_features(images) * self.text_features(prompts)).sum(-1)
+        return (self.features(images) * self.text_features(prompts)).sum(-1)
 
 
 class ClipScore(Clip):

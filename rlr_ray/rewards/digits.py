@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,9 +37,12 @@ class DigitClassifier(nn.Module):
             nn.Linear(4 * width * 16, 10),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:  # [B, D], of the layer before the last
         grey = images.mean(1, keepdim=True) * 2 - 1
-        return self.layers(grey)
+        return self.layers[:-1](grey)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers[-1](self.features(images))
 
 
 def load_classifier(kind: type[Classifier], path: Path) -> Classifier:
@@ -47,6 +51,18 @@ def load_classifier(kind: type[Classifier], path: Path) -> Classifier:
     classifier = kind(width=len(weights["layers.0.bias"]))
     classifier.load_state_dict(weights)
     return classifier.requires_grad_(False).eval()
+
+
+def enlarged(small: Tensor) -> Tensor:  # [N, 3, 16, 16]
+    """scikit-learn's pictures [N, 8, 8] in [0, 1] as the model was trained on them."""
+    images = F.interpolate(small[:, None], size=16, mode="bicubic", align_corners=False).clamp(0, 1)
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def real_digits() -> tuple[Tensor, Tensor]:
+    """Images [N, 3, 16, 16] in [0, 1] of real digits that no classifier here was trained on, and which they are [N]."""
+    real = load_file(DIGITS / "real.safetensors")
+    return enlarged(real["images"] / 16), real["labels"].long()
 
 
 def named(kind: str, words: Sequence[str], prompts: Sequence[str]) -> Tensor:  # [B], indices of words
@@ -69,6 +85,7 @@ class Digits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.classifier = load_classifier(DigitClassifier, DIGITS / "reward.safetensors")
+        self.features = self.classifier.features
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         digits = named("digit", WORDS, prompts).to(images.device)
@@ -81,6 +98,7 @@ class DigitsJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.classifier = load_classifier(DigitClassifier, DIGITS / "judge.safetensors")
+        self.features = self.classifier.features
 
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         return (self.classifier(images).argmax(-1).cpu() == named("digit", WORDS, prompts)).to(images)

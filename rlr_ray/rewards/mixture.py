@@ -192,7 +192,7 @@ class View:
         """The scores of what is seen; of frames that are seen one by one, their mean."""
         if not self.frames:
             return score(images, prompts, metadata)
-        seen = self._of(images, present)
+        seen = self.of(images, present)
         if self.together:
             return score(seen, prompts, metadata)
         count = seen.shape[1]
@@ -200,7 +200,8 @@ class View:
         data = [one for one in metadata for _ in range(count)]
         return score(seen.flatten(0, 1), texts, data).unflatten(0, (-1, count)).mean(1)
 
-    def _of(self, videos: Tensor, present: Sequence[int]) -> Tensor:
+    def of(self, videos: Tensor, present: Sequence[int] = ()) -> Tensor:
+        """What is seen of videos that hold the frames `present`, or all."""
         if videos.shape[1] == len(self.frames):
             return videos
         places = self.frames if videos.shape[1] != len(present) else [present.index(frame) for frame in self.frames]

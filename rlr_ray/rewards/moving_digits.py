@@ -37,7 +37,7 @@ class VideoClassifier(nn.Module):
             nn.Linear(4 * width * 64, len(WORDS) + STILL + 1),
         )
 
-    def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, videos: Tensor) -> Tensor:  # [B, D], of the layer before the last
         if videos.shape[1:] != (FRAMES, 3, SIZE, SIZE):
             raise UserError(
                 f"the moving digits rewards take videos shaped [B, {FRAMES}, 3, {SIZE}, {SIZE}], found "
@@ -45,7 +45,10 @@ class VideoClassifier(nn.Module):
                 "such as moving_digits"
             )
         grey = videos.mean(2)[:, None] * 2 - 1  # [B, 1, 8, 16, 16]
-        digits, motions = self.layers(grey).split([len(WORDS), STILL + 1], 1)
+        return self.layers[:-1](grey)
+
+    def forward(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        digits, motions = self.layers[-1](self.features(videos)).split([len(WORDS), STILL + 1], 1)
         return digits, motions
 
 
@@ -55,6 +58,7 @@ class MovingDigits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.classifier = load_classifier(VideoClassifier, MOVING_DIGITS / "reward.safetensors")
+        self.features = self.classifier.features
 
     def forward(self, videos: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         asked = named("digit", WORDS, prompts), named("direction", DIRECTIONS, prompts)
@@ -71,6 +75,7 @@ class MovingDigitsJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.classifier = load_classifier(VideoClassifier, MOVING_DIGITS / "judge.safetensors")
+        self.features = self.classifier.features
 
     def forward(self, videos: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         digits, directions = (logits.argmax(-1).cpu() for logits in self.classifier(videos))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlr_ray.rewards.likeness import Pictures, within_prompt
 from rlr_ray.rewards.mixture import WeightedSum
 
 
@@ -19,7 +20,8 @@ class Evaluation:
     scores: dict[str, Tensor]  # of each reward and judge, by label, [n]
     images: Tensor  # [pictures, 3, H, W] in [0, 1], or small videos [pictures, F, 3, h, w]
     divergence_by_step: Tensor  # [T, m] nats from the base model's chains, of the first m; nan at steps without noise
-    diversity: float  # mean distance between images of the same prompt; nan if no prompt has two
+    features: Tensor  # [n, D] of all images
+    prompts: Tensor  # [n] which prompt each is of, by number
     invalid: int = 0  # scores that were not finite and replaced
 
     @property
@@ -33,6 +35,15 @@ class Evaluation:
         """Mean nats a chain at each step; None at steps without noise."""
         means = self.divergence_by_step.double().mean(1).tolist()
         return [None if math.isnan(mean) else mean for mean in means]
+
+    @property
+    def pictures(self) -> Pictures:
+        return Pictures(self.features, self.prompts)
+
+    @property
+    def diversity(self) -> float:
+        """Mean distance between images of the same prompt; nan if no prompt has two."""
+        return float(within_prompt(self.pictures).nanmean())
 
     def of(self, total: WeightedSum) -> Tensor:  # [n]
         """The maximised sum."""

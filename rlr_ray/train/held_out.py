@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from rlr_ray.core.kl import divergence_by_step
 from rlr_ray.core.sampler import Trajectory
 from rlr_ray.loggers.pictures import to_show
-from rlr_ray.rewards.clip import Clip
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.reference import numbered, picture_features
 
 _COMPARED = 40  # first chains, whose divergence is measured, which takes as long as to sample them
-
-Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W], or videos [B, F, 3, H, W] -> [B, D]
-Distance = Callable[[Tensor], Tensor]  # features [n, D] -> of each pair
 
 
 @torch.no_grad()
@@ -34,7 +29,7 @@ def evaluate(
     """
     config, size = engine.config.evaluation, engine.config.sampled_at_once
     judges = engine.judges.to(engine.device)
-    features_of, distance = image_features(engine.clip)
+    features_of = picture_features(engine)[1]
     scores: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
     images, divergences, features, shown, invalid = [], [], [], [], 0
     for first in range(0, config.chains, size):
@@ -58,7 +53,8 @@ def evaluate(
         {label: torch.cat(rows) for label, rows in scores.items()},
         torch.stack(images),
         torch.cat(divergences, dim=1),
-        diversity(torch.cat(features), shown, distance),
+        torch.cat(features),
+        numbered(shown),
         invalid,
     )
 
@@ -73,45 +69,6 @@ def _divergence(engine: Engine, theta: Tensor, trajectory: Trajectory) -> Tensor
     if torch.equal(theta, base) and any(engine.model.schedule.sigma):
         return torch.zeros(len(engine.sampler), trajectory.latents.shape[1])
     return divergence_by_step(engine.sampler, theta, base, trajectory).cpu()
-
-
-def image_features(clip: Clip | None) -> tuple[Features, Distance]:
-    """Features that images are compared by, and the distance of two; videos frame by frame.
-
-    CLIP's features and 1 less their cosine; without one pixels, averaged down to sides of 16 at most, and the root of
-    their mean squared difference.
-    """
-    if clip is not None:
-        return _by_frame(clip.image_features), lambda features: torch.pdist(features).square() / 2
-
-    def pixels(images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        small = adaptive_avg_pool2d(images, (min(height, 16), min(width, 16))).flatten(1)
-        return small / math.sqrt(small.shape[1])
-
-    return _by_frame(pixels), torch.pdist
-
-
-def _by_frame(features_of: Features) -> Features:
-    """The features of a video's F frames one after the other, over the root of F: squared distances are means."""
-
-    def features(images: Tensor) -> Tensor:
-        if images.dim() == 4:
-            return features_of(images)
-        frames = features_of(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        return frames.flatten(1) / math.sqrt(images.shape[1])
-
-    return features
-
-
-def diversity(features: Tensor, prompts: list[str], distance: Distance) -> float:
-    """Mean distance between features [n, D] of the same prompt; nan if no prompt has two."""
-    distances = []
-    for prompt in dict.fromkeys(prompts):
-        same = features[[i for i, other in enumerate(prompts) if other == prompt]]
-        if len(same) > 1:
-            distances.append(distance(same))
-    return float(torch.cat(distances).mean()) if distances else float("nan")
 
 
 @torch.no_grad()

@@ -21,15 +21,17 @@ from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
 from rlr_ray.loggers.surrogate import surrogate_summary
 from rlr_ray.loggers.warnings import warnings
+from rlr_ray.rewards.likeness import Likeness, Reference, summarised
 from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
 from rlr_ray.train.engine import Engine, chain_rows
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate
+from rlr_ray.train.reference import picture_features, real_reference
 from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
-_FORMAT = 2  # of before.pt; raise it when Evaluation changes
+_FORMAT = 3  # of before.pt; raise it when Evaluation changes
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +45,10 @@ class Results:
                 f"the prompts are not those that the run in {folder.path} was begun with, whose scores they would be "
                 "compared with; put the old file back, or start a new run with --set name=..."
             )
+        real = real_reference(engine)  # it may be refused, so before what takes longer
         self.before = self._before(initial_theta)
+        self.references = {"base": Reference.base(self.before.pictures)} | ({"real": real} if real else {})
+        self.likeness_before = self._likeness(self.before)
         rewards, config = engine.rewards, engine.config
         self.total = rewards.weighted_sum(self.before.rows(rewards.labels))
         self.guards = Guards(config.guards, self.total, list(config.evaluation.judges), self.before, initial_theta)
@@ -89,7 +94,7 @@ class Results:
             "judges": {
                 label: one.model_dump(mode="json", exclude={"actors"}) for label, one in evaluation.judges.items()
             },
-            "clip": evaluation.clip,
+            "features": [evaluation.clip, picture_features(self.engine)[0]],
             "pictures": evaluation.pictures,
         }
 
@@ -107,7 +112,13 @@ class Results:
         measured = {"kl": after.divergence} | {f"held_out_{label}": one.after for label, one in scores.items()}
         for name, values in measured.items():
             columns[name], columns[f"{name}_se"] = mean_and_error(values)
+        for reference, likeness in self._likeness(after).items():
+            start = "" if reference == "base" else f"{reference}_"
+            columns |= {f"{start}{name}": value for name, value in likeness.means.items()}
         return {name: value for name, value in columns.items() if not math.isnan(value)}
+
+    def _likeness(self, evaluation: Evaluation) -> dict[str, Likeness]:
+        return {name: reference.of(evaluation.pictures) for name, reference in self.references.items()}
 
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
@@ -169,6 +180,8 @@ class Results:
             "steps_off": list(range(len(self.engine.sampler)))[self.engine.sampler.trained :],
             "diversity_before": _known(self.before.diversity),
             "diversity_after": _known(after.diversity),
+            "likeness": summarised(self.likeness_before, self._likeness(after)),
+            "compared_by": picture_features(self.engine)[0],
             "stopped": self.guards.stopped,
             "gamed": self.guards.warning,
             "invalid_before": self.before.invalid,

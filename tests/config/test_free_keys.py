@@ -30,6 +30,7 @@ FREE = {
         "train/test_reward_failures.py::test_a_trained_run_whose_judge_fails_at_its_end_is_finished_with_another"
     ),
     "evaluation.pictures": "train/test_checkpoints.py::test_files_that_are_no_states_are_no_ones_checkpoints",
+    "evaluation.reference": "train/test_reference.py::test_a_resumed_run_may_be_compared_with_other_pictures",
     "guards.keep": "train/test_guards.py::test_the_best_is_what_a_run_leaves",
     "guards.kl_stop": "train/test_guards.py::test_the_divergence_stops_a_run",
     "guards.patience": "train/test_guards.py::test_a_judge_is_compared_with_its_highest_and_the_best_is_kept",

@@ -54,7 +54,7 @@ def evaluation(seed: int, rewards: float, judge: float | None, size: int = 16) -
     images = torch.rand(PICTURES, 3, size, size, generator=torch.Generator().manual_seed(seed))
     scores = {"digits": base + rewards + seed * SPREAD}
     scores |= {} if judge is None else {"digits_judge": base + judge + seed * SPREAD}
-    return Evaluation(scores, images, torch.zeros(3, 2), 0.1)
+    return Evaluation(scores, images, torch.zeros(3, 2), torch.zeros(CHAINS, 2), torch.zeros(CHAINS))
 
 
 TOTAL = WeightedSum(("digits",), (1.0,), ((0.0, 1.0),))
@@ -77,7 +77,13 @@ def rows(**columns: list[Any]) -> list[dict[str, Any]]:
 
 
 def summary(**keys: Any) -> dict[str, Any]:
-    known = {"noise_shares": {"half_order": 0.3, "zeroth_order": 0.3}, "warnings": [], "steps": 3, "ran_on": "toaster"}
+    known = {
+        "noise_shares": {"half_order": 0.3, "zeroth_order": 0.3},
+        "warnings": [],
+        "likeness": {},
+        "steps": 3,
+        "ran_on": "toaster",
+    }
     known |= {"denoiser_forwards": 7, "denoiser_backwards": 5, "seconds": 9.0, "peak_memory_gib": 0.5}
     known |= {"kl_by_step": [0.2, 0.5, 0.0], "steps_off": [2]}
     return known | {"adapter": "lora/a", "trained_numbers": 12, "versions": {"torch": "2"}} | keys
