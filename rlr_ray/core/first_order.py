@@ -73,6 +73,7 @@ def linear_adjoint(
     theta = _leaf(theta, len(last), per_chain)
     gradient = torch.zeros_like(theta)
     for k, weight in zip(steps, [1.0] * len(steps) if step_weights is None else step_weights, strict=True):
+        assert k < sampler.trained, f"step {k} is the base model's: first order there has no gradient"
         mean = sampler.mean(theta, k, trajectory.latents[k], trajectory.conditioning)
         carried = math.prod(sampler.schedule.latent_coefficient[k + 1 :])
         (through,) = torch.autograd.grad(mean, theta, slope)

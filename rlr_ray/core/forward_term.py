@@ -57,6 +57,7 @@ def forward_term(
     theta = theta.detach().requires_grad_()
     gradient = torch.zeros_like(theta)
     for k in steps.unique().tolist():
+        assert k < sampler.trained, f"step {k} is the base model's: training it changes no chain"
         chain, draw = (steps == k).nonzero(as_tuple=True)  # each [rows]
         clean, fresh = latents[chain], noise[draw, chain]
         prompts = {name: value[chain] for name, value in conditioning.items()}
