@@ -58,9 +58,14 @@ RECIPE: dict[str, Any] = {
         "chains_per_prompt": 4,
         "chunk_size": 4,
         "learning_rate": 0.02,
+        "warmup": 0,
+        "schedule": "constant",
+        "own_norms": False,
+        "clip_update": None,
         "checkpoint_every": 1,
     },
-    "evaluation": {"chains": 8, "pictures": 4, "judge": {"name": "digits_judge"}},
+    "guards": {"ema": None, "keep": "last", "step_back": False},  # tests/train/test_steady.py: these, and the above
+    "evaluation": {"chains": 8, "every": None, "pictures": 4, "judge": {"name": "digits_judge"}},
     "cluster": "none",
 }
 

@@ -102,7 +102,9 @@ def describe_results(folder: RunFolder) -> str:
         steps = ", ".join(map(str, summary["steps_off"]))
         lines.append(f"the adapter is off at step {steps}; in plain diffusers that takes a callback (docs/evaluate.md)")
     if summary["kept_update"] < summary["steps"]:
-        lines.append(f"kept: what update {summary['kept_update']} had left, the best (guards.keep)")
+        kept = summary["kept_update"]
+        left = f"what update {kept} had left" if kept else "the start, since nothing beat it"
+        lines.append(f"kept: {left}; the best by the held-out reward (guards.keep)")
     lines += surrogate_words(summary["surrogate"])
     lines += [f"warning: {text}" for text in summary["warnings"]]
     lines += [

@@ -79,7 +79,6 @@ def _guards(config: RunConfig) -> None:
     if isinstance(guards.kl_steps, int) and not 1 <= guards.kl_steps <= config.sampler.steps:
         raise UserError(f"guards.kl_steps is {guards.kl_steps}; allowed: 1 to {config.sampler.steps}, or all")
     watching = [key for key in ("kl_stop", "patience") if getattr(guards, key) is not None]
-    watching += ["keep"] if guards.keep == "best" else []
     if watching and every is None:
         raise UserError(
             f"guards.{watching[0]} is set, but nothing is evaluated during the run; set evaluation.every, e.g. 10"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlr_ray.config.run import RunConfig
+from rlr_ray.config.run import RunConfig, TrainConfig
 
 
 def describe_plan(config: RunConfig) -> str:
@@ -21,9 +21,18 @@ def describe_plan(config: RunConfig) -> str:
         f"{backwards} backwards; {train.iterations} updates",
         f"run: {forwards * train.iterations:,} forwards, {backwards * train.iterations:,} backwards{roughly}; "
         "evaluations apart",
+        f"learning rate: {_learning_rate(train)}",
         *(f"note: {note}" for note in _notes(config)),
     ]
     return "\n".join(lines)
+
+
+def _learning_rate(train: TrainConfig) -> str:
+    auto = "auto, measured at the start by how much an update then changes predictions"
+    parts = [auto if train.learning_rate == "auto" else f"{train.learning_rate:g}"]
+    parts += [f"rising over the first {train.warmup} updates"] if train.warmup else []
+    parts += [] if train.schedule == "constant" else [f"falling to {train.schedule_final:g} of it ({train.schedule})"]
+    return ", ".join(parts)
 
 
 def _notes(config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rlr_ray.config.base import FREE, Strict, numeric
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
+from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.rewards import Judges, Rewards, gathered
 from rlr_ray.core.plan import Plan, PlanShape, Position
 from rlr_ray.core.schedule import Schedule, steps_off
@@ -81,10 +83,16 @@ class TrainConfig(Strict):
     chunk_size: int = Field(16, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # the optimizer's
+    # By how much an update moves each number; auto: measured at the start, by how much that changes predictions
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
+    warmup: int = Field(20, ge=0)  # first updates, along which the learning rate rises
     # Of the learning rate, over `iterations`; a run resumed with others goes on along the new ones' schedule
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    schedule_final: float = Field(0.0, ge=0, le=1)  # what a schedule falls to, as a part of learning_rate
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    schedule_final: float = Field(0.1, ge=0, le=1)  # what a schedule falls to, as a part of learning_rate
+    # Each kind of gradient (which terms it has, and whose reward they carry) by its own running size, so that numbers
+    # have 1 in the mean square: SGD then moves them by the learning rate, too, and no kind starves another in Adam
+    own_norms: bool = True
+    clip_update: float | None = Field(1.5, gt=0)  # to so many times their running size, updates are cut; null: none is
     # A class of torch.optim by its name, e.g. AdamW or SGD, or Adam8bit, which needs bitsandbytes
     optimizer: str = "AdamW"
     betas: tuple[Beta, Beta] = (0.9, 0.99)  # of AdamW and its like: decay of the first and second moment
@@ -117,8 +125,8 @@ class EvaluationConfig(Strict):
     seed: int | None = None  # that these follow from; None: the run's
     # Chains sampled at once, without gradients; None: as in training
     chunk_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    # Updates between two evaluations; None: only before and after
-    every: Annotated[int | None, FREE] = Field(None, ge=1)
+    # Updates between two evaluations; auto: a quarter of the run; null: only before and after
+    every: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)] | None, FREE] = "auto"
     # Second opinions that are never trained on; or one, as `judge`
     judges: Annotated[Judges, FREE] = Field(default_factory=dict)
     pictures: Annotated[int, FREE] = Field(20, ge=1)  # held-out chains that the grids show
@@ -132,25 +140,6 @@ class EvaluationConfig(Strict):
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         return gathered(given, "judge", "judges")
-
-
-class GuardsConfig(Strict):
-    """Against rewards that are gamed."""
-
-    kl_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)  # reward taken per nat of divergence from the base model
-    # Steps drawn each update, of which the penalty's gradient is taken; None: 2
-    kl_steps: int | Literal["all"] | None = None
-    # Nats a chain, on held-out chains; beyond it the run ends
-    kl_stop: Annotated[float | None, FREE] = Field(None, gt=0)
-    # Evaluations in a row at which the reward rises and a judge falls, beyond their errors, until the run ends
-    patience: Annotated[int | None, FREE] = Field(None, ge=1)
-    # What the run leaves; best: by the first judge, else by the reward
-    keep: Annotated[Literal["last", "best"], FREE] = "last"
-    ema: float | None = Field(None, gt=0, lt=1)  # decay of the average of theta that is evaluated and left
-
-    @property
-    def may_stop(self) -> bool:
-        return self.kl_stop is not None or self.patience is not None
 
 
 class RunConfig(Strict):
@@ -185,6 +174,12 @@ class RunConfig(Strict):
     def sampled_at_once(self) -> int:
         """Chains of an evaluation."""
         return self.evaluation.chunk_size or self.train.chunk_size
+
+    @property
+    def evaluated_every(self) -> int | None:
+        """Updates between two evaluations."""
+        every = self.evaluation.every
+        return math.ceil(self.train.iterations / 4) if every == "auto" else every
 
     @property
     def chooses_plan(self) -> bool:

@@ -57,6 +57,7 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
     drawn = {"Norm, before weighting": _lines(rows, norms)}
     for title, end in (("Weight", "weight"), ("Variance", "variance"), ("Share of noise", "noise_share")):
         drawn[title] = _lines(rows, {name: f"{name}_{end}" for name in names})
+    drawn["Learning rate"] = _lines(rows, {"learning rate": "learning_rate"})
     cosines = {f"{one}, {other}": f"cosine_{one}_{other}" for one, other in permutations(names, 2)}
     drawn["Cosine between terms"] = _lines(rows, cosines)
     drawn["Variance that the surrogate explains"] = _lines(rows, explained_columns(rows))
@@ -125,6 +126,15 @@ def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) 
     figure = go.Figure(list(_band(rows, mean, deviation, "± standard deviation")))
     if any(row.get(mean) is not None for row in rows):
         figure.add_trace(_line(rows, mean, "training chains", _COLORS[0]))
+    back = [row for row in rows if row.get("stepped_back") and row.get(mean) is not None]
+    if back:
+        figure.add_scatter(
+            x=[row["step"] + 1 for row in back],
+            y=[row[mean] for row in back],
+            mode="markers",
+            name="stepped back",
+            marker={"color": _COLORS[3], "size": 12, "symbol": "x"},
+        )
     figure.add_scatter(
         x=list(points),
         y=[value for value, _ in points.values()],

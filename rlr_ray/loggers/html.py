@@ -115,6 +115,8 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
     for line in describe_plan(config).splitlines():
         name, _, text = line.partition(": ")
         yield name, text
+    if config.train.learning_rate == "auto" and summary.get("learning_rate") is not None:
+        yield "measured learning rate", f"{summary['learning_rate']:g}"
     cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
     yield "cost", cost + f"{summary['seconds']:.0f} s"
     if summary["steps_off"]:

@@ -42,13 +42,17 @@ def progress(console: Console, total: int) -> Iterator[Report]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """An update in a line: reward, each term's norm and weight, rollouts a second."""
+    """An update in a line: reward, each term's norm and weight, learning rate, rollouts a second."""
     parts = [f"reward {row['reward_mean']:.3f}"]
     if row.get("held_out_reward") is not None:
         parts.append(f"held-out {row['held_out_reward']:.3f}")
     for name, short in _SHORT.items():
         if f"{name}_norm" in row:
             parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
+    if row.get("learning_rate") is not None:
+        parts.append(f"rate {row['learning_rate']:.2g}")
+    if row.get("stepped_back"):
+        parts.append("stepped back")
     if row.get("surrogate_coefficient") is not None:
         parts.append(f"Q correlates {row['surrogate_correlation']:.2f}")
     for label, column in explained_columns([row]).items():

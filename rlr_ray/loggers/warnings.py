@@ -35,7 +35,8 @@ def warnings(
     texts = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
     texts += _gaming(scores) or _gamed(summary)
     texts += _pictures(summary, scores["reward"])
-    texts += _gain(scores["reward"])
+    texts += _start_kept(summary) or _gain(scores["reward"])
+    texts += _steps_back(summary)
     texts += [*never_trusted(summary.get("surrogate")), *_variance(summary["noise_shares"]), *_counts(rows, summary)]
     return texts + bias_notes(config)
 
@@ -72,6 +73,27 @@ def _pictures(summary: Mapping[str, Any], reward: Scores) -> list[str]:
         for reference, measures in summary.get("likeness", {}).items()
         for name, one in measures.items()
         if name in _FALLS and one["change"] < -_SURE_OF_SIX * one["change_se"]
+    ]
+
+
+def _start_kept(summary: Mapping[str, Any]) -> list[str]:
+    """An adapter that is left as it began, since no evaluation was better."""
+    if summary.get("kept_update") != 0 or not summary["steps"]:
+        return []
+    return [
+        f"no evaluation beat the start, so the adapter that is left changes nothing: the held-out reward was "
+        f"{summary['reward_before']:.4g} there and {summary['reward_last']:.4g} after the last update; lower "
+        "train.learning_rate, raise train.chains or train longer"
+    ]
+
+
+def _steps_back(summary: Mapping[str, Any]) -> list[str]:
+    count = summary.get("steps_back")
+    if not count or summary.get("stopped"):
+        return []
+    return [
+        f"the run stepped back {count} time{'s' * (count > 1)} from a falling reward and went on at {0.5**count:g} of "
+        "its learning rate; a lower train.learning_rate may do better"
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlr_ray.config.run import GuardsConfig
+from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
 
@@ -16,7 +16,7 @@ _SIGNIFICANT = 2.0  # standard errors
 
 @dataclass(frozen=True)
 class Best:
-    """Where something was highest."""
+    """Where the held-out reward was highest, the start included."""
 
     update: int  # updates done
     value: float
@@ -29,28 +29,25 @@ class Guards:
     def __init__(self, config: GuardsConfig, total: WeightedSum, judges: list[str], before: Evaluation, theta: Tensor):
         self.config, self.total, self.judges = config, total, judges
         self.peaks = {judge: (0, before.of(total), before.scores[judge]) for judge in judges}  # at each one's best
-        self.best = Best(0, self._value(before), theta.cpu())
+        self.best = Best(0, float(before.of(total).mean()), theta.cpu())
         self.gamed = 0  # evaluations in a row
         self.warning: str | None = None  # of the last evaluation
+        self.too_far = False  # the last evaluation, beyond kl_stop
         self.stopped: str | None = None  # why
-
-    def _value(self, evaluation: Evaluation) -> float:
-        """The best is chosen by this: the first judge, or the reward where there is none."""
-        values = evaluation.scores[self.judges[0]] if self.judges else evaluation.of(self.total)
-        return float(values.mean())
 
     def note(self, update: int, evaluation: Evaluation, theta: Tensor, *, last: bool = False) -> None:
         """Take an evaluation after so many updates into account; after the `last` one there is nothing to stop."""
         divergence = float(evaluation.divergence.mean())
-        too_far = self.config.kl_stop is not None and divergence > self.config.kl_stop
-        if self._value(evaluation) > self.best.value and not too_far:
-            self.best = Best(update, self._value(evaluation), theta.cpu().clone())
+        self.too_far = self.config.kl_stop is not None and divergence > self.config.kl_stop
+        reward = float(evaluation.of(self.total).mean())
+        if reward > self.best.value and not self.too_far:
+            self.best = Best(update, reward, theta.cpu().clone())
         warnings = [self._compare(judge, update, evaluation) for judge in self.judges]
         self.warning = next(filter(None, warnings), None)
         self.gamed = self.gamed + 1 if self.warning else 0
         if last:
             return
-        if too_far:
+        if self.too_far and self.config.step_back is None:
             self.stopped = f"after update {update}: KL to the base model {divergence:.3g} above kl_stop"
         elif self.config.patience is not None and self.gamed >= self.config.patience:
             self.stopped = f"after update {update}: {self.warning}"
@@ -71,8 +68,9 @@ class Guards:
         )
 
     @property
-    def _limits(self) -> tuple[float | None, int | None]:
-        return self.config.kl_stop, self.config.patience
+    def _limits(self) -> tuple[float | None, ...]:
+        step_back = self.config.step_back
+        return self.config.kl_stop, self.config.patience, None if step_back is None else step_back.limit
 
     def state_dict(self) -> dict[str, Any]:
         names = ("peaks", "gamed", "warning", "stopped")

@@ -11,6 +11,7 @@ import torch
 from rlr_ray.loggers import Report
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine, Rollouts
+from rlr_ray.train.learning_rate import set_learning_rate
 from rlr_ray.train.results import Results
 from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.train.state import TrainState
@@ -43,15 +44,17 @@ def train(
         return state.state_dict() | learned | (results.state_dict() if results else {})
 
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
-    stopped = _stopped(engine, results, process)
+    stopped, _ = _verdict(engine, results, process)
     while state.step < config.train.iterations and not stopped:
         row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total))
         row |= {} if peak is None else {"peak_memory_gib": peak}
-        measured = _due(state.step, config.evaluation.every, config.train.iterations)
+        measured = _due(state.step, config.evaluated_every, config.train.iterations)
         if measured and recorder is not None and results is not None:
             row |= results.measure(state.step, state.theta_to_save)
             recorder.loggers.evaluation(row["step"], results.latest.images)
-        stopped = measured and _stopped(engine, results, process)
+        if measured:
+            stopped = _judged(engine, state, results, process, row)
+        stopped = _told(state, results, row) or stopped
         if recorder is not None and results is not None:
             last = stopped or state.step == config.train.iterations
             recorder.add(row, whole, results.draft if measured else None, last=last)
@@ -68,18 +71,21 @@ def _start(
     Nothing else of the checkpoint stays in memory.
     """
     config = engine.config
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards)
     online = engine.online_surrogate()
     saved = _saved(folder, process, engine.device)
     if saved:
         state.load_state_dict(saved)
         if online is not None:
             online.load_state_dict(saved["online_surrogate"])
+    measured = set_learning_rate(engine, state, process)
     if process.leads:
         notes = [f"going on from update {state.step}" if saved else "", engine.prompt_note()]
+        notes += [f"learning rate {state.rate:g}, measured (train.learning_rate: auto)"] if measured else []
         for note in filter(None, notes):
             logger.info(note)
-    return state, online, Results(engine, folder, state.initial_theta, saved) if process.leads else None
+    results = Results(engine, folder, state.initial_theta, state.rate, saved) if process.leads else None
+    return state, online, results
 
 
 def _shared_sum(engine: Engine, results: Results | None, process: Process) -> WeightedSum:
@@ -92,12 +98,33 @@ def _shared_sum(engine: Engine, results: Results | None, process: Process) -> We
     return replace(total, standards=tuple((mean, deviation) for mean, deviation in shared.tolist()))
 
 
-def _stopped(engine: Engine, results: Results | None, process: Process) -> bool:
-    """Whether the leading process ends the run before its time."""
+def _verdict(engine: Engine, results: Results | None, process: Process) -> tuple[bool, bool]:
+    """Whether the leading process ends the run before its time, and whether held-out chains are beyond kl_stop."""
     if not engine.config.guards.may_stop:
+        return False, False
+    said = [results.stopped, results.guards.too_far] if results else [False, False]
+    stops, too_far = process.reduce(torch.tensor(said, dtype=torch.float32, device=engine.device)).tolist()
+    return bool(stops), bool(too_far)
+
+
+def _judged(engine: Engine, state: TrainState, results: Results | None, process: Process, row: dict[str, Any]) -> bool:
+    """After an evaluation: whether the run ends; steps back from beyond guards.kl_stop."""
+    stops, too_far = _verdict(engine, results, process)
+    if engine.config.guards.kl_stop is not None and not stops:
+        row["stepped_back"] = int(state.watch_divergence(too_far=too_far)) or row["stepped_back"]
+    return stops
+
+
+def _told(state: TrainState, results: Results | None, row: dict[str, Any]) -> bool:
+    """Log a step back; whether it was the last that there may be."""
+    if not row["stepped_back"] or state.step_back is None:
         return False
-    stops = float(results is not None and results.stopped)
-    return bool(process.reduce(torch.tensor(stops, device=engine.device)))
+    reason = state.step_back.stopped
+    if results is not None:
+        rate = f"the learning rate is {state.step_back.cut:.3g} of the recipe's now"
+        logger.info(f"stepped back {state.step_back.told}; {rate}")
+        results.guards.stopped = reason or results.guards.stopped
+    return reason is not None
 
 
 def _saved(folder: RunFolder, process: Process, device: torch.device) -> dict[str, Any] | None:

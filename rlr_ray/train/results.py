@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,8 +39,15 @@ logger = logging.getLogger(__name__)
 class Results:
     """Measures held-out chains before, during and after, and writes what came of it."""
 
-    def __init__(self, engine: Engine, folder: RunFolder, initial_theta: Tensor, saved: Mapping[str, Any] | None):
-        self.engine, self.folder = engine, folder
+    def __init__(
+        self,
+        engine: Engine,
+        folder: RunFolder,
+        initial_theta: Tensor,  # [P]
+        learning_rate: float | None,  # that the run's schedule starts from
+        saved: Mapping[str, Any] | None,
+    ):
+        self.engine, self.folder, self.learning_rate = engine, folder, learning_rate
         if saved and saved["prompts"] != self._prompts:
             raise UserError(
                 f"the prompts are not those that the run in {folder.path} was begun with, whose scores they would be "
@@ -134,19 +142,19 @@ class Results:
         after, kept, rows = evaluate(self.engine, theta), updates, recorder.rows
         if not self.stopped:
             self.guards.note(updates, after, theta, last=True)
-        best = self.guards.best
+        best, last = self.guards.best, after
         if self.engine.config.guards.keep == "best" and best.update != updates:
             theta, kept = best.theta.to(theta), best.update
-            after = evaluate(self.engine, theta)
+            after = evaluate(self.engine, theta) if kept else self.before
         with disk_errors():
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
-            summary = self._so_far(updates, after, rows) | {
+            kept_and_last = {"kept_update": kept, "reward_last": mean_and_error(last.of(self.total))[0]}
+            summary = self._so_far(updates, after, rows, kept_and_last) | {
                 "ran_on": ran_on,
                 "adapter": str(adapter.relative_to(self.folder.path)),
                 "trained_numbers": len(theta),
                 "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
                 "versions": versions(),
-                "kept_update": kept,
                 "links": recorder.loggers.links,
             }
             with _for_people("pictures", summary):
@@ -161,8 +169,14 @@ class Results:
         scores = held_out_scores(self.total, self.before, after)
         write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
 
-    def _so_far(self, updates: int, after: Evaluation, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The part of the summary that there is before the run has ended."""
+    def _so_far(
+        self,
+        updates: int,
+        after: Evaluation,
+        rows: list[dict[str, Any]],
+        known: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """The part of the summary that there is before the run has ended, and warnings of it and of what is `known`."""
         scores = held_out_scores(self.total, self.before, after)
         reward = scores["reward"]
         (mean, error), (gain, gain_se) = mean_and_error(reward.after), reward.change
@@ -187,6 +201,8 @@ class Results:
             "invalid_before": self.before.invalid,
             "invalid_after": after.invalid,
             "best_update": self.guards.best.update,
+            "learning_rate": self.learning_rate,
+            "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
             "plan": str(self.engine.shape),
             "noise_shares": _noise_shares(rows),
             "surrogate": surrogate_summary(rows),
@@ -198,6 +214,7 @@ class Results:
             ),
             "seconds": sum(row["seconds"] for row in rows),
         }
+        summary |= known
         return summary | {"warnings": warnings(self.engine.config, rows, summary, scores)}
 
     def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]], updates: int) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config.estimator import EstimatorConfig
+from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.run import TrainConfig
 from rlr_ray.core.adaptive import Adaptive, Proposal
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.errors import UserError
+from rlr_ray.train.steady import Sizes, StepBack
 
 # Learning rate at a part 0 <= t < 1 of the run, as a factor that falls from 1 towards `final`.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
@@ -40,13 +42,16 @@ _UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}  # of those: no optimizer,
 
 
 def optimizer_of(theta: torch.nn.Parameter, train: TrainConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer, which goes downhill. Raises UserError if there is none or it does not take an option."""
+    """The recipe's optimizer, which goes downhill, at a rate that each update sets.
+
+    Raises UserError if there is none or it does not take an option.
+    """
     name, classes = train.optimizer, {name for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
     if name not in OPTIMIZERS and name not in classes - _UNFIT:
         raise UserError(f"train.optimizer is {name!r}; allowed: {', '.join(sorted({*classes, *OPTIMIZERS} - _UNFIT))}")
     kind = OPTIMIZERS[name]() if name in OPTIMIZERS else getattr(torch.optim, name)
     takes = inspect.signature(kind).parameters.keys() - {"params", "maximize"}
-    keys = {"lr": train.learning_rate, "betas": train.betas, "weight_decay": train.weight_decay}
+    keys = {"lr": 1.0, "betas": train.betas, "weight_decay": train.weight_decay}
     for key in ("betas", "weight_decay"):
         if key not in takes and keys.pop(key) != TrainConfig.model_fields[key].default:
             raise UserError(f"train.{key} is set, but {name} has no {key}; leave it out")
@@ -91,19 +96,29 @@ def adaptive_of(parameters: int, estimator: EstimatorConfig) -> Adaptive:
 class TrainState:
     """One run's state; `update` is one optimizer step on the weighted sum of the terms, upwards.
 
-    The learning rate of an update follows from its number and train.iterations alone, so a run that is resumed goes on
-    exactly; with more iterations than it was begun with, it goes on along the longer schedule.
+    An update's learning rate follows from its number, train.iterations and the steps back before it, so a run that is
+    resumed goes on exactly; with more iterations than it was begun with, it goes on along the longer schedule.
     """
 
-    def __init__(self, theta: Tensor, train: TrainConfig, estimator: EstimatorConfig, averaging: float | None = None):
+    def __init__(
+        self,
+        theta: Tensor,  # [P]
+        train: TrainConfig,
+        estimator: EstimatorConfig,
+        guards: GuardsConfig | None = None,  # None: theta is neither averaged nor steps back
+    ):
         self.step = 0  # updates done
         self.initial_theta = theta.clone()
         self.theta = torch.nn.Parameter(theta.clone())
         self.train = train
+        # What the schedule starts from; None until it is measured, where the recipe says auto
+        self.rate = None if train.learning_rate == "auto" else train.learning_rate
         self.optimizer = optimizer_of(self.theta, train)
         self.adaptive = adaptive_of(len(theta), estimator)
-        self.average = self.initial_theta if averaging else None  # moving average of theta
-        self.averaging = averaging
+        self.sizes = Sizes(own_norms=train.own_norms, clip=train.clip_update)
+        self.averaging = guards.ema if guards else None
+        self.average = self.initial_theta if self.averaging else None  # moving average of theta
+        self.step_back = StepBack(guards.step_back, self.initial_theta) if guards and guards.step_back else None
 
     @property
     def theta_to_save(self) -> Tensor:  # [P]
@@ -113,8 +128,10 @@ class TrainState:
     @property
     def learning_rate(self) -> float:
         """Of the next update."""
-        part = self.step / self.train.iterations
-        return self.train.learning_rate * SCHEDULES[self.train.schedule](part, self.train.schedule_final)
+        assert self.rate is not None, "train.learning_rate: auto was not measured; see train/learning_rate.py"
+        rate = self.rate * SCHEDULES[self.train.schedule](self.step / self.train.iterations, self.train.schedule_final)
+        warm = min(1.0, (self.step + 1) / self.train.warmup) if self.train.warmup else 1.0
+        return rate * warm * (self.step_back.cut if self.step_back else 1.0)
 
     def propose(self, steps: int) -> Proposal:
         """What the next update is to do; directions may also lie along the optimizer's momentum and the way so far."""
@@ -135,6 +152,8 @@ class TrainState:
         norm = float(self.theta.grad.norm())
         if self.train.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([self.theta], self.train.max_grad_norm)
+        longest = self.train.max_grad_norm or math.inf
+        self.theta.grad.mul_(self.sizes.factor(_kind(estimate), min(norm, longest), len(self.theta)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.step()
@@ -142,6 +161,28 @@ class TrainState:
         self.step += 1
         self._average()
         return norm
+
+    def watch(self, rewards: Tensor) -> bool:  # [B] of the update just taken, chains of a prompt together
+        """Step back to the best average if they fell by more than their noise; whether that was done."""
+        if self.step_back is None:
+            return False
+        groups = rewards.double().cpu().view(-1, self.train.chains_per_prompt)  # sums alike on whatever device
+        return self._return_to(self.step_back.note_rewards(self.step, groups, self.theta_to_save))
+
+    def watch_divergence(self, *, too_far: bool) -> bool:
+        """Step back to the last average within guards.kl_stop if held-out chains went beyond; whether that was done."""
+        if self.step_back is None:
+            return False
+        return self._return_to(self.step_back.note_divergence(self.step, self.theta_to_save, too_far=too_far))
+
+    @torch.no_grad()
+    def _return_to(self, theta: Tensor | None) -> bool:  # [P]
+        if theta is None:
+            return False
+        self.theta.copy_(theta)
+        self.average = None if self.average is None else theta.clone()
+        self.optimizer.state.clear()
+        return True
 
     def _check(self, estimate: GradientEstimate) -> None:
         for name, term in estimate.terms.items():
@@ -163,7 +204,10 @@ class TrainState:
         return {
             "step": self.step,
             "theta": self.theta.detach(),
+            "rate": self.rate,
             "average": self.average,
+            "sizes": self.sizes.state_dict(),
+            "step_back": self.step_back.state_dict() if self.step_back else None,
             "optimizer": self.optimizer.state_dict(),
             "adaptive": self.adaptive.state_dict(),
         }
@@ -172,5 +216,14 @@ class TrainState:
         with torch.no_grad():
             self.theta.copy_(saved["theta"])
         self.step, self.average = saved["step"], saved["average"]
+        self.rate = saved["rate"] if self.rate is None else self.rate
+        self.sizes.load_state_dict(saved["sizes"])
+        if self.step_back is not None and saved["step_back"] is not None:
+            self.step_back.load_state_dict(saved["step_back"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.adaptive.load_state_dict(saved["adaptive"])
+
+
+def _kind(estimate: GradientEstimate) -> str:
+    """Which gradients share a running size: those of the same terms."""
+    return " + ".join(estimate.terms)

@@ -74,7 +74,9 @@ def update(
     weights = state.adaptive.observe(plans[0], estimate)
     mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
-    row |= _terms(estimate, weights) | {"gradient_norm": state.update(estimate, weights)}
+    row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
+    row["gradient_norm"] = state.update(estimate, weights)
+    row["stepped_back"] = int(state.watch(estimate.rewards))
     row |= _rewards(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
         row["surrogate_coefficient"] = coefficient

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.config.run import GuardsConfig
+from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.core.kl import divergence_by_step
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import WeightedSum
@@ -34,7 +34,7 @@ BEFORE = at(0.0, 0.0, noise=torch.zeros(16))
 
 
 def guards(**keys: Any) -> Guards:
-    return Guards(GuardsConfig(**keys), TOTAL, ["judge"], BEFORE, torch.zeros(3))
+    return Guards(GuardsConfig(step_back=False, **keys), TOTAL, ["judge"], BEFORE, torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_a_reward_is_gamed_if_it_rises_while_a_judge_falls_beyond_their_errors(
     assert not warns or ("judge fell by 1 +-" in str(watching.stopped) and "after update 5" in str(watching.stopped))
 
 
-def test_a_judge_is_compared_with_its_highest_and_the_best_is_kept() -> None:
+def test_a_judge_is_compared_with_its_highest_and_the_best_reward_is_kept() -> None:
     watching = guards(patience=2)
     for update, (reward, judge) in enumerate([(1.0, 3.0), (2.0, 2.0), (2.1, 3.1), (4.0, 1.0), (5.0, 0.5)]):
         watching.note(update, at(reward, judge, noise=torch.zeros(16)), torch.full((3,), float(update)))
         assert watching.gamed == (0, 1, 0, 1, 2)[update]
     assert "since update 2" in str(watching.stopped)
-    assert watching.best.update == 2 and watching.best.theta.tolist() == [2.0] * 3
+    assert watching.best.update == 4 and watching.best.theta.tolist() == [4.0] * 3
     copy, other = guards(patience=2), guards(patience=3)
     for loaded in (copy, other):
         loaded.load_state_dict(watching.state_dict())
-        assert loaded.best.update == 2
+        assert loaded.best.update == 4
     assert copy.stopped == watching.stopped and copy.gamed == 2
     for one in (watching, copy):  # the judge's peak is remembered, not that of the start: it fell since, if not below 0
         one.note(5, at(6.0, 0.5, noise=torch.zeros(16)), torch.zeros(3))
@@ -99,11 +99,12 @@ def test_a_run_stops_and_stays_stopped(tmp_path: Path) -> None:
 
 
 def test_the_best_is_what_a_run_leaves(tmp_path: Path) -> None:
-    """A learning rate that destroys the model: the base model is the best, and is left."""
+    """A learning rate that destroys the model: the base model is the best, is left, and that is said."""
     keys = {"train": {"learning_rate": 30.0, "iterations": 2}, "guards": {"keep": "best"}, "model": {"name": "digits"}}
     summary = run(tmp_path, evaluation={"every": 1, "chains": 8}, **keys)
     assert summary["kept_update"] == summary["best_update"] < summary["steps"]
-    assert summary["reward_after"] >= summary["reward_before"]
+    assert summary["reward_after"] == summary["reward_before"] > summary["reward_last"]
+    assert summary["kept_update"] == 0 and any("no evaluation beat the start" in text for text in summary["warnings"])
 
 
 def test_a_penalty_holds_the_model_back(tmp_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_a_penalty_is_measured_and_paid_at_as_many_steps_as_the_recipe_asks(
 def test_the_average_is_diffusers_own(tmp_path: Path) -> None:
     from diffusers.training_utils import EMAModel
 
-    config = short_run(tmp_path)
-    state = TrainState(torch.zeros(3), config.train, config.estimator, 0.8)
+    config = short_run(tmp_path, guards={"ema": 0.8})
+    state = TrainState(torch.zeros(3), config.train, config.estimator, config.guards)
     theirs = EMAModel([torch.nn.Parameter(torch.zeros(3))], decay=0.8, use_ema_warmup=False)
     for update in range(12):
         with torch.no_grad():
@@ -160,7 +161,6 @@ def test_an_evaluation_measures_what_it_says(tmp_path: Path) -> None:
     ("keys", "words"),
     [
         ({"guards": {"patience": 2}}, "nothing is evaluated during the run; set evaluation.every"),
-        ({"guards": {"keep": "best"}}, "set evaluation.every"),
         ({"guards": {"patience": 2}, "evaluation": {"every": 1, "judge": None}}, "add evaluation.judges"),
         ({"guards": {"kl_penalty": 1.0}, "sampler": {"eta": 0}, "estimator": {"preset": "es"}}, "their KL is infinite"),
         ({"guards": {"kl_penalty": 1.0, "kl_steps": 9}}, "kl_steps is 9; allowed: 1 to 5, or all"),

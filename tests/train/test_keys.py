@@ -65,6 +65,9 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("train.learning_rate", 0.01, {}),
     ("train.optimizer", "Adam", {"train": {"weight_decay": 0.5}}),
     ("train.optimizer_options", {"eps": 0.1}, {}),
+    ("train.warmup", 2, {}),
+    ("train.own_norms", True, {"train": {"optimizer": "SGD"}}),
+    ("train.clip_update", 0.01, {}),
     ("train.schedule", "cosine", {}),
     ("train.schedule_final", 0.5, {"train": {"schedule": "linear"}}),
     ("train.betas", [0.5, 0.99], {}),
@@ -101,7 +104,7 @@ def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
     """What some updates leave."""
     config = small_run(Path("nowhere"), **changes)
     engine = Engine(config)
-    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards.ema)
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards)
     online = engine.online_surrogate()
     for _ in range(updates):
         update(engine, state, engine.local_rollouts, ALONE, online)

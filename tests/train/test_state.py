@@ -28,9 +28,10 @@ THETA = torch.tensor([1.0, -2.0, 0.5, 3.0])
 PLAN = Plan(5, range(4, 5), (range(2, 4),), (0, 1))
 
 
-def new_state(tmp_path: Path, train: Any = None, averaging: float | None = None, **estimator: Any) -> TrainState:
-    config = short_run(tmp_path, estimator={"smoothing": 0.5, "weight_averaging": 4} | estimator, train=train or {})
-    return TrainState(THETA, config.train, config.estimator, averaging)
+def new_state(tmp_path: Path, train: Any = None, guards: Any = None, **estimator: Any) -> TrainState:
+    estimator = {"smoothing": 0.5, "weight_averaging": 4} | estimator
+    config = short_run(tmp_path, estimator=estimator, train=train or {}, guards=guards or {})
+    return TrainState(THETA, config.train, config.estimator, config.guards)
 
 
 def take(state: TrainState, found: GradientEstimate, plan: Plan = PLAN) -> dict[str, float]:
@@ -227,7 +228,7 @@ def test_learning_rates_follow_their_schedule(tmp_path: Path) -> None:
             state.update(estimate(), {})
             found += [group["lr"] for group in state.optimizer.param_groups]
         assert found == pytest.approx([0.01 * factor for factor in factors])
-    longer = new_state(tmp_path, {"iterations": 8, "learning_rate": 0.01, "schedule": "linear"})
+    longer = new_state(tmp_path, {"iterations": 8, "learning_rate": 0.01, "schedule": "linear", "schedule_final": 0})
     longer.load_state_dict(state.state_dict())  # resumed for four more: on along the longer schedule
     assert longer.learning_rate == pytest.approx(0.005)
 
@@ -244,7 +245,11 @@ def everything(value: Any) -> Any:
 def test_saved_state_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     """Every statistic, the optimizer and the average of theta; and each of them matters to what comes after."""
     rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    options: dict[str, Any] = {"averaging": 0.9, "sub_chain": {"place": "importance"}, "zeroth_order": {"span": 2}}
+    options: dict[str, Any] = {
+        "guards": {"ema": 0.9},
+        "sub_chain": {"place": "importance"},
+        "zeroth_order": {"span": 2},
+    }
     state = new_state(tmp_path, **options)
     for count in (5, 2):
         take(state, with_rows(rows[:count]))

@@ -1,0 +1,89 @@
+"""`learning_rate: auto`: measured at a run's start, by how much an update would change the denoiser's predictions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.sampler import Sampler, Trajectory
+from rlr_ray.core.seeds import generator, seed_of
+from rlr_ray.errors import UserError
+from rlr_ray.train.engine import PictureEngine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import Process
+
+FRACTION = 0.02  # of the predictions, well above what rounding to bfloat16 changes
+PART = 0.25  # of the rate that changes so much; with it the embedded digits (LoRA r 1, alpha 4) get 0.03
+_CHAINS = 4  # of the first prompts
+_PARTS = (0.25, 0.5, 0.75)  # of the chain, where predictions are compared
+_TRIES, _CLOSE = 8, 0.02  # rates tried at most; relative error that is close enough
+
+
+def set_learning_rate(engine: PictureEngine, state: TrainState, process: Process) -> bool:
+    """Measure the rate of a run whose recipe says auto, unless it is known; whether it was measured now.
+
+    The leading process measures, and all take its number, so that they go on alike whatever they compute with.
+    """
+    if state.rate is not None:
+        return False
+    rate = measured_rate(engine) if process.leads else 0.0
+    state.rate = float(process.reduce(torch.tensor(rate, dtype=torch.float64, device=engine.device)))
+    return True
+
+
+@torch.no_grad()
+def measured_rate(engine: PictureEngine) -> float:
+    """PART of the rate that changes predictions by FRACTION, to two digits; some tens of forwards of four chains.
+
+    It depends on the model, the adapter, the sampler and the first prompts; not on the run's seed, nor on the reward.
+    """
+    prompts = [engine.prompts[i % len(engine.prompts)] for i in range(_CHAINS)]
+    steps = sorted({int(part * len(engine.sampler)) for part in _PARTS})
+    start = engine.start([seed_of("learning rate", i) for i in range(_CHAINS)], prompts)
+    theta = engine.model.initial_theta
+    trajectory = engine.sampler.sample(theta, *start, stop=steps[-1])
+    return float(f"{PART * rate_of_change(engine.sampler, theta, trajectory, steps, FRACTION):.2g}")
+
+
+def rate_of_change(
+    sampler: Sampler,
+    theta: Tensor,  # [P]
+    trajectory: Trajectory,
+    steps: list[int],
+    fraction: float,
+) -> float:
+    """The r at which `|f(theta + r s) - f(theta)| / |f(theta)|` is the fraction, to 2 %.
+
+    f are the predictions at these steps' latents, |.| the root of the mean square over all of them, s P random signs:
+    Adam moves each number by about its rate, at first in as good as random directions. By secants of the logarithms,
+    since the change is linear in small r (quadratic where what is trained is a product of zeros). Raises UserError if
+    no rate changes anything.
+    """
+    signs = torch.randint(2, theta.shape, generator=generator("learning rate")).to(theta).mul_(2).sub_(1)
+
+    def predictions(at: Tensor) -> list[Tensor]:
+        latents, timesteps = trajectory.latents, sampler.schedule.timesteps
+        return [sampler.denoiser(at, latents[k], timesteps[k], trajectory.conditioning).double() for k in steps]
+
+    at_start = predictions(theta)
+    size = sum(float(one.square().sum()) for one in at_start)
+
+    def logarithm(rate: float) -> float:
+        """Of the change over the fraction; at most 5 away from 0."""
+        pairs = zip(predictions(theta + rate * signs), at_start, strict=True)
+        part = math.sqrt(sum(float((moved - one).square().sum()) for moved, one in pairs) / size) / fraction
+        return min(max(math.log(part), -5.0), 5.0) if part and math.isfinite(part) else -5.0 if part == 0 else 5.0
+
+    rate, above, slope = 1e-3, logarithm(1e-3), 1.0
+    for _ in range(_TRIES):
+        if abs(above) < _CLOSE:
+            return rate
+        step = -above / slope
+        before, above = above, logarithm(rate := rate * math.exp(step))
+        slope = min(max((above - before) / step, 0.5), 3.0)
+    raise UserError(
+        f"train.learning_rate is 'auto', but no rate was seen to change the model's predictions by {fraction:g} of "
+        f"them (the last was {rate:.2g}); see that the adapter is in the denoiser, or give the rate as a number"
+    )
