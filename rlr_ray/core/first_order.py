@@ -37,6 +37,7 @@ def first_order(
     mean is the other, for no further forward but B P numbers. Raises UserError if the rewards carry no gradient.
     """
     theta = _leaf(theta, len(trajectory.latents[-1]), per_chain)
+    assert trajectory.stop < sampler.trained, f"from step {trajectory.stop} on all steps are the base model's"
     thetas = [theta] * (sampler.trained - trajectory.stop)
     if step_weights is not None:
         thetas = [_scale_gradient(theta, weight) for weight in step_weights]
