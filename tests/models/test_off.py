@@ -68,6 +68,8 @@ def test_what_is_drawn_and_what_trains_are_the_same_chains(finished: RunConfig) 
 
 def test_the_documents_snippet_draws_the_pictures_of_sample(finished: RunConfig, tmp_path: Path) -> None:
     (snippet,) = SNIPPET.findall((DOCS / "evaluate.md").read_text("utf-8"))
+    callback = re.search(r"off = json.*?return \{\}\n", (DOCS.parent / "README.md").read_text("utf-8"), re.S)
+    assert callback is not None and all(line in snippet for line in callback[0].splitlines())
     assert main(["sample", str(finished.folder), "--out", str(tmp_path / "sample")]) == 0
     first = json.loads((tmp_path / "sample" / "chains.json").read_text())[0]
     expected = numpy.asarray(Image.open(tmp_path / "sample" / first["file"]), float)
