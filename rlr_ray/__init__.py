@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # for type checkers; ruff does not see that __all__ has them
     from rlr_ray.cluster.run import run_recipe as run
     from rlr_ray.config.recipe import load_config
     from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
-    from rlr_ray.core.plan import Plan, PlanShape
+    from rlr_ray.core.plan import Plan
+    from rlr_ray.core.plan_shape import PlanShape
     from rlr_ray.core.sampler import Chains, Sampler
     from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
     from rlr_ray.core.weighting import TermEstimate
@@ -25,7 +26,7 @@ _PLACES = {
     "Directions": "core.zeroth_order:Directions",
     "GradientEstimate": "core.gradient:GradientEstimate",
     "Plan": "core.plan:Plan",
-    "PlanShape": "core.plan:PlanShape",
+    "PlanShape": "core.plan_shape:PlanShape",
     "Sampler": "core.sampler:Sampler",
     "Schedule": "core.schedule:Schedule",
     "TermEstimate": "core.weighting:TermEstimate",

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.models import TRUE_SIZES, engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, interleaved, rounded
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains, Conditioning
 from rlr_ray.core.zeroth_order import Directions, rollout
 from rlr_ray.models.schedulers import ddim_scheduler

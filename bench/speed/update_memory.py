@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.common import RESULTS, options, write_json
 from rlr_ray.core.gradient import estimate_gradient
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.weighting import TermEstimate

@@ -58,13 +58,14 @@ def _in_clear(value: Any, where: str, secret: bool) -> Iterator[str]:
 
 
 def check_first_order(config: RunConfig) -> None:
-    """Raise UserError if first order would pass through black boxes alone."""
-    black_box = [label for label, reward in config.rewards.items() if not reward.has_gradient]
-    if (
-        config.estimator.surrogate is None
-        and config.plan_shape.first_order_steps
-        and len(black_box) == len(config.rewards)
-    ):
+    """Raise UserError if first order would pass through black boxes alone, or a surrogate has none to stand in for."""
+    black_box, surrogate = config.black_box, config.estimator.surrogate
+    if surrogate is not None and surrogate.use == "switch" and not black_box:
+        raise UserError(
+            "estimator.surrogate stands in for rewards without a gradient (use: switch), and every reward has one; "
+            "leave estimator.surrogate out, or set gradient: surrogate on a reward whose own is dear"
+        )
+    if surrogate is None and config.plan_shape.first_order_steps and len(black_box) == len(config.rewards):
         raise UserError(
             f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
             f"estimator.first_order.steps is {config.estimator.first_order.steps}; set estimator.first_order.steps: 0, "
@@ -162,6 +163,13 @@ def _surrogate(config: RunConfig) -> None:
     surrogate = config.estimator.surrogate
     if surrogate is None:
         return
+    if surrogate.use == "switch":
+        if surrogate.name != "online":
+            raise UserError(
+                f"estimator.surrogate.use 'switch' learns each reward's own surrogate, found the name "
+                f"{surrogate.name!r}; set estimator.surrogate.name: online, or use: residual"
+            )
+        return
     if surrogate.name == "online" and config.plan_shape.has_zeroth_order:
         raise UserError(
             "zeroth order would carry what the surrogate 'online' leaves of the reward, but rollout actors do not hold "
@@ -185,15 +193,20 @@ def _half_order(config: RunConfig) -> None:
     train, half_order = config.train, config.estimator.half_order
     if not config.plan_shape.has_half_order:
         return
-    if config.sampler.eta == 0:
+    if config.sampler.eta == 0 and half_order.score != "forward":
         raise UserError(
             "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
-            "or estimator.sub_chain.length: 0 with rest: zeroth_order"
+            "estimator.half_order.score: forward, or estimator.sub_chain.length: 0 with rest: zeroth_order"
         )
-    if _sharing(config) < 2:
+    if _sharing(config) < 2 and half_order.score != "branches":
         raise UserError(
             f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
-            "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baseline 'batch')"
+            "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baselines 'batch' and 'running')"
+        )
+    if half_order.pull and half_order.pull_to == "ema" and config.guards.ema is None:
+        raise UserError(
+            "estimator.half_order.pull is to the average of theta (pull_to: ema), and none is kept; set guards.ema, "
+            "e.g. 0.95, or estimator.half_order.pull_to: base"
         )
     if half_order.weight == "auto" and train.chains == train.chunk_size:
         raise UserError(

@@ -27,6 +27,11 @@ KEYS = {
     "sub_chain_count": "estimator.sub_chain.count",
     "position": "estimator.sub_chain.place",
     "rest": "estimator.rest",
+    "score": "estimator.half_order.score",
+    "adjoint": "estimator.first_order.adjoint",
+    "use": "estimator.surrogate.use",
+    "signal": "estimator.half_order.signal",
+    "weighting": "estimator.half_order.weighting",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,9 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.rewards import Judges, Rewards, gathered
-from rlr_ray.core.plan import Plan, PlanShape, Position
+from rlr_ray.core.forward_term import forward_steps, output_weight
+from rlr_ray.core.plan import Plan, Position
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.schedule import Schedule, steps_off
 
 # A file, the name of a shipped list, or the prompts themselves.
@@ -189,26 +192,38 @@ class RunConfig(Strict):
     @property
     @in_keys()
     def plan_shape(self) -> PlanShape:
-        estimator, steps = self.estimator, self.sampler.steps
+        estimator, half_order, steps = self.estimator, self.estimator.half_order, self.sampler.steps
+        use = estimator.surrogate.use if estimator.surrogate else None
         return PlanShape(
             steps,
             steps if estimator.first_order.steps == "all" else estimator.first_order.steps,
-            estimator.sub_chain.length,
+            estimator.sub_chain.length if half_order.score != "forward" else 0,
             self._place,
             estimator.rest,
             estimator.sub_chain.count,
             estimator.truncation,
-            estimator.surrogate is not None and estimator.surrogate.use == "residual",
-            estimator.surrogate is None and self.mixed,
+            residual=use == "residual",
+            mixed=use != "residual" and self.mixed,
+            score=half_order.score,
+            branch_steps=None if half_order.branch_steps == "all" else half_order.branch_steps,
+            draws=half_order.draws,
+            linear=estimator.first_order.adjoint == "linear",
+            switch=use == "switch" and bool(self.black_box),
         )
 
     @in_keys()
     def shape_on(self, schedule: Schedule) -> PlanShape:
         """The plan's shape on the model's schedule, whose last steps may be the base model's.
 
-        Raises UserError if a sub-chain does not fit before them, or half order may end at a step without noise.
+        Raises UserError if a sub-chain does not fit before them, or half order has no noise or weight at a step.
         """
         shape = self.plan_shape.without_last(self.adapter.steps_off(schedule))
+        if shape.score == "forward":
+            half_order = self.estimator.half_order
+            steps = forward_steps(schedule, *half_order.signal, stop=shape.trained)
+            for k in steps:
+                output_weight(schedule, k, half_order.weighting)
+            shape = replace(shape, forward_steps=steps)
         shape.check_noise(schedule)
         return shape
 
@@ -231,9 +246,14 @@ class RunConfig(Strict):
         return {label: reward for label, reward in rewards.items() if reward.actors is not None}
 
     @property
+    def black_box(self) -> list[str]:
+        """Labels of the rewards without a gradient."""
+        return [label for label, reward in self.rewards.items() if not reward.has_gradient]
+
+    @property
     def mixed(self) -> bool:
         """True if some rewards have a gradient and some have none."""
-        return len(self.rewards) > 1 and len({reward.has_gradient for reward in self.rewards.values()}) > 1
+        return 0 < len(self.black_box) < len(self.rewards)
 
     @property
     def guided(self) -> bool:
@@ -252,13 +272,16 @@ class RunConfig(Strict):
     @property
     def biased(self) -> bool:
         """True if the estimate's expectation is not the whole gradient: by steps left out, a span, or a weight."""
-        return self.plan_shape.biased or self.guided or any(weight != 1 for weight in self.weights.values())
+        clipped = self.estimator.first_order.clip is not None and self.plan_shape.first_order_steps > 0
+        clipped |= self.estimator.zeroth_order.clip is not None and self.plan_shape.has_zeroth_order
+        return clipped or self.plan_shape.biased or self.guided or any(weight != 1 for weight in self.weights.values())
 
     def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
         """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
+        pulled = sum(plan.draws for plan in plans) if self.estimator.half_order.pull else 0
         size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpointed
         pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
-        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + pairs
+        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + size * pulled + pairs
         compared = self.train.chains * self.compared_steps
         backwards = sum(size * plan.backwards for plan in plans) + compared
         again = backwards if self.model.gradient_checkpointing else 0

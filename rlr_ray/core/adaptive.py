@@ -11,12 +11,13 @@ from torch import Tensor
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.positions import softmax_of_norms
+from rlr_ray.core.trust import RunningMeans
 from rlr_ray.core.weighting import Moments, TermEstimate, correlation_and_slope, moments, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 
 _ROWS_PER_UPDATE = 4  # half-order gradients kept of an update: means over quarters of its chunks
 _ROWS_PER_COMPONENT = 4  # and of all updates: so many newest for each principal component
-_STATISTICS = ("signals", "guides", "guided_updates", "half_order_rows", "position_norms", "agreement")
+_STATISTICS = ("signals", "guides", "guided_updates", "half_order_rows", "position_norms", "agreement", "typical")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Adaptive:
     control_variate: float | Literal["auto"] = 0.0
     threshold: float = 0.3  # correlation below which an auto control variate is 0
     window: int = 4  # updates that give correlation and slope
+    running: bool = False  # half order's baseline is the mean of a prompt's chains in earlier updates
 
     def __post_init__(self) -> None:
         self.signals: dict[str, float] = {}  # each term's smoothed signal, in units of its variance
@@ -52,6 +54,8 @@ class Adaptive:
         self.half_order_rows: list[Tensor] = []  # [P] on the CPU, the newest half-order gradients of parts of updates
         self.position_norms: dict[int, float] = {}  # first step of a sub-chain -> smoothed norm of its gradient
         self.agreement: list[Moments] = []  # of surrogate and reward in the last updates
+        self.typical: float | None = None  # smoothed median norm of a chain's first-order gradient
+        self.means = RunningMeans()  # of each prompt's rewards
 
     def propose(self, steps: int, others: Sequence[Tensor | None] = ()) -> Proposal:
         """The next of T `steps`; `others` [P] are further guides of directions, e.g. the optimizer's momentum."""
@@ -60,6 +64,20 @@ class Adaptive:
             weights = softmax_of_norms([self.position_norms.get(k) for k in range(steps)])
         rows = _ROWS_PER_UPDATE if self.guided else 0
         return Proposal(self._directions(others), weights, self._control_variate(), rows)
+
+    def baseline(self, prompts: Sequence[str], parts: int) -> Tensor | None:  # [B] -> [m, B]
+        """Of each of m `parts` of the reward, from the chains of earlier updates; None if there is none.
+
+        It does not depend on an update's own chains, so that it leaves half order unbiased.
+        """
+        if not self.running or not self.means.means:
+            return None
+        return self.means.before(prompts, parts)[0]
+
+    def observe_rewards(self, prompts: Sequence[str], parts: Tensor) -> None:  # [B], [m, B]
+        """Learn what chains of these prompts get."""
+        if self.running:
+            self.means.add(prompts, parts.detach().cpu())
 
     def observe(self, plan: Plan, estimate: GradientEstimate) -> dict[str, float]:
         """Learn from an update's estimate under its first chunk's plan; the terms' weights."""
@@ -70,6 +88,8 @@ class Adaptive:
         if half is not None and self.importance and len(plan.sub_chains) == 1:
             start, norm = plan.sub_chains[0].start, float(half.gradient.norm())
             self.position_norms[start] = self._smooth(self.position_norms.get(start, norm), norm)
+        if estimate.clipped is not None:
+            self.typical = self._smooth(self.typical or estimate.clipped.median, estimate.clipped.median)
         if estimate.half_order_rows:
             newest = [*self.half_order_rows, *estimate.half_order_rows]
             self.half_order_rows = newest[-_ROWS_PER_COMPONENT * self.components :]
@@ -134,9 +154,10 @@ class Adaptive:
         return self.smoothing * old + (1 - self.smoothing) * new
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _STATISTICS}
+        return {name: getattr(self, name) for name in _STATISTICS} | {"means": self.means.means}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         for name in _STATISTICS:
             setattr(self, name, saved[name])
+        self.means.means = saved["means"]
         self.half_order_rows = [row.cpu() for row in self.half_order_rows]  # where directions are made

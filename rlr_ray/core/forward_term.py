@@ -25,7 +25,7 @@ def forward_term(
     theta: Tensor,  # [P], or [B, P] for each chain's own
     latents: Tensor,  # [B, C, H, W] the chains' own last ones
     conditioning: Conditioning,
-    advantage: Tensor,  # [B]
+    advantage: Tensor,  # [B], or of each draw [B, K]
     steps: Tensor,  # [B, K]
     noise: Tensor,  # [K, B, C, H, W] drawn afresh: not the chains'
     *,
@@ -55,6 +55,7 @@ def forward_term(
     """
     _check(sampler.schedule, pull, reference)
     theta = theta.detach().requires_grad_()
+    advantages = advantage[:, None].expand_as(steps) if advantage.ndim == 1 else advantage
     gradient = torch.zeros_like(theta)
     for k in steps.unique().tolist():
         assert k < sampler.trained, f"step {k} is the base model's: training it changes no chain"
@@ -64,7 +65,7 @@ def forward_term(
         noised = sampler.schedule.signal[k] * clean + sampler.schedule.noise[k] * fresh
         timestep, (of_latent, of_output) = sampler.schedule.timesteps[k], sampler.schedule.clean[k]
         output = sampler.denoiser(theta if theta.ndim == 1 else theta[chain], noised, timestep, prompts)
-        loss = advantage[chain] * _square(output - (clean - of_latent * noised) / of_output)
+        loss = advantages[chain, draw] * _square(output - (clean - of_latent * noised) / of_output)
         if reference is not None and pull:
             with torch.no_grad():
                 before = sampler.denoiser(reference, noised, timestep, prompts)

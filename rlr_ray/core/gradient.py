@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.first_order import first_order
-from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.chunk import PLAIN, Forms, backpropagate, begun, scored
+from rlr_ray.core.first_order import Clipped, ClippedMean
+from rlr_ray.core.half_order import leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
@@ -40,10 +39,17 @@ class GradientEstimate:
     latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
     half_order_rows: Sequence[Tensor] = ()  # each [P], on the CPU: half order's means over parts of the chunks
     divergence: float | None = None  # nats a chain, if there is a penalty
+    clipped: Clipped | None = None  # what was cut of first order
+    of_surrogate: bool = False  # first order climbs a surrogate, of all or some rewards
 
     @property
     def rewards(self) -> Tensor:  # [all B]
         return self.parts.sum(0)
+
+    @property
+    def kind(self) -> str:
+        """Which terms it has, and whose reward first order carries: gradients of one kind have like sizes."""
+        return " + ".join(self.terms) + " of a surrogate" * self.of_surrogate
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
         """Weighted sum of the terms, of which there must be one; unbiased when every weight is 1."""
@@ -66,6 +72,8 @@ def estimate_gradient(
     groups: Tensor,  # [all B] chains of a group share a baseline
     zeroth_order: Callable[[], TermEstimate | None],
     *,
+    forms: Forms = PLAIN,
+    baseline: Tensor | None = None,  # [m, all B] of each part, from earlier updates' chains; None: 0
     checkpoint_steps: bool = False,
     sampled_together: int = 1,
     penalty: Penalty | None = None,
@@ -84,94 +92,76 @@ def estimate_gradient(
     plan, chains = next(iter(work.values()))
     count = len(groups) // len(chains.x_start)
     mean = ExactMean(theta, count, reduce)
+    climbed = mean if forms.clip is None else ClippedMean(mean, forms.clip, reference=forms.typical)
     terms: dict[str, TermEstimate] = {}
-    trajectories, rewards, rows, divergence = {}, {}, list[Tensor](), None
-    for c, begun in _begun(sampler, theta, work, sampled_together):
-        trajectories[c], rewards[c] = _backpropagate(sampler, theta, c, *work[c], begun, mean, checkpoint_steps)
-    if plan.first_order:
-        terms["first_order"] = term_estimate(*mean.take(range(count)), count)
+    trajectories, rewards, rows, divergence, clipped = {}, {}, list[Tensor](), None, None
+    for c, trajectory in begun(sampler, theta, work, sampled_together):
+        trajectories[c], rewards[c], gradient = backpropagate(
+            sampler, theta, *work[c], trajectory, checkpoint_steps=checkpoint_steps, per_chain=climbed is not mean
+        )
+        if gradient is not None:
+            climbed.add(c, gradient)
+        del gradient
+    if plan.has_first_order:
+        terms["first_order"], clipped = _taken(climbed, count)
     *parts, left = gathered(rewards, count, reduce).transpose(0, 1).flatten(1)  # each [all B]
-    if plan.sub_chains:
-        advantages = [leave_one_out(carried, groups).view(count, -1) for carried in (torch.stack(parts).sum(0), left)]
-        terms["half_order"], rows = _half_order(sampler, theta, plan, trajectories, advantages, mean, half_order_rows)
+    if plan.has_half_order:
+        advantages = _advantages(torch.stack(parts), left, plan, chains, groups, baseline)
+        each = {c: (*work[c], trajectory) for c, trajectory in trajectories.items()}
+        terms["half_order"], rows = _half_order(sampler, theta, each, advantages, forms, mean, half_order_rows)
     if penalty is not None:
         divergence = _penalise(sampler, theta, trajectories, penalty, mean, reduce)
         terms["kl_penalty"] = term_estimate(*mean.take(range(count)), count)
-    del mean
+    del mean, climbed
     if plan.zeroth_order:
         terms["zeroth_order"] = _everywhere(zeroth_order(), theta, reduce)
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
     ordered = {name: terms[name] for name in TERMS if name in terms}
-    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence)
+    of_surrogate = plan.has_first_order and (bool(chains.trusted) or (plan.residual and chains.surrogate is not None))
+    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence, clipped, of_surrogate)
 
 
-def _begun(
-    sampler: Sampler, theta: Tensor, work: Mapping[int, tuple[Plan, Chains]], together: int
-) -> Iterator[tuple[int, Trajectory]]:
-    """Each chunk's number and its chains up to its first-order steps.
-
-    Chunks whose chains would stop at different steps (first order's depth is random) are sampled one by one.
-    """
-    for _, numbers in groupby(work, lambda c: c // together):
-        group = list(numbers)
-        alike = len({work[c][0].sampled for c in group}) == 1
-        for batch in [group] if alike else [[c] for c in group]:
-            starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].sampled
-            yield from zip(batch, sampler.sample_together(theta, starts, stop=stop), strict=True)
+def _taken(climbed: ExactMean | ClippedMean, count: int) -> tuple[TermEstimate, Clipped | None]:
+    """First order over all chunks, and what was cut of it."""
+    if isinstance(climbed, ExactMean):
+        return term_estimate(*climbed.take(range(count)), count), None
+    clipped = climbed.take(count)
+    return clipped.term, clipped
 
 
-def _backpropagate(
-    sampler: Sampler,
-    theta: Tensor,
-    chunk: int,
+def _advantages(
+    parts: Tensor,  # [m, all B]
+    left: Tensor,  # [all B] of what first order leaves of the reward
     plan: Plan,
     chains: Chains,
-    trajectory: Trajectory,
-    mean: ExactMean,
-    checkpoint_steps: bool,
-) -> tuple[Trajectory, Tensor]:  # the whole trajectory, [m + 1, B] the reward's parts and what is left
-    """Run a chunk's first-order steps with gradients, meeting the reward or surrogate.
-
-    What is left of the reward is what first order does not carry; all of it where it carries the whole.
-    """
-    met, of_surrogate = None, chains.surrogate if plan.residual else None
-    objective = chains.parts or chains.objective
-    if plan.first_order:
-        gradient, met, trajectory = first_order(
-            sampler,
-            theta,
-            trajectory,
-            of_surrogate or objective,
-            checkpoint_steps=checkpoint_steps,
-            step_weights=plan.step_weights,
-        )
-        mean.add(chunk, gradient)
-    if met is None or of_surrogate is not None:
-        with torch.no_grad():
-            parts = torch.atleast_2d(objective(trajectory.latents[-1]))
-        return trajectory, torch.cat([parts, parts.sum(0, keepdim=True) - (0 if met is None else met)])
-    parts = torch.atleast_2d(met)
-    left = parts[list(chains.black_box)] if chains.black_box else parts
-    return trajectory, torch.cat([parts, left.sum(0, keepdim=True)])
+    groups: Tensor,  # [all B]
+    baseline: Tensor | None,  # [m, all B]
+) -> Tensor:  # [2, chunks, B]: of the whole reward, of what first order leaves
+    """By how much a chain's reward is above its baseline and then the others of its group; 0 if branches say it."""
+    if plan.score == "branches":
+        return parts.new_zeros(2, parts.shape[1]).unflatten(1, (-1, len(chains.x_start)))
+    whole = parts.sum(0)
+    if baseline is not None:
+        whole, left = whole - baseline.sum(0), left - baseline[slice(None) if chains.surrogate else chains.left].sum(0)
+    both = torch.stack([leave_one_out(carried, groups) for carried in (whole, left)])
+    return both.unflatten(1, (-1, len(chains.x_start)))
 
 
 def _half_order(
     sampler: Sampler,
     theta: Tensor,
-    plan: Plan,
-    trajectories: Mapping[int, Trajectory],
-    advantages: Sequence[Tensor],  # each [chunks, B]: of the whole reward, of what first order leaves
+    work: Mapping[int, tuple[Plan, Chains, Trajectory]],
+    advantages: Tensor,  # [2, chunks, B]: of the whole reward, of what first order leaves
+    forms: Forms,
     mean: ExactMean,
     parts: int,
 ) -> tuple[TermEstimate, list[Tensor]]:
     """Half order and, if they are asked for, its means over parts of the chunks, on the CPU."""
-    count, square, rows = len(advantages[0]), 0.0, list[Tensor]()
+    count, square, rows = advantages.shape[1], 0.0, list[Tensor]()
     chunks = [part.tolist() for part in torch.arange(count).tensor_split(min(max(parts, 1), count))]
     for part in chunks:
-        for c in [c for c in part if c in trajectories]:
-            carried = [of[c] for of in advantages]
-            each = (half_order(sampler, theta, trajectories[c], s, carried[plan.leaves(s)]) for s in plan.sub_chains)
-            mean.add(c, functools.reduce(Tensor.add_, each))
+        for c in [c for c in part if c in work]:
+            mean.add(c, scored(sampler, theta, *work[c], advantages[:, c], forms))
         row, mean_square = mean.take(part)
         square += len(part) / count * mean_square
         rows.append(row.cpu() if parts else row)

@@ -41,16 +41,52 @@ class Chains:
     objective: Objective  # of [B]
     surrogate: Objective | None = None  # of [B], differentiable; for plans whose first order carries it
     parts: Objective | None = None  # of [m, B], if the objective is a sum
-    black_box: tuple[int, ...] = ()  # which parts have no gradient
+    differentiable: bool = True  # at least one part has a gradient
+    black_box: tuple[int, ...] = ()  # which parts have none, where others do or heads stand in for them
+    heads: Objective | None = None  # of [h, B], differentiable: a surrogate of each part in black_box
+    trusted: tuple[int, ...] = ()  # heads that first order carries in place of their parts
+    # Steps and number K of draws -> a chain's steps [B, K] and noises [K, B, C, H, W] for the forward term
+    draws: Callable[[Sequence[int], int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def start(self) -> Start:
         return self.x_start, self.noise, self.conditioning
 
+    @property
+    def left(self) -> list[int]:
+        """The parts that first order does not carry: without a gradient, and without a head that is trusted."""
+        return [part for head, part in enumerate(self.black_box) if head not in self.trusted]
+
+    def rated(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [m, B]
+        """Every part of the reward, with a gradient where it has one."""
+        return torch.atleast_2d((self.parts or self.objective)(latent))
+
+    def carried(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [m + t, B]
+        """Every part of the reward, and below them the trusted heads, which stand in for those without a gradient."""
+        if self.differentiable:
+            rated = self.rated(latent)
+        else:
+            with torch.no_grad():  # no decoder's activations are kept
+                rated = self.rated(latent.detach())
+        if self.heads is None or not self.trusted:
+            return rated
+        return torch.cat([rated, self.heads(latent)[list(self.trusted)]])
+
+    def whole_and_left(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [2, B]
+        """The reward, and what first order leaves of it."""
+        rated = self.rated(latent)
+        whole = rated.sum(0)
+        left = rated[self.left].sum(0) if self.surrogate is None else whole - self.surrogate(latent)
+        return torch.stack([whole, left])
+
     def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         """The reward, less the surrogate that first order carries."""
         reward = self.objective(latent)
         return reward if self.surrogate is None else reward - self.surrogate(latent)
+
+    def trusting(self, heads: Sequence[int]) -> Chains:
+        """These chains with first order carrying some heads in place of their parts."""
+        return replace(self, trusted=tuple(heads))
 
     def with_control_variate(self, coefficient: float) -> Chains:
         """These chains with the surrogate times a coefficient; without it if that is 0."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.first_order import step_gradients
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains, Objective
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span
 from rlr_ray.lab.measure import Candidate, Samples, Subject, sample, summarise

@@ -16,7 +16,8 @@ from torch import Tensor
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
-from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.core.zeroth_order import rollout
 from rlr_ray.lab.measure import Subject

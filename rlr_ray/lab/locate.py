@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import Subject

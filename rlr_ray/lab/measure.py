@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
-from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.positions import softmax_of_norms
 from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.weighting import TermEstimate, mse_weight

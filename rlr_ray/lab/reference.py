@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
-from rlr_ray.core.plan import inverse_probabilities
+from rlr_ray.core.plan_shape import inverse_probabilities
 from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 
 Spread = tuple[float, float]  # a mean square or a variance per chain, and its standard error

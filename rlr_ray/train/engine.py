@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +19,12 @@ from torch import Tensor
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.core.chunk import Forms
+from rlr_ray.core.forward_term import forward_draws
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Conditioning, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.trust import Trust
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
 from rlr_ray.errors import UserError
@@ -172,11 +175,23 @@ class Engine(PictureEngine):
         return Clip(*load_clip("evaluation.clip", path, CLIP_REPOSITORY)).to(self.device) if path is not None else None
 
     def plans(
-        self, step: int, position_weights: Sequence[float] | None = None, *, surrogate: bool = True
+        self,
+        step: int,
+        position_weights: Sequence[float] | None = None,
+        *,
+        surrogate: bool = True,
+        trusted: Sequence[int] = (),
     ) -> list[Plan]:
-        """Each chunk's plan of an update; `surrogate` says whether one, if the run has it, is trusted."""
+        """Each chunk's plan of an update.
+
+        `surrogate` says whether one that first order shares the reward with is trusted, `trusted` which heads of one
+        that first order switches to.
+        """
         chunks = range(self.config.train.chains // self.config.train.chunk_size)
         shape = self.shape if surrogate else self.shape.without_surrogate()
+        if shape.switch:
+            count = len(self.config.rewards)
+            shape = shape.carrying(count - len(self.config.black_box) + len(trusted), count)
         return [shape.draw(self.config.seed, step, chunk=c, position_weights=position_weights) for c in chunks]
 
     def online_surrogate(self) -> OnlineSurrogate | None:
@@ -184,9 +199,12 @@ class Engine(PictureEngine):
         config = self.config.estimator.surrogate
         if config is None or config.name != "online":
             return None
+        heads = len(self.config.black_box) if self.shape.switch else 1
         return OnlineSurrogate(
             self.model.latent_shape,
             OnlineSurrogate.features(self._encode(self.prompts[:1])).shape[1],
+            heads=heads,
+            trust=Trust(heads, config.trust, config.window) if self.shape.switch else None,
             seed=self.config.seed,
             device=self.device,
             replay=config.replay,
@@ -212,14 +230,27 @@ class Engine(PictureEngine):
         size = train.chains_per_prompt if baseline == "prompt" else train.chains
         return (torch.arange(train.chains) // size).to(self.device)
 
+    def forms(self, reference: Tensor | None = None, typical: float | None = None) -> Forms:
+        """How the recipe forms its terms; `reference` [P] is what a forward term is pulled to."""
+        first_order, half_order = self.config.estimator.first_order, self.config.estimator.half_order
+        if half_order.pull and half_order.pull_to == "base":
+            reference = self.model.initial_theta
+        return Forms(first_order.clip, typical, half_order.weighting, half_order.pull, reference)
+
+    def train_prompts(self, step: int, indices: range) -> list[Prompt]:
+        """The prompts of an update's chains."""
+        train = self.config.train
+        first = step * (train.chains // train.chains_per_prompt)
+        return [self.prompts[self._order(first + index // train.chains_per_prompt)] for index in indices]
+
     def train_chains(
         self, step: int, indices: range, total: WeightedSum | None = None, tally: Tally | None = None
     ) -> Chains:
         """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
         seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
-        per_prompt = self.config.train.chains_per_prompt
-        slots = (step * (self.config.train.chains // per_prompt) + index // per_prompt for index in indices)
-        return self.chains(seeds, [self.prompts[self._order(slot)] for slot in slots], total, tally)
+        chains = self.chains(seeds, self.train_prompts(step, indices), total, tally)
+        drawn_by = [(self.config.seed, "forward", step, index) for index in indices]
+        return replace(chains, draws=lambda steps, draws: self._draws(steps, draws, drawn_by))
 
     def chains(
         self,
@@ -248,8 +279,15 @@ class Engine(PictureEngine):
             lambda latents: parts(latents).sum(0),
             surrogate if self.surrogate.labels else None,
             parts,
-            self.rewards.black_box if self.config.mixed else (),
+            differentiable=len(self.rewards.black_box) < len(self.rewards.labels),
+            black_box=self.rewards.black_box if self.config.mixed or self.shape.switch else (),
         )
+
+    def _draws(
+        self, steps: Sequence[int], draws: int, seeds: Sequence[Sequence[int | str]]
+    ) -> tuple[Tensor, Tensor]:  # [B, K], [K, B, C, H, W]
+        drawn, noise = forward_draws(steps, draws, self.model.latent_shape, seeds)
+        return drawn.to(self.device), noise.to(self.device)
 
     def _score(self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""

@@ -88,6 +88,7 @@ def adaptive_of(parameters: int, estimator: EstimatorConfig) -> Adaptive:
         averaging=estimator.weight_averaging,
         smoothing=estimator.smoothing,
         importance=sub_chain.place == "importance",
+        running=estimator.half_order.baseline == "running",
         control_variate=0.0 if surrogate is None else surrogate.coefficient,
         **gate,
     )

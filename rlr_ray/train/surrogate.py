@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlr_ray.core.sampler import Conditioning, Objective
 from rlr_ray.core.seeds import generator, normal
+from rlr_ray.core.trust import Trust
 from rlr_ray.errors import UserError
 from rlr_ray.train.regressor import Regressor, as_pictures, masked_mse, picture_shape
 
@@ -37,6 +38,7 @@ class OnlineSurrogate:
         features: int,  # D of a prompt's embedding
         *,
         heads: int = 1,  # h
+        trust: Trust | None = None,  # in each head, where first order switches to them
         read: Read = lambda latents, conditioning: latents,
         seed: int,
         device: torch.device,
@@ -51,7 +53,7 @@ class OnlineSurrogate:
                 f"estimator.surrogate.replay is {replay} latents of {taken / 2**20:.3g} MiB, which every checkpoint "
                 f"holds; allowed: {_MOST / 2**30:g} GiB; lower it to {_MOST // taken} or fewer"
             )
-        self.seed, self.replay, self.read = seed, replay, read
+        self.seed, self.replay, self.read, self.trust = seed, replay, read, trust
         self.steps_per_update, self.batch_size = steps_per_update, batch_size
         with torch.device("meta"):  # so that no global random number is drawn
             regressor = Regressor(shape, features, heads)
@@ -71,6 +73,11 @@ class OnlineSurrogate:
                 value.copy_(drawn / math.sqrt(value[0].numel()))
             else:
                 value.zero_()
+
+    @property
+    def trusted(self) -> tuple[int, ...]:
+        """Heads that may stand in for their rewards."""
+        return tuple(head for head, trusted in enumerate(self.trust.trusted) if trusted) if self.trust else ()
 
     @staticmethod
     def features(conditioning: Conditioning) -> Tensor:  # [B, L, D], or [B, S, L, D] of stages, -> [B, D]
@@ -113,10 +120,13 @@ class OnlineSurrogate:
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"regressor": self.regressor.state_dict(), "optimizer": self.optimizer.state_dict()}
+        parts |= {"trust": self.trust.state_dict()} if self.trust else {}
         return parts | {name: getattr(self, name) for name in _KEPT}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.regressor.load_state_dict(saved["regressor"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.trust is not None:
+            self.trust.load_state_dict(saved["trust"])
         for name in _KEPT:
             setattr(self, name, saved[name])

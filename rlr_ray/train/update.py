@@ -52,19 +52,24 @@ def update(
     config, step, theta = engine.config, state.step, state.theta.detach()
     proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
     coefficient = proposal.control_variate
-    plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0)
+    trusted = online.trusted if online else ()
+    plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0, trusted=trusted)
     zeroth = config.estimator.zeroth_order
     count, batch = zeroth.count if plans[0].zeroth_order else 0, None
     if rollouts and count and process.leads:
         request = RolloutRequest(step, plans[0], theta.cpu().clone(), proposal.directions, coefficient, total)
         batch = rollouts(request, _chunks(count, zeroth.chunk_size))
     chains = _own_chains(engine, step, process, online, total, tally)
+    prompts = [prompt.text for prompt in engine.train_prompts(step, range(config.train.chains))]
+    baseline = state.adaptive.baseline(prompts, len(total.labels))
     estimate = estimate_gradient(
         engine.sampler,
         theta,
-        {c: (plans[c], one.with_control_variate(coefficient)) for c, one in chains.items()},
+        {c: (plans[c], one.with_control_variate(coefficient).trusting(trusted)) for c, one in chains.items()},
         engine.groups(),
         lambda: engine.zeroth_order(request, batch.results, tally) if batch else None,
+        forms=engine.forms(state.theta_to_save, state.adaptive.typical),
+        baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=config.estimator.checkpointed,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
@@ -72,6 +77,7 @@ def update(
         reduce=process.reduce,
     )
     weights = state.adaptive.observe(plans[0], estimate)
+    state.adaptive.observe_rewards(prompts, estimate.parts)
     mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
@@ -79,8 +85,8 @@ def update(
     row["stepped_back"] = int(state.watch(estimate.rewards))
     row |= _rewards(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
-        row["surrogate_coefficient"] = coefficient
-        row["surrogate_correlation"] = _show_surrogate(engine, state, step, chains, estimate, process, online)
+        row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
+        row |= _show_surrogate(engine, state, step, chains, estimate, process, online)
     row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans)
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
@@ -99,8 +105,15 @@ def _own_chains(
     for c, indices in enumerate(_chunks(train.chains, train.chunk_size)):
         if c // train.sampled_together % process.size == process.rank:
             one = engine.train_chains(step, indices, total, tally)
-            chains[c] = one if online is None else replace(one, surrogate=online.objective(one.conditioning))
+            chains[c] = one if online is None else _with_surrogate(engine, one, online)
     return chains
+
+
+def _with_surrogate(engine: Engine, chains: Chains, online: OnlineSurrogate) -> Chains:
+    """With heads to switch to, or one surrogate to share the reward with."""
+    if engine.shape.switch:
+        return replace(chains, heads=online.heads(chains.conditioning))
+    return replace(chains, surrogate=online.objective(chains.conditioning))
 
 
 def _penalty(engine: Engine, step: int) -> Penalty | None:
@@ -132,6 +145,9 @@ def _terms(estimate: GradientEstimate, weights: Mapping[str, float]) -> dict[str
         columns[f"{name}_norm"] = float(term.gradient.norm())
         columns[f"{name}_variance"] = term.variance
         columns[f"{name}_weight"] = weights[name]
+    if estimate.clipped is not None:
+        columns["first_order_clipped"] = estimate.clipped.chains_cut
+        columns["first_order_cut"] = estimate.clipped.length_cut
     columns |= {f"{name}_noise_share": share for name, share in estimate.noise_shares(weights).items()}
     for one, other in combinations(estimate.terms, 2):
         product = float(estimate.terms[one].gradient @ estimate.terms[other].gradient)
@@ -148,21 +164,37 @@ def _show_surrogate(
     estimate: GradientEstimate,
     process: Process,
     online: OnlineSurrogate | None,
-) -> float:
-    """Measure the surrogate on an update's chains, then, if it learns, show it what the reward said of them.
+) -> dict[str, float]:
+    """Measure the surrogate on an update's chains, then, if it learns, show it what the rewards said of them.
 
-    Returns the correlation. Every process is given the same numbers.
+    The columns that say how it did. Every process is given the same numbers.
     """
     count = len(estimate.rewards) // len(next(iter(chains.values())).x_start)
 
     def gather(parts: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
         return gathered(parts, count, process.reduce).flatten(0, 1)
 
-    with torch.no_grad():
-        scores = {c: one.surrogate(estimate.latents[c]) for c, one in chains.items() if one.surrogate is not None}
-    correlation = state.adaptive.observe_surrogate(gather(scores), estimate.rewards, engine.groups())
+    def scores(of: str) -> Tensor:  # [all B] or [all B, h]
+        with torch.no_grad():
+            rated = {c: getattr(one, of) for c, one in chains.items()}
+            each = {c: rate(estimate.latents[c]) for c, rate in rated.items() if rate is not None}
+            return gather({c: scores.movedim(-1, 0) for c, scores in each.items()})
+
+    rewards, columns = estimate.rewards, {}
+    if online is not None and online.trust is not None:
+        rewards = estimate.parts[list(next(iter(chains.values())).black_box)]
+        prompts = [prompt.text for prompt in engine.train_prompts(step, range(len(estimate.rewards)))]
+        online.trust.observe(scores("heads").T, rewards, prompts)
+        columns["surrogate_explained"] = float(online.trust.measured()[0].mean())
+        columns["surrogate_trusted"] = len(online.trusted)
+    else:
+        columns["surrogate_correlation"] = state.adaptive.observe_surrogate(
+            scores("surrogate"), rewards, engine.groups()
+        )
     if online is not None:
-        prompts = gather({c: online.features(one.conditioning) for c, one in chains.items()})
-        online.learn(step, gather(estimate.latents), prompts, estimate.rewards)
+        features = gather({c: online.features(one.conditioning) for c, one in chains.items()})
+        with torch.no_grad():
+            seen = gather({c: online.read(estimate.latents[c], one.conditioning) for c, one in chains.items()})
+        online.learn(step, seen, features, rewards)
         online.share(process.leads, process.reduce)
-    return correlation
+    return columns

@@ -14,7 +14,7 @@ import yaml
 
 from rlr_ray.cli import main
 from rlr_ray.config.recipe import load_config
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.loggers.registry import build_loggers
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import RECIPE

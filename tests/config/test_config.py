@@ -13,7 +13,8 @@ from rlr_ray.config.estimator import KEYS, merge
 from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import GONE, checked, load_config, parse_config, put, run_config
 from rlr_ray.config.tune import TuneConfig
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.forward_term import output_weight
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL, with_plan
 from rlr_ray.lab.toy import toy_schedule
@@ -174,6 +175,22 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"estimator": {"surrogate": {"use": "both"}}}, ["surrogate.use", "'both'", "'switch' or 'residual'"]),
     ({"estimator": {"surrogate": {"trust": 1}}}, ["surrogate.trust", "found 1", "less than 1"]),
     ({"estimator": {"surrogate": {"features": "clip"}}}, ["surrogate.features", "'clip'", "'denoiser'"]),
+    (
+        {"estimator": {"half_order": {"score": "forward"}, "rest": "half_order"}},
+        ["estimator.half_order.score 'forward'", "estimator.rest to none", "path or branches"],
+    ),
+    (
+        {"estimator": {"first_order": {"adjoint": "linear"}, "rest": "none", "truncation": "random"}},
+        ["estimator.first_order.adjoint 'linear'", "estimator.truncation to fixed"],
+    ),
+    (
+        {"estimator": {"surrogate": {"name": "digits"}}, "reward": {"differentiable": False}},
+        ["estimator.surrogate.use 'switch'", "'digits'", "name: online, or use: residual"],
+    ),
+    (
+        {"estimator": {"half_order": {"score": "forward", "pull": 1}}, "guards": {"ema": None}},
+        ["half_order.pull", "guards.ema, e.g. 0.95", "pull_to: base"],
+    ),
     ({"reward": {"gradient": "none"}}, ["gradient", "'none'", "'own' or 'surrogate'"]),
     ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
     ({"prompts": []}, ["prompts", "found []", "at least 1"]),
@@ -315,7 +332,8 @@ def test_what_the_core_refuses_is_told_in_keys() -> None:
     """Every parameter of a plan that it names has its key; it knows none itself."""
     core = "".join(path.read_text("utf-8") for path in (ROOT / "rlr_ray" / "core").glob("*.py"))
     assert not re.search(r"(estimator|train|sampler|guards|cluster)\.[a-z_]+(:|\b above| or |;)", core)
-    messages = re.findall(r"raise UserError\((.*?)\n            \)", inspect.getsource(PlanShape), re.S)
+    source = inspect.getsource(PlanShape) + inspect.getsource(output_weight)
+    messages = re.findall(r"raise UserError\((.*?)\n *\)\n", source, re.S)
     assert len(messages) > 5 and {name for text in messages for name in re.findall("`(.+?)`", text)} == set(KEYS)
     keys = {"first_order": {"steps": 9}, "sub_chain": {"length": 0}, "rest": "none"}
     with pytest.raises(UserError, match=r"^estimator.first_order.steps is 9; allowed: 0 to sampler.steps \(5\)$"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlr_ray.core.gradient import Penalty, estimate_gradient
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.kl import compared_steps, divergence_by_step
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule, steps_off
 from rlr_ray.core.zeroth_order import rollout

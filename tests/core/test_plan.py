@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.positions import softmax_of_norms
 from rlr_ray.lab.toy import toy_schedule
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import estimate_gradient
 from rlr_ray.core.half_order import half_order, leave_one_out
-from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains, Objective
 from rlr_ray.core.weighting import correlation_and_slope, moments
 from rlr_ray.core.zeroth_order import Directions, rollout

@@ -14,7 +14,8 @@ from torch import Tensor
 import rlr_ray.core.gradient as gradient
 import rlr_ray.lab.measure as measure
 from rlr_ray.cli import main
-from rlr_ray.core.plan import Plan, PlanShape
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.lab.certificate import LIMIT, certify, toy_candidates, worst_z
 

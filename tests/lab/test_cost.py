@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.lab.cost import Line, MemoryModel, closed_form_length
 
 MODEL = MemoryModel(100, 5, Line(20, 7), Line(12, 1), Line(10, 7), 30)

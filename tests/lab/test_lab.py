@@ -13,7 +13,7 @@ import yaml
 from rlr_ray.cli import main
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import load_config
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import standing_at
 from rlr_ray.utils.files import save_sealed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlr_ray.cli import main
 from rlr_ray.config.recipe import load_config
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Conditioning, Sampler
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate
 from rlr_ray.lab.measure import subject_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlr_ray.core.first_order import first_order, step_gradients
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.lab.certificate import toy_subject

@@ -27,6 +27,16 @@ SURROGATE = {
     "reward": {"differentiable": False},
     "train": {"chains": 8, "chains_per_prompt": 4},
 }
+ALONE_FIRST = {"estimator": {"first_order": {"steps": 2}, "sub_chain": {"length": 0}, "rest": "none"}}
+BRANCHES = {
+    "estimator": {
+        "first_order": {"steps": 0},
+        "half_order": {"score": "branches"},
+        "sub_chain": {"length": 0},
+        "rest": "half_order",
+    }
+}
+FORWARD = {"estimator": {"half_order": {"score": "forward"}}, "guards": {"ema": 0.9}}
 PENALTY = {"guards": {"kl_penalty": 1.0, "kl_steps": "all"}}
 # A key, another value for it, and what else must be set for it to matter.
 CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
@@ -37,6 +47,8 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("sampler.guidance_scale", 2.0, {}),
     ("sampler.timestep_spacing", "linspace", {}),
     ("estimator.first_order.steps", 2, {}),
+    ("estimator.first_order.clip", 0.1, {"estimator": {"first_order": {"clip": 0.5}}}),
+    ("estimator.first_order.adjoint", "linear", ALONE_FIRST),
     ("estimator.truncation", "fixed", RANDOM),
     ("estimator.sub_chain.length", 1, {}),
     ("estimator.sub_chain.count", 2, {"estimator": {"sub_chain": {"length": 1}}}),
@@ -44,7 +56,15 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("estimator.sub_chain.place", "uniform", IMPORTANCE),
     ("estimator.rest", "none", {}),
     ("estimator.half_order.baseline", "batch", {}),
+    ("estimator.half_order.baseline", "running", {}),
     ("estimator.half_order.weight", 0.5, {}),
+    ("estimator.half_order.score", "branches", {}),
+    ("estimator.half_order.branch_steps", 1, BRANCHES),
+    ("estimator.half_order.draws", 1, FORWARD),
+    ("estimator.half_order.signal", [0.3, 0.9], FORWARD),
+    ("estimator.half_order.weighting", "velocity", FORWARD),
+    ("estimator.half_order.pull", 1.0, FORWARD),
+    ("estimator.half_order.pull_to", "base", merge(FORWARD, {"estimator": {"half_order": {"pull": 1.0}}})),
     ("estimator.zeroth_order.directions", "isotropic", {}),
     ("estimator.zeroth_order.count", 4, {}),
     ("estimator.zeroth_order.span", 1, {}),
@@ -92,10 +112,9 @@ ELSEWHERE = {
     "estimator.surrogate.options": "tests/train/test_surrogate.py",
     "estimator.surrogate.video": "tests/models/test_video.py",
     "estimator.surrogate.frames": "tests/models/test_video.py",
-    "estimator.first_order.": "tests/core/test_terms.py",
-    "estimator.half_order.": "tests/core/test_terms.py",
     "estimator.zeroth_order.clip": "tests/core/test_terms.py",
     "estimator.surrogate.": "tests/train/test_surrogate.py",
+    "adapter.off_below": "tests/core/test_off.py",
     "evaluation.": "tests/train/test_loop.py",
 }
 

@@ -19,7 +19,7 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.cli.train import describe_results
 from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.run import RunConfig
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.zeroth_order import Directions, RolloutResult
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import Tally

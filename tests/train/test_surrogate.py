@@ -16,7 +16,7 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.gradient import GradientEstimate
-from rlr_ray.core.plan import PlanShape
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.seeds import normal
 from rlr_ray.core.trust import Trust
 from rlr_ray.core.weighting import TermEstimate

@@ -1,0 +1,139 @@
+"""A chunk's part of the terms: its chains begun, first order climbed, half order scored."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from rlr_ray.core.first_order import first_order, linear_adjoint
+from rlr_ray.core.forward_term import Weighting, forward_term
+from rlr_ray.core.half_order import branch_advantages, half_order
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Chains, Sampler, Trajectory
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How the terms are formed on the steps that a plan gives them; by default as the paper has them."""
+
+    clip: float | None = None  # first order: a chain's gradient at most so many times their median norm
+    typical: float | None = None  # that norm in earlier updates, where an update's chains' gradients are not all kept
+    weighting: Weighting = "uniform"  # forward term: of a drawn step
+    pull: float = 0.0  # forward term: how much its predictions are held to the reference's
+    reference: Tensor | None = None  # [P]
+
+
+PLAIN = Forms()
+
+
+def begun(
+    sampler: Sampler, theta: Tensor, work: Mapping[int, tuple[Plan, Chains]], together: int
+) -> Iterator[tuple[int, Trajectory]]:
+    """Each chunk's number and its chains up to its first-order steps.
+
+    Chunks whose chains would stop at different steps (first order's depth is random) are sampled one by one.
+    """
+    for _, numbers in groupby(work, lambda c: c // together):
+        group = list(numbers)
+        alike = len({work[c][0].sampled for c in group}) == 1
+        for batch in [group] if alike else [[c] for c in group]:
+            starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].sampled
+            yield from zip(batch, sampler.sample_together(theta, starts, stop=stop), strict=True)
+
+
+def backpropagate(
+    sampler: Sampler,
+    theta: Tensor,  # [P]
+    plan: Plan,
+    chains: Chains,
+    trajectory: Trajectory,
+    *,
+    checkpoint_steps: bool,
+    per_chain: bool,
+) -> tuple[Trajectory, Tensor, Tensor | None]:
+    """The whole chains; the reward's parts and what is left of it [m + 1, B]; first order [P], or [B, P] per chain.
+
+    Runs first order's steps with gradients, meeting the rewards or their surrogate. What is left of the reward is what
+    first order does not carry; all of it where that carries the whole.
+    """
+    of_surrogate = chains.surrogate if plan.residual else None
+    climbed, gradient, met = of_surrogate or chains.carried, None, None
+    weights = plan.step_weights
+    if plan.adjoint_steps:
+        gradient, met = linear_adjoint(
+            sampler, theta, trajectory, climbed, plan.adjoint_steps, step_weights=weights, per_chain=per_chain
+        )
+    elif plan.first_order:
+        gradient, met, trajectory = first_order(
+            sampler,
+            theta,
+            trajectory,
+            climbed,
+            checkpoint_steps=checkpoint_steps,
+            step_weights=weights,
+            per_chain=per_chain,
+        )
+    if met is None or of_surrogate is not None:
+        with torch.no_grad():
+            parts = chains.rated(trajectory.latents[-1])
+        left = parts.sum(0, keepdim=True) - (0 if met is None else met)
+        return trajectory, torch.cat([parts, left]), gradient
+    parts = torch.atleast_2d(met)
+    parts = parts[: len(parts) - len(chains.trusted)]
+    left = parts[chains.left].sum(0, keepdim=True)
+    return trajectory, torch.cat([parts, left]), gradient
+
+
+def scored(
+    sampler: Sampler,
+    theta: Tensor,
+    plan: Plan,
+    chains: Chains,
+    trajectory: Trajectory,
+    advantages: Tensor,  # [2, B]
+    forms: Forms,
+) -> Tensor:  # [P]
+    """Half order of one chunk, by the plan's score."""
+    if plan.score == "forward":
+        assert chains.draws is not None, "chains of a forward term draw its steps and noises"
+        steps, noise = chains.draws(plan.forward_steps, plan.draws)  # [B, K], [K, B, C, H, W]
+        leaves = torch.tensor([plan.leaves(k) for k in range(plan.steps)], device=steps.device)[steps]
+        return forward_term(
+            sampler,
+            theta,
+            trajectory.latents[-1],
+            chains.conditioning,
+            torch.where(leaves.to(advantages.device), advantages[1, :, None], advantages[0, :, None]),
+            steps,
+            noise,
+            weighting=forms.weighting,
+            scale=len(plan.forward_steps) / plan.draws,
+            pull=forms.pull,
+            reference=forms.reference,
+        )
+    of = list(advantages[[int(plan.leaves(sub_chain.start)) for sub_chain in plan.sub_chains]])  # each [B]
+    if plan.score == "branches":
+        of = _branch_advantages(sampler, theta, plan, chains, trajectory)
+    weights = plan.sub_chain_weights or (1.0,) * len(plan.sub_chains)
+    each = (
+        half_order(sampler, theta, trajectory, sub_chain, weight * advantage)
+        for sub_chain, weight, advantage in zip(plan.sub_chains, weights, of, strict=True)
+    )
+    return functools.reduce(Tensor.add_, each)
+
+
+def _branch_advantages(
+    sampler: Sampler, theta: Tensor, plan: Plan, chains: Chains, trajectory: Trajectory
+) -> list[Tensor]:  # each [B]
+    """Of each sub-chain: of the whole reward, or of what first order leaves of it."""
+    ends = [sub_chain[-1] for sub_chain in plan.sub_chains]
+    with torch.no_grad():
+        rewards = chains.whole_and_left(trajectory.latents[-1])
+    rows = 2 * len(chains.x_start)
+    both = branch_advantages(sampler, theta, trajectory, rewards, chains.whole_and_left, ends, rows=rows)
+    return [of[int(plan.leaves(sub_chain.start))] for of, sub_chain in zip(both, plan.sub_chains, strict=True)]
