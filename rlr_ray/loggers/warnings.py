@@ -14,9 +14,9 @@ from rlr_ray.rewards.scores import Scores
 _SURE = 2  # standard errors
 _SURE_OF_SIX = 3  # of several measures of pictures, so that one seldom falls by chance
 _FALLS = {
-    "precision": "more pictures are like none of them",
-    "recall": "the pictures are less varied than they are",
-    "pairwise": "pictures of one prompt are more alike",
+    "precision": "more are like none of these",
+    "recall": "they vary less than these",
+    "pairwise": "those of one prompt are more alike",
 }
 _HIGH = 0.8  # share of noise in the squared gradient from which a run says so
 _REMEDIES = {
@@ -66,14 +66,19 @@ def _pictures(summary: Mapping[str, Any], reward: Scores) -> list[str]:
     gain, error = reward.change
     if gain <= _SURE * error:
         return []
-    return [
-        f"the trained reward rose by {gain:.3g} while {LIKENESS[name]}, against {REFERENCES[reference]}, fell from "
-        f"{one['before']:.2f} to {one['after']:.2f} ± {one['change_se']:.2f}: {_FALLS[name]}; look at them, and see "
-        "docs/rewards.md on guards"
-        for reference, measures in summary.get("likeness", {}).items()
-        for name, one in measures.items()
-        if name in _FALLS and one["change"] < -_SURE_OF_SIX * one["change_se"]
-    ]
+    texts = []
+    for reference, measures in summary.get("likeness", {}).items():
+        falls = [
+            f"{LIKENESS[name]} from {one['before']:.2f} to {one['after']:.2f} ± {one['change_se']:.2f} ({_FALLS[name]})"
+            for name, one in measures.items()
+            if name in _FALLS and one["change"] < -_SURE_OF_SIX * one["change_se"]
+        ]
+        if falls:
+            texts.append(
+                f"the trained reward rose by {gain:.3g} while likeness to {REFERENCES[reference]} fell: "
+                f"{'; '.join(falls)}; look at the pictures, and see docs/rewards.md on guards"
+            )
+    return texts
 
 
 def _start_kept(summary: Mapping[str, Any]) -> list[str]:

@@ -202,11 +202,14 @@ def test_pictures_of_one_model_on_other_seeds_give_no_warning(tmp_path: Path) ->
         evaluation = {"chains": 60, "chunk_size": 60, "seed": seed, "judge": {"name": "digits_judge"}}
         sampled = Engine(small_run(tmp_path, evaluation=evaluation, **keys))
         told.append(evaluate(sampled, sampled.model.initial_theta).pictures)
+    for one, other in (told, told[::-1]):  # what rises one way falls the other way
+        reference = Reference.base(one)
+        same = summarised({"base": reference.of(one)}, {"base": reference.of(other)})
+        assert _pictures({"likeness": same}, rose) == []
     reference = Reference.base(told[0])
-    same = summarised({"base": reference.of(told[0])}, {"base": reference.of(told[1])})
-    assert _pictures({"likeness": same}, rose) == []
     poor = Pictures(told[1].features[:1] + 0.1 * told[1].features, told[1].prompts)
     less = summarised({"base": reference.of(told[0])}, {"base": reference.of(poor)})
     words = _pictures({"likeness": less}, rose)
-    assert len(words) >= 2 and "recall, against the base model's pictures, fell from" in " ".join(words)
+    assert len(words) == 1 and "while likeness to the base model's pictures fell: " in words[0]
+    assert "recall from " in words[0] and "distance within a prompt from 1.00 to 0.1" in words[0]
     assert _pictures({"likeness": less}, Scores(rose.after, rose.before, trained=True)) == []
