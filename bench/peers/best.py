@@ -38,10 +38,10 @@ FILE = RESULTS / "peers_best.jsonl"
 SWEPT, TABLE, LONG = 24_000, 72_000, 216_000  # forwards of a run
 LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # rates; the sweep begins with those in the middle
 POINTS = {
-    SWEPT: (4_000, 8_000, 12_000, 24_000),
-    TABLE: (2_000, 4_000, 6_000, 8_000, 10_000, 12_000, 16_000, 20_000, 24_000, 36_000, 48_000, 60_000, 72_000),
+    SWEPT: (8_000, 12_000, 24_000),
+    TABLE: (2_000, 4_000, 6_000, 8_000, 10_000, 12_000, 16_000, 24_000, 36_000, 48_000, 72_000),
 }
-POINTS[LONG] = (*POINTS[TABLE], 108_000, 144_000, 180_000, 216_000)
+POINTS[LONG] = (*POINTS[TABLE], 108_000, 144_000, 216_000)
 METHODS: dict[str, Callable[..., Iterator[Tensor]]] = {
     "AWM": awm,
     "AWM, weights of its code": functools.partial(awm, robust=True, kl=0.003, pull=1.0),

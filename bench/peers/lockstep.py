@@ -21,7 +21,7 @@ from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import standardised
 from rlr_ray.utils.environment import prepare_process
 
-CHAINS, CHUNK = 400, 100  # held out; at once
+CHAINS, CHUNK = 400, 200  # held out; at once
 
 Updates = Iterator[Tensor]  # what a method would keep after each of its updates, [R, P]
 
