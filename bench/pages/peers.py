@@ -15,7 +15,7 @@ from bench.runs.learning import ROWS, cost_of
 from bench.runs.sweep import CHOICE_SEED
 
 HEADS: tuple[str, ...] = ("trainer", "reward", "rate", "chains", "seeds", *(f"{cost // 1000}k" for cost in COSTS))
-HEADS += ("gain 1.0 at", "rewards", "judge", "KL", "but the last step", "precision", "recall", "nearest", "within")
+HEADS += ("gain 1.0 at", "rewards", "judge", "KL", "but the last step", "precision", "recall", "nn", "pairwise")
 OURS = {"gradient": "gradient", "black box": "black box", "rlr": "gradient"}  # variant of learning.yaml -> reward
 STEP = 2_000  # between the points of a mean
 
@@ -73,7 +73,7 @@ def _line(label: str, runs: Runs) -> list[str]:
     cells += [_reached([cost_of(row["points"], 1.0) for row in first])]
     cells += [cell(told, lambda row: row.get("reward_calls"), 0), cell(told, lambda row: row["judge"])]
     cells += [cell(told, lambda row: row.get("kl"), 0), cell(told, _but_the_last, 0)]
-    pictures = ("precision", "recall", "nearest", "within_prompt")
+    pictures = ("precision", "recall", "nn", "pairwise")
     return [*cells, *(cell(told, lambda row, name=name: row.get(name)) for name in pictures)]  # type: ignore[misc]
 
 

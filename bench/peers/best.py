@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bench.common import RESULTS, Row, append_row, options, read_rows
-from bench.peers.lockstep import Lockstep, engine_of, judge
+from bench.peers.lockstep import Lockstep, base_of, judge
 from bench.peers.methods import awm, diffusion_nft, flow_grpo, flow_grpo_window, lasro
 from bench.peers.trl import TRAINERS, Trl, spec_of
 from bench.problems.problem import problems
@@ -116,16 +116,16 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
 def make(jobs: list[Job], python: str | None) -> list[Row]:
     """Rows of jobs in lockstep."""
     job, problem = jobs[0], jobs[0]["problem"]
-    scale, start = problems()[problem].cost / SWEPT, engine_of(problem).model.initial_theta
-    points, rows = [round(cost * scale) for cost in POINTS[job["forwards"]]], []
+    points = [round(cost * problems()[problem].cost / SWEPT) for cost in POINTS[job["forwards"]]]
     told, more = told_by_trl(job, points, python) if job["variant"] in TRAINERS else told_here(jobs, points)
+    rows = []
     for run, job in enumerate(jobs):
-        before, theta = judge(start, job["seed"], problem), told[-1][1][run]
-        curve = [(cost, judge(each[run], job["seed"], problem).score - before.score) for cost, each in told]
-        end = judge(theta, job["seed"], problem, divergence=True)
-        row = job | {"points": curve, "judge_before": before.judge, "judge": end.judge}
-        row |= {"kl": sum(end.divergence), "kl_without_last": sum(end.divergence[:-1])} | more
-        rows.append(row if job["forwards"] == SWEPT else row | {"theta": packed(theta)})
+        base = base_of(job["seed"], problem)
+        judged = [judge(theta[run], job["seed"], problem) for _, theta in told]
+        curve = [(cost, one.score - base.score) for (cost, _), one in zip(told, judged, strict=True)]
+        row = job | {"points": curve, "judge_before": base.judge, "judge": judged[-1].judge}
+        row |= judged[-1].against(base) | more
+        rows.append(row if job["forwards"] == SWEPT else row | {"theta": packed(told[-1][1][run])})
     return rows
 
 

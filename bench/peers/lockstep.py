@@ -16,22 +16,25 @@ from torch import Tensor
 
 from bench.problems.problem import problems
 from rlr_ray.core.schedule import Schedule, ddim_schedule
+from rlr_ray.rewards.likeness import Reference
 from rlr_ray.rewards.mixture import WeightedSum
+from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train.engine import Engine
-from rlr_ray.train.held_out import standardised
+from rlr_ray.train.held_out import evaluate, standardised
 from rlr_ray.utils.environment import prepare_process
 
-CHAINS, CHUNK = 400, 200  # held out; at once
+# No plan is used; every step is the adapter's, the last one too, as peers have it.
+_KEYS = ["estimator={preset: es}", "adapter.off_below=null", "evaluation.chains=400", "evaluation.chunk_size=200"]
 
 Updates = Iterator[Tensor]  # what a method would keep after each of its updates, [R, P]
 
 
 @functools.lru_cache(maxsize=2)
 def engine_of(problem: str = "digits") -> Engine:
-    """Of one of bench/problems/problems.yaml; of its plan nothing is used."""
+    """Of one of bench/problems/problems.yaml."""
     prepare_process(1)
     ways = problems()[problem].ways
-    return Engine(problems()[problem].config(next(iter(ways)), ["estimator={preset: es}"]))
+    return Engine(problems()[problem].config(next(iter(ways)), _KEYS))
 
 
 @functools.lru_cache(maxsize=2)
@@ -41,38 +44,31 @@ def total_of(problem: str) -> WeightedSum:
 
 @dataclass(frozen=True)
 class Judged:
-    """Means over the held-out chains: the problem's score, its judge, nats of each step from the base model's."""
+    """Means over the held-out chains of a run of `rlr-ray train` with some seed: the problem's score, its judge."""
 
     score: float
     judge: float
-    divergence: tuple[float, ...]  # [T], 0 where there is no noise
+    evaluation: Evaluation
+
+    def against(self, base: Judged) -> dict[str, float]:
+        """Nats to the base model, with the last step and without, and what its pictures are like beside these."""
+        nats = [value or 0.0 for value in self.evaluation.kl_by_step]
+        likeness = Reference.base(base.evaluation.pictures).of(self.evaluation.pictures).means
+        return {"kl": sum(nats), "kl_without_last": sum(nats[:-1])} | likeness
 
 
-@torch.no_grad()
-def judge(theta: Tensor, seed: int, problem: str = "digits", *, divergence: bool = False) -> Judged:  # [P]
-    """Held-out chains of a run of `rlr-ray train` with this seed; every step is the adapter's, the last one too."""
+def judge(theta: Tensor, seed: int, problem: str = "digits") -> Judged:  # [P]
     engine, names = engine_of(problem), problems()[problem]
-    engine = engine.under(engine.config.model_copy(update={"seed": seed}))
-    model, schedule = engine.model, engine.model.schedule
-    parts: dict[str, list[Tensor]] = {}
-    nats = torch.zeros(len(schedule))
-    for first in range(0, CHAINS, CHUNK):
-        seeds, prompts = engine.held_out(range(first, first + CHUNK))
-        latent, noise, conditioning = engine.start(seeds, prompts)
-        for k, time in enumerate(schedule.timesteps):
-            output, sigma = model(theta, latent, time, conditioning), schedule.sigma[k]
-            if divergence and sigma:
-                moved = output - model(model.initial_theta, latent, time, conditioning)
-                nats[k] += (moved * schedule.output_coefficient[k] / sigma).square().sum() / (2 * CHAINS)
-            latent = schedule.mean(k, latent, output) + sigma * noise[k]
-        asked = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        rows = engine.rewards.score(model.decode(latent), *asked).scores
-        parts.setdefault("reward", []).append(total_of(problem).parts(rows).sum(0))
-        judged = engine.judges.score(model.decode(latent), *asked).scores
-        for label, row in zip(engine.judges.labels, judged, strict=True):
-            parts.setdefault(label, []).append(row)
-    means = {label: float(torch.cat(rows).mean()) for label, rows in parts.items()}
-    return Judged(means[names.score], means[names.judge], tuple(nats.tolist()))
+    evaluation = evaluate(engine.under(engine.config.model_copy(update={"seed": seed})), theta)
+    scores = torch.stack([evaluation.scores[label] for label in engine.rewards.labels])
+    means = {label: float(row.mean()) for label, row in evaluation.scores.items()}
+    means["reward"] = float(total_of(problem).parts(scores).sum(0).mean())
+    return Judged(means[names.score], means[names.judge], evaluation)
+
+
+@functools.lru_cache(maxsize=16)
+def base_of(seed: int, problem: str) -> Judged:
+    return judge(engine_of(problem).model.initial_theta, seed, problem)
 
 
 @dataclass(frozen=True)

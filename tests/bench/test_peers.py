@@ -17,7 +17,6 @@ from bench.peers.methods import LIMIT, LatentScore, group_advantage, nft_gradien
 from rlr_ray.assets import DIGITS
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Sampler, Trajectory
-from rlr_ray.train.held_out import evaluate
 
 PROMPTS = ["a handwritten zero", "a handwritten nine", "", "what is this?"]
 # Of an update of 10 chains: 100 forwards to sample, then rows with a gradient thrice.
@@ -148,13 +147,14 @@ def test_theta_is_kept_to_the_last_bit() -> None:
 
 
 @pytest.mark.slow
-def test_the_base_model_is_judged_as_rlr_ray_evaluates_it() -> None:
-    engine = engine_of()
-    evaluation = evaluate(engine, engine.model.initial_theta)
-    judged = judge(engine.model.initial_theta, engine.config.seed, divergence=True)
-    assert judged.score == pytest.approx(float(evaluation.scores["digits"].mean()), abs=1e-4)
-    assert judged.judge == pytest.approx(float(evaluation.scores["digits_judge"].mean()), abs=1e-3)
-    assert len(judged.divergence) == 10 and sum(judged.divergence) == 0
+def test_every_step_of_what_is_judged_is_the_adapter_s() -> None:
+    base = best.base_of(0, "digits")
+    assert base.against(base)["kl"] == 0
+    assert -3 < base.score < -1 and 0.5 < base.judge < 0.8
+    moved = judge(engine_of().model.initial_theta + 0.05, 0)
+    nats = moved.evaluation.kl_by_step
+    assert nats[-1] and nats[-1] > 0 and moved.against(base)["kl_without_last"] == pytest.approx(sum(nats[:-1]))
+    assert {"precision", "recall", "nn", "pairwise"} <= set(moved.against(base))
 
 
 def test_an_older_folder_holds_the_same_weights_and_words(tmp_path: Path) -> None:
