@@ -23,7 +23,7 @@ from rlr_ray.loggers.figures import reward_figures
 from rlr_ray.rewards.scores import Scores
 from rlr_ray.train import steady
 from rlr_ray.train.engine import Engine
-from rlr_ray.train.learning_rate import rate_of_change
+from rlr_ray.train.learning_rate import gradient_signs, random_signs, rate_of_change
 from rlr_ray.train.loop import train
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
@@ -200,6 +200,11 @@ def test_a_step_back_is_drawn() -> None:
     assert (list(mark.x), list(mark.y)) == ([3], [2.0])
 
 
+SCHEDULE = Schedule((2.0, 1.0), (1.0,) * 2, (0.1,) * 2, (0.5,) * 2)
+LATENTS = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+TRAJECTORY = Trajectory(LATENTS, LATENTS[:2], {})
+
+
 @pytest.mark.parametrize(
     ("at", "outputs", "expected"),
     [
@@ -209,13 +214,16 @@ def test_a_step_back_is_drawn() -> None:
 )
 def test_the_measured_rate_changes_predictions_by_the_fraction(at: Tensor, outputs: Any, expected: float) -> None:
     """Against the closed form, where the change is linear in the rate and where it is quadratic."""
-    sampler = Sampler(
-        lambda theta, latent, timestep, conditioning: outputs(theta, latent),
-        Schedule((2.0, 1.0), (1.0,) * 2, (0.1,) * 2, (0.5,) * 2),
-    )
-    latents = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    trajectory = Trajectory(latents, latents[:2], {})
-    assert rate_of_change(sampler, at, trajectory, [0, 1], 0.02) == pytest.approx(expected, rel=0.03)
+    sampler, trajectory = Sampler(lambda theta, latent, *_: outputs(theta, latent), SCHEDULE), TRAJECTORY
+    assert rate_of_change(sampler, at, random_signs(at), trajectory, [0, 1], 0.02) == pytest.approx(expected, rel=0.03)
     dead = replace(sampler, denoiser=lambda theta, latent, timestep, conditioning: latent)
     with pytest.raises(UserError, match=r"learning_rate is 'auto', but no rate.*give the rate as a number"):
-        rate_of_change(dead, at, trajectory, [0, 1], 0.02)
+        rate_of_change(dead, at, random_signs(at), trajectory, [0, 1], 0.02)
+
+
+def test_signs_of_a_gradient_act_together() -> None:
+    """f = latent times the sum of P numbers: P r where signs agree, against about the root of P times r."""
+    sampler = Sampler(lambda theta, latent, timestep, conditioning: latent * theta.sum(), SCHEDULE)
+    signs = gradient_signs(sampler, torch.ones(100), TRAJECTORY, [0, 1])
+    assert bool((signs == signs[0]).all()) and abs(float(signs[0])) == 1.0
+    assert abs(float(random_signs(torch.ones(100)).sum())) < 40
