@@ -48,6 +48,7 @@ RECIPE: dict[str, Any] = {
     "prompts": ["a handwritten three", "a handwritten eight"],
     "estimator": {
         "preset": "custom",
+        "half_order": {"baseline": "prompt", "weight": "auto"},
         "first_order": {"steps": 1},
         "sub_chain": {"length": 2},
         "zeroth_order": {"count": 8, "chunk_size": 4},

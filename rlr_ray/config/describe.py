@@ -12,9 +12,11 @@ def describe_plan(config: RunConfig) -> str:
         return f"plan: chosen by measurement at the start, as by `rlr-ray plan`; {train.iterations} updates"
     shape = config.plan_shape
     chunks = range(train.chains // train.chunk_size)
-    forwards, backwards = config.cost([shape.draw(config.seed, 0, chunk=c) for c in chunks])
-    pairs = estimator.zeroth_order.count if shape.has_zeroth_order else 0
-    roughly = ", if every update's plan is as long as the first's" if shape.truncation != "fixed" else ""
+    plans = [shape.draw(config.seed, 0, chunk=c) for c in chunks]
+    forwards, backwards = config.cost(plans)
+    pairs = estimator.zeroth_order.count if plans[0].zeroth_order else 0
+    varies = shape.truncation != "fixed" or shape.switch
+    roughly = ", if every update's plan is as long as the first's" if varies else ""
     lines = [
         f"plan: {shape}",
         f"update: {train.chains} chains, {pairs} perturbation pairs: {forwards} denoiser forwards, "
@@ -44,6 +46,7 @@ def _notes(config: RunConfig) -> list[str]:
             f"{', '.join(own)}: code of your own, which a dry run does not import; shown as if it were differentiable, "
             "unless the recipe says `differentiable: false`"
         )
+    notes += _clip_notes(config)
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
     if weighed and not shape.residual:
@@ -65,6 +68,20 @@ def _notes(config: RunConfig) -> list[str]:
     return notes
 
 
+def _clip_notes(config: RunConfig) -> list[str]:
+    """What is cut of long gradients, which no plan says."""
+    estimator, shape, notes = config.estimator, config.plan_shape, []
+    if estimator.first_order.clip is not None and shape.first_order_steps:
+        notes.append(
+            f"biased: a chain's first-order gradient is cut to {estimator.first_order.clip:g} times the batch's median"
+        )
+    if estimator.zeroth_order.clip is not None and shape.has_zeroth_order:
+        notes.append(
+            f"biased: a pair's difference of rewards is cut to {estimator.zeroth_order.clip:g} times the median"
+        )
+    return notes
+
+
 def bias_notes(config: RunConfig) -> list[str]:
     """One if no number of updates and no weight would make the estimate's expectation the whole gradient."""
     shape = config.plan_shape
@@ -72,7 +89,23 @@ def bias_notes(config: RunConfig) -> list[str]:
         return []
     if shape.residual:
         return _surrogate_notes(config)[:1]
-    return ["biased: the gradient through the steps that nothing owns is dropped"]
+    notes = []
+    if shape.first_order_steps and shape.linear:
+        notes.append("biased: linear adjoints leave out how a step moves what later ones predict; for experiments")
+    if shape.score == "forward" and shape.has_half_order:
+        notes.append(
+            "biased: the forward term is a denoising loss towards good chains' ends, not the gradient of their reward; "
+            "`rlr-ray plan` says how far the two agree here"
+        )
+    elif not shape.linear:
+        notes.append("biased: the gradient through the steps that nothing owns is dropped")
+    if shape.switch:
+        bar = config.estimator.surrogate.trust if config.estimator.surrogate else 0.0
+        notes.append(
+            f"{', '.join(config.black_box)}: black-box; a surrogate learns each meanwhile, and first order climbs it "
+            f"while it explains {bar:.0%} of what can be explained of chains that it has not learned from"
+        )
+    return notes
 
 
 def _surrogate_notes(config: RunConfig) -> list[str]:

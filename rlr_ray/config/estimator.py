@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rlr_ray.config.base import FREE, Strict, flat
-from rlr_ray.config.presets import PRESETS
+from rlr_ray.config.base import FREE, Strict, flat, nested
+from rlr_ray.config.presets import BLACK_BOX, GRADIENT, PRESETS
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
 from rlr_ray.errors import UserError
@@ -131,8 +131,8 @@ class HalfOrderConfig(Strict):
     score: Literal["path", "branches", "forward"] = "path"
     # What a chain's reward is compared with. prompt, batch: the others that share it, in this update; running: the mean
     # of its prompt in earlier updates, then the others of this one
-    baseline: Literal["running", "prompt", "batch"] = "prompt"
-    weight: Weight = "auto"  # of the term; auto: least mean squared error
+    baseline: Literal["running", "prompt", "batch"] = "running"
+    weight: Weight = 1.0  # of the term; auto: least mean squared error
     # branches: of its steps, how many are drawn each update, with the inverse probability as weight
     branch_steps: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     draws: int = Field(3, ge=1)  # forward: steps drawn a chain, each with a noise of its own
@@ -154,7 +154,7 @@ class HalfOrderConfig(Strict):
 class ZerothOrderConfig(Strict):
     # guided: in the span of earlier gradients; isotropic: in all directions
     directions: Literal["guided", "isotropic"] = "guided"
-    count: int = Field(80, ge=1)  # N perturbation pairs an update, each on a chain of its own
+    count: int = Field(8, ge=1)  # N perturbation pairs an update, each on a chain of its own
     chunk_size: int = Field(8, ge=1)  # pairs in one rollout call
     # How many principal components of earlier half-order gradients span guided directions; auto: by count
     span: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
@@ -232,8 +232,9 @@ def _check_measure(given: dict[str, Any]) -> None:
 
 
 class EstimatorConfig(Strict):
-    # A plan by its name: defaults for the keys below (docs/estimators.md); measure: chosen by measurement
-    preset: Literal[tuple(PRESETS)] = "rlr"  # type: ignore[valid-type]
+    # A plan by its name: defaults for the keys below (docs/estimators.md). auto: by what the rewards say of themselves;
+    # measure: chosen by measurement
+    preset: Literal[tuple(PRESETS)] = "auto"  # type: ignore[valid-type]
     first_order: FirstOrderConfig = FirstOrderConfig()
     # fixed: K steps; else beyond K a random number of them, uniform up to all: with inverse-probability weights, or
     # without (biased)
@@ -257,9 +258,22 @@ class EstimatorConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        preset = given.get("preset", "rlr") if isinstance(given, dict) else None
+        preset = given.get("preset", "auto") if isinstance(given, dict) else None
         if preset == "measure":
             _check_measure(given)
         if isinstance(preset, str) and preset in PRESETS:
-            return merge(PRESETS[preset], given)
+            filled = BLACK_BOX if preset == "auto" and given.get("surrogate") else PRESETS[preset]
+            return merge(filled, given)
         return given
+
+    def decided(self, *, black_box: bool) -> EstimatorConfig:
+        """Preset auto, once it is known whether a reward has no gradient; what stands beside it in a recipe stays."""
+        if self.preset != "auto" or bool(self.surrogate) == black_box:
+            return self
+        was, now = (GRADIENT, BLACK_BOX) if black_box else (BLACK_BOX, GRADIENT)
+        default = flat(EstimatorConfig.model_validate({"preset": "auto"} | was).model_dump(mode="json"))
+        values = merge(now, {"preset": "auto"})
+        for path, value in flat(self.model_dump(mode="json")).items():
+            if default.get(path, value) != value:
+                values = merge(values, nested(path, value))
+        return EstimatorConfig.model_validate(values)

@@ -88,6 +88,8 @@ def _with_facts(config: RunConfig, *, own: bool) -> RunConfig:
     judges = {label: with_facts(judge, own=own) for label, judge in config.evaluation.judges.items()}
     evaluation = config.evaluation.model_copy(update={"judges": judges})
     config = config.model_copy(update={"rewards": rewards, "evaluation": evaluation})
+    estimator = config.estimator.decided(black_box=bool(config.black_box))
+    config = config.model_copy(update={"estimator": estimator})
     surrogate = config.estimator.surrogate
     if surrogate is not None and surrogate.name != "online" and (own or ":" not in surrogate.name):
         if not is_differentiable(surrogate.name):

@@ -81,9 +81,9 @@ class SamplerConfig(Strict):
 
 class TrainConfig(Strict):
     iterations: Annotated[int, FREE] = Field(100, ge=1)  # updates of the run
-    chains: int = Field(80, ge=1)  # B, of an update
-    chains_per_prompt: int = Field(8, ge=1)  # chains of an update that share a prompt; chains is a multiple of it
-    chunk_size: int = Field(16, ge=1)  # chains computed at once; chains is a multiple of it
+    chains: int = Field(10, ge=1)  # B, of an update
+    chains_per_prompt: int = Field(1, ge=1)  # chains of an update that share a prompt; chains is a multiple of it
+    chunk_size: int = Field(10, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
     # By how much an update moves each number; auto: measured at the start, by how much that changes predictions

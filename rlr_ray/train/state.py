@@ -154,7 +154,7 @@ class TrainState:
         if self.train.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([self.theta], self.train.max_grad_norm)
         longest = self.train.max_grad_norm or math.inf
-        self.theta.grad.mul_(self.sizes.factor(_kind(estimate), min(norm, longest), len(self.theta)))
+        self.theta.grad.mul_(self.sizes.factor(estimate.kind, min(norm, longest), len(self.theta)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.step()
@@ -223,8 +223,3 @@ class TrainState:
             self.step_back.load_state_dict(saved["step_back"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.adaptive.load_state_dict(saved["adaptive"])
-
-
-def _kind(estimate: GradientEstimate) -> str:
-    """Which gradients share a running size: those of the same terms."""
-    return " + ".join(estimate.terms)

@@ -116,6 +116,7 @@ def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
             "preset": "custom",
             "first_order": {"steps": 1},
             "sub_chain": {"length": 1},
+            "half_order": {"baseline": "prompt", "weight": "auto"},
             "zeroth_order": {"count": 4, "chunk_size": 4},
         },
         "train": {
