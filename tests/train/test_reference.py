@@ -137,6 +137,13 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_sampled(
     assert not (tmp_path / "short" / "samples" / "before.pt").exists()
 
 
+def test_pictures_are_no_reference_of_videos(tmp_path: Path) -> None:
+    drawn = engine(tmp_path, reference="digits")
+    drawn.model.frames = 8
+    with pytest.raises(UserError, match="but the model draws videos; allowed: nothing; leave it out"):
+        real_reference(drawn)
+
+
 COMPARED = {"chains": 24, "chunk_size": 24, "every": 2, "judge": {"name": "digits_judge"}, "reference": "digits"}
 MEASURES = ("precision", "recall", "nn", "pairwise")
 
