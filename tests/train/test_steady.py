@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -50,13 +51,16 @@ def rewards() -> list[Tensor]:  # each [B], of variance 1
 
 
 def test_updates_are_the_prototypes() -> None:
-    """All defaults, written out: own norms, clipped updates, warm-up, the linear schedule, EMA and steps back."""
+    """All defaults, written out: own norms, clipped updates, warm-up, the linear schedule, EMA and steps back.
+
+    But for what a best of many means owes to luck, which the prototype leaves out.
+    """
     keys = TrainConfig(iterations=UPDATES, learning_rate=RATE, chains=B, chains_per_prompt=1, chunk_size=B)
     state = TrainState(torch.zeros(P), keys, EstimatorConfig(), GuardsConfig())
     theta = torch.nn.Parameter(torch.zeros(P))
     adam = torch.optim.AdamW([theta], RATE, betas=(0.9, 0.99), weight_decay=0)
     norms: dict[str, float] = {}
-    median, best, cut, seen, ema, back = None, (-1e9, torch.zeros(P)), 1.0, [], torch.zeros(P), []
+    median, best, cut, seen, ema, back, windows = None, (-1e9, torch.zeros(P)), 1.0, [], torch.zeros(P), [], 0
     for update, ((kind, g), r) in enumerate(zip(gradients(), rewards(), strict=True)):
         size = float(g.norm())
         norms[kind] = 0.9 * norms.get(kind, size) + 0.1 * min(size, 3 * norms.get(kind, size))
@@ -70,10 +74,11 @@ def test_updates_are_the_prototypes() -> None:
         ema = decay * ema + (1 - decay) * theta.detach()
         seen = [*seen, (float(r.mean()), float(r.var() / B))][-4:]
         if len(seen) == 4:
-            mean, error = sum(m for m, _ in seen) / 4, sum(v for _, v in seen) ** 0.5 / 4
+            mean, error, windows = sum(m for m, _ in seen) / 4, sum(v for _, v in seen) ** 0.5 / 4, windows + 1
+            luck = (2 * math.log(max(windows / 4, 1))) ** 0.5
             if mean > best[0]:
                 best = (mean, ema.clone())
-            elif mean < best[0] - 3 * 2**0.5 * error:
+            elif mean < best[0] - (3 * 2**0.5 + luck) * error:
                 theta.data.copy_(best[1])
                 ema, seen, cut = best[1].clone(), [], cut / 2
                 adam.state.clear()
@@ -96,6 +101,17 @@ def test_an_own_norm_gives_sgd_steps_of_the_learning_rate() -> None:
         assert float(moved.square().mean()) == pytest.approx(1.0)
     assert sizes.factor("half_order", 0.0, 4) == 1.0 and "half_order" not in sizes.norms
     assert Sizes(own_norms=False, clip=None).factor("half_order", 3.0, 4) == 1.0
+
+
+def test_a_reward_that_stands_still_does_not_fall() -> None:
+    """At most one in twenty runs of 240 updates steps back; a fall of 1.5 deviations is seen within ten updates."""
+    source, ends = torch.Generator().manual_seed(0), list[int]()
+    for _ in range(20):
+        watch = StepBack(StepBackConfig(), torch.zeros(1))
+        noise = torch.randn(250, 10, 1, generator=source, dtype=torch.float64)
+        ends += [sum(watch.note_rewards(i, noise[i], torch.zeros(1)) is not None for i in range(240))]
+        assert any(watch.note_rewards(240 + i, noise[240 + i] - 1.5, torch.zeros(1)) is not None for i in range(10))
+    assert sum(map(bool, ends)) <= 1
 
 
 def test_the_noise_of_the_best_counts_too_and_so_do_prompts() -> None:
