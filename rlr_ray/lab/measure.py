@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
+from rlr_ray.core.chunk import PLAIN, Forms
 from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.plan_shape import PlanShape
@@ -55,6 +56,8 @@ class Candidate:
     position_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
     biased: bool = False  # the expectation is not the whole gradient, whatever the reason
     recomputes: bool = False  # model.gradient_checkpointing: one more forward a backward
+    forms: Forms = PLAIN
+    zeroth_order_clip: float | None = None  # of a pair's difference, as a multiple of their median size
 
     def plan(self, batch: int) -> Plan:
         """The batch's plan; every batch is drawn as if it were an update of its own.
@@ -100,6 +103,7 @@ def estimate_batch(subject: Subject, candidate: Candidate, number: int) -> Gradi
         {c: (plan, chains) for c, chains in enumerate(chunks)},
         subject.groups,
         lambda: _perturb(subject, candidate, number, plan, chunks),
+        forms=candidate.forms,
         checkpoint_steps=candidate.checkpoint_steps,
     )
 
@@ -117,7 +121,8 @@ def _perturb(subject: Subject, candidate: Candidate, number: int, plan: Plan, ch
         rewards.append(rollout(subject.sampler, subject.theta, plan, chains, u, step))
         seeds += drawn
     plus, minus = (torch.cat(parts).cpu() for parts in zip(*rewards, strict=True))
-    return zeroth_order(directions, seeds, plus, minus, subject.theta.dtype)
+    clip = candidate.zeroth_order_clip
+    return zeroth_order(directions, seeds, plus, minus, subject.theta.dtype, clip=clip)
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def certificate_table(rows: Sequence[Certified]) -> Table:
-    """One line a plan: each term's worst z-score and the sum's, and the bias along the exact gradient."""
-    heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "variance", "cost", "")
+    """One line a plan: each term's worst z-score and the sum's, the bias along the exact gradient, or how it agrees."""
+    heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "sees", "variance", "cost", "")
     lines = table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
     for row in rows:
         z = [_z(row.z.get(name)) for name in ("first_order", "half_order", "zeroth_order", "sum")]
         bias = f"{row.relative_bias:+.3f} ± {row.relative_bias_se:.3f}"
-        verdict = "biased" if row.biased else "ok" if row.ok else "FAILED"
-        lines.add_row(row.name, *z, bias, f"{row.variance:.3g}", f"{row.cost:.1f}", verdict)
+        numbers = (f"{row.seen:.2f}", f"{row.variance:.3g}", f"{row.cost:.1f}")
+        lines.add_row(row.name, *(z if not row.biased else [""] * 4), bias, *numbers, row.verdict)
     return lines
 
 

@@ -5,10 +5,13 @@ B chains of T steps on a latent [B, 2, 1, 1]; P = 18 trained numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from rlr_ray.core.forward_term import forward_draws
 from rlr_ray.core.sampler import Chains, Conditioning, Sampler
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.models.schedulers import schedule_of
@@ -57,4 +60,8 @@ def toy_chains(count: int, seed: int, steps: int = STEPS) -> Chains:
     source = torch.Generator().manual_seed(seed)
     start = torch.randn(count, 2, 1, 1, generator=source, dtype=torch.float64)
     noise = torch.randn(steps, count, 2, 1, 1, generator=source, dtype=torch.float64)
-    return Chains(start, noise, {}, toy_reward)
+
+    def draws(among: Sequence[int], number: int) -> tuple[Tensor, Tensor]:  # [B, K], [K, B, 2, 1, 1]
+        return forward_draws(among, number, (2, 1, 1), [("toy", seed, i) for i in range(count)], torch.float64)
+
+    return Chains(start, noise, {}, toy_reward, draws=draws)

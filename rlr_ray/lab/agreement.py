@@ -1,0 +1,52 @@
+"""How far the expectations of two kinds of estimates agree: cosine and length, free of the estimates' own noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the expectation of estimates with a reference's; nan where noise leaves no length."""
+
+    cosine: float
+    cosine_se: float
+    length: float  # as a multiple of the reference's
+    length_se: float
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.cosine_se):
+            return "too noisy"
+        return f"cosine {self.cosine:.2f} ± {self.cosine_se:.2f}, length {self.length:.2f} ± {self.length_se:.2f}"
+
+
+def agreement(estimates: Tensor, reference: Tensor) -> Agreement:  # [n, P], [n, P]: a row a batch of chains
+    """Cosine and relative length of `E estimate` beside `E reference`, from n >= 3 independent batches.
+
+    Inner products of the two means are taken over pairs of different batches, so neither's noise adds to a norm nor,
+    where both come from the same chains, to their product; the cosine may therefore exceed 1 by chance. Standard errors
+    by leaving out one batch at a time (the jackknife). With few or noisy batches the squared norms may not be positive:
+    then all is nan.
+    """
+    a, b = estimates.double(), reference.double()
+    along, own, norm = (_without_each(one @ other.T) for one, other in ((a, b), (a, a), (b, b)))  # each [n + 1]
+    cosines, lengths = along / (own * norm).sqrt(), (own / norm).sqrt()
+    return Agreement(float(cosines[0]), _spread(cosines[1:]), float(lengths[0]), _spread(lengths[1:]))
+
+
+def _without_each(gram: Tensor) -> Tensor:  # [n, n] -> [n + 1]
+    """Mean over pairs of different batches: of all, and without each; at most 0 becomes nan in a root."""
+    n, diagonal = len(gram), gram.diagonal()
+    total = gram.sum() - diagonal.sum()
+    without = total - gram.sum(0) - gram.sum(1) + 2 * diagonal
+    return torch.cat([total[None] / (n * (n - 1)), without / ((n - 1) * (n - 2))])
+
+
+def _spread(left_out: Tensor) -> float:  # [n]
+    """The jackknife's standard error."""
+    n = len(left_out)
+    return float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
