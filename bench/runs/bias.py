@@ -4,15 +4,14 @@
     python -m bench.runs.bias "early-stopped, start"      # these alone, anew
 
 At the start, and after some updates through the forward term. All forms see the same chains, whose gradients are kept
-apart, in batches of ten, an update's: clipped ones are cut at half the median of their ten. References: full
-backpropagation, clipped, whose noise is small, and unclipped. Cosines and lengths of expectations, standard errors by
-leaving out a batch (rlr_ray/lab/agreement.py). Results: bench/results/bias.json. Ten minutes on a core.
+apart, in batches of ten, an update's. References: full backpropagation, clipped at half the median norm of all chains
+(as by a run's running median), whose noise is small, and unclipped. Cosines and lengths of expectations, standard
+errors by leaving out a batch (rlr_ray/lab/agreement.py). Results: bench/results/bias.json. Five minutes on a core.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -169,7 +168,9 @@ def batches_of(rows: Rows, schedule: Schedule, trained: int) -> Rows:  # each [n
                 estimates[f"forward term, {weighting}, {said}, no baseline of the prompt"] = batch[:, None] * each
                 estimates[f"forward term, {weighting}, {said}, advantage 1"] = each
     means = {name: each.unflatten(0, (-1, BATCH)).mean(1) for name, each in estimates.items()}
-    return means | {"clipped": clipped(rows["full"]), "linear adjoint, clipped": clipped(rows["linear adjoint"])}
+    forms = {"clipped": rows["full"], "linear adjoint, clipped": rows["linear adjoint"]}
+    means |= {name: clipped(each) for name, each in forms.items()}
+    return means | {"full backpropagation, clipped by tens": clipped(rows["full"], by_batch=True)}
 
 
 def weighted(forward: Tensor, schedule: Schedule, steps: tuple[int, ...], weighting: Weighting) -> Tensor:  # [B, P]
@@ -177,11 +178,14 @@ def weighted(forward: Tensor, schedule: Schedule, steps: tuple[int, ...], weight
     return torch.einsum("bkp,k->bp", forward[:, list(steps)], torch.tensor(factors))
 
 
-def clipped(rows: Tensor) -> Tensor:  # [B, P] -> [n, P]
-    """Batches' means over chains, each cut to CLIP times the median norm of its batch, as ClippedMean does."""
+def clipped(rows: Tensor, *, by_batch: bool = False) -> Tensor:  # [B, P] -> [n, P]
+    """Batches' means over chains, each cut to CLIP times the median norm of all, or of its batch, as ClippedMean does.
+
+    The one is what a run's running median tends to, the other that of an update alone.
+    """
     batches = rows.unflatten(0, (-1, BATCH))
     norms = batches.norm(dim=2, keepdim=True)
-    limit = CLIP * norms.median(dim=1, keepdim=True).values
+    limit = CLIP * (norms.median(dim=1, keepdim=True).values if by_batch else norms.median())
     return (batches * (limit / norms).clamp(max=1)).mean(1)
 
 

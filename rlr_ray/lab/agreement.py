@@ -34,7 +34,7 @@ def agreement(estimates: Tensor, reference: Tensor) -> Agreement:  # [n, P], [n,
     """
     a, b = estimates.double(), reference.double()
     along, own, norm = (_without_each(one @ other.T) for one, other in ((a, b), (a, a), (b, b)))  # each [n + 1]
-    cosines, lengths = along / (own * norm).sqrt(), (own / norm).sqrt()
+    cosines, lengths = along / (own.sqrt() * norm.sqrt()), own.sqrt() / norm.sqrt()
     return Agreement(float(cosines[0]), _spread(cosines[1:]), float(lengths[0]), _spread(lengths[1:]))
 
 

@@ -327,6 +327,7 @@ class Engine(PictureEngine):
             [seed for result in ordered for seed in self.direction_seeds(request.step, result.indices)],
             torch.tensor([reward for result in ordered for reward in result.rewards_plus], dtype=torch.float64),
             torch.tensor([reward for result in ordered for reward in result.rewards_minus], dtype=torch.float64),
+            clip=self.config.estimator.zeroth_order.clip,
         )
 
     def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:

@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_told(
 ) -> None:
     Path("file").write_text("a cat")
     Path("cats.txt").write_text("a cat")
-    monkeypatch.setattr("rlr_ray.lab.certificate.toy_candidates", list)
+    monkeypatch.setattr("rlr_ray.lab.toy_cases.toy_cases", list)
     words = {
         "expand": ["dcot", "expand", "--prompts", "cats.txt", "--out", "file/cats.jsonl"],
         "lab": ["lab", "--model", "toy", "--out", "file/lab"],

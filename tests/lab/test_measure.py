@@ -12,7 +12,6 @@ from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.lab.certificate import toy_subject
 from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
 from rlr_ray.lab.reference import (
     chain_gradients,
@@ -23,6 +22,7 @@ from rlr_ray.lab.reference import (
     roulette_square,
 )
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains
+from rlr_ray.lab.toy_cases import toy_subject
 from tests.toy import exact_gradient
 
 SIZE = 10

@@ -219,6 +219,21 @@ def new_run_online(engine: Engine) -> OnlineSurrogate:
     return online
 
 
+def test_heads_are_scored_before_they_learn_from_the_same_chains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else noise would be explained, and trusted: see test_a_head_that_learned_first_seems_to_explain_noise."""
+    engine = Engine(surrogate_run(tmp_path, surrogate={"use": "switch", "steps_per_update": 5}))
+    online, learn, order = new_run_online(engine), OnlineSurrogate.learn, list[str]()
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    observe = Trust.observe
+    monkeypatch.setattr(Trust, "observe", lambda *given: (order.append("scored"), observe(*given)))
+    monkeypatch.setattr(OnlineSurrogate, "learn", lambda *given: (order.append("learned"), learn(*given)))
+    for _ in range(2):
+        update(engine, state, None, Process(), online)
+    assert order == ["scored", "learned"] * 2
+
+
 @pytest.mark.parametrize("sampling_size", [None, 4])
 def test_two_processes_learn_the_same_surrogate_as_one(tmp_path: Path, sampling_size: int | None) -> None:
     train = {"chains": 8, "chunk_size": 2, "sampling_size": sampling_size}
