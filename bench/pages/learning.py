@@ -14,7 +14,7 @@ from bench.runs.learning import ROWS, STANDARD, load
 COSTS = (4_000, 8_000, 12_000, 24_000, 72_000, 216_000)  # forwards
 SHARE = 0.7  # of the median, or of the best, below which a run counts as bad
 SLACK = 0.9  # of a cost, from which a run's end stands for it: updates are whole
-_PICTURES = (("precision", 2), ("recall", 2), ("nearest", 2), ("within_prompt", 2))
+_PICTURES = ("precision", "recall", "nn", "pairwise")
 
 
 def at_defaults(rows: Sequence[Row]) -> list[Row]:
@@ -87,14 +87,14 @@ def _ends(key: tuple[str, int], rows: list[Row]) -> list[str]:
     variant, forwards = key
     cells = [cell(rows, lambda row: row["judge"]), cell(rows, lambda row: row.get("kl"), 0)]
     cells.append(cell(rows, but_the_last_step, 0))
-    cells += [cell(rows, lambda row, name=name: row.get(name), digits) for name, digits in _PICTURES]  # type: ignore[misc]
+    cells += [cell(rows, lambda row, name=name: row.get(name)) for name in _PICTURES]  # type: ignore[misc]
     calls = cell(rows, lambda row: row.get("reward_calls"), 0)
     return [variant, f"{forwards // 1000}k", *cells, calls, cell(rows, lambda row: row["seconds"], 0)]
 
 
 def but_the_last_step(row: Row) -> float | None:
     steps = row.get("kl_by_step")
-    return sum(steps[:-1]) if steps else None
+    return sum(nats or 0 for nats in steps[:-1]) if steps else None
 
 
 def defaults() -> str:
@@ -128,7 +128,7 @@ def _problem(key: tuple[str, str], rows: list[Row]) -> list[str]:
         f"{before:.2f} to {after:.2f}",
         f"{statistics.median(known):.0f}" if known else "",
         f"{statistics.median(trusted):.0%}" if trusted else "",
-        str(sum(row.get("step_backs") or 0 for row in rows)),
+        str(sum(row.get("steps_back") or 0 for row in rows)),
     ]
 
 

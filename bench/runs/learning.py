@@ -29,6 +29,7 @@ from rlr_ray.utils.environment import prepare_process
 
 FILE = Path(__file__).with_suffix(".yaml")
 ROWS = RESULTS / "learning.jsonl"
+TRUSTED = "surrogate_trusted_"  # and the reward's label: a column of an update's row
 PICTURES = ROOT / "build" / "learning"
 STANDARD = 24_000  # forwards, of which a problem's `cost` stands in the place
 POINTS = {24_000: 6, 72_000: 9, 216_000: 9}  # evaluations along a run, so that 4k, 8k, 12k, 24k and 72k are among them
@@ -38,14 +39,13 @@ _SUMMARY: tuple[str, ...] = (
     "steps",
     "kl",
     "kl_by_step",
-    "precision",
-    "recall",
-    "nearest",
-    "within_prompt",
+    "steps_off",
+    "steps_back",
     "stopped",
     "best_update",
+    "gain_se",
 )
-_SUMMARY += ("kept_update", "seconds", "warnings", "reward_before", "reward_after", "gain_se")
+_SUMMARY += ("kept_update", "seconds", "warnings", "reward_before", "reward_after")
 
 
 def jobs_of(name: str, seeds: int | None = None) -> list[Job]:
@@ -150,9 +150,9 @@ def row_of(job: Job, summary: Row, metrics: Sequence[Row]) -> Row:
         "points": points,
         "to_gain_1": cost_of(points, 1.0),
         "lowest": min(point[1] for point in points),
-        "reward_calls": sum(row.get("reward_calls") or 0 for row in metrics) or None,
-        "step_backs": sum(bool(row.get("stepped_back")) for row in metrics),
-        "trusted": share(row.get("surrogate_trusted") for row in metrics),
+        "reward_calls": reward_calls(job) * len(metrics),
+        "trusted": share(value for row in metrics for name, value in row.items() if name.startswith(TRUSTED)),
+        **{name: values["after"] for name, values in summary.get("likeness", {}).get("base", {}).items()},
     }
 
 
@@ -170,6 +170,13 @@ def cost_of(points: Sequence[Sequence[float]], gain: float) -> float | None:
         if after >= gain:
             return cost + (later - cost) * (gain - before) / (after - before)
     return None
+
+
+def reward_calls(job: Job) -> int:
+    """Pictures scored an update, by the recipe's plan."""
+    config = config_of(job, 1, 1, "unused")
+    pairs = config.estimator.zeroth_order.count if config.plan_shape.has_zeroth_order else 0
+    return config.train.chains + 2 * pairs
 
 
 def share(values: Iterator[Any]) -> float | None:
