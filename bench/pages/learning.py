@@ -53,21 +53,8 @@ def learning() -> str:
     gains = [_gains(*item) for item in groups.items()]
     ends = [_ends(*item) for item in groups.items()]
     heads = ("variant", "run of", "seeds", *(f"{cost // 1000}k" for cost in COSTS), "gain 1.0 at")
-    rest = (
-        "variant",
-        "run of",
-        "judge",
-        "KL",
-        "but the last step",
-        "precision",
-        "recall",
-        "nearest",
-        "within",
-        "rewards",
-    )
-    return text("learning").format(
-        gains=table(heads, gains), ends=table([*rest, "rewards", "s"], ends), machine=MACHINE
-    )
+    rest = ("variant", "run of", "judge", "KL", "but the last step", *_PICTURES, "rewards", "s")
+    return text("learning").format(gains=table(heads, gains), ends=table(rest, ends), machine=MACHINE)
 
 
 def _variant_and_cost(row: Row) -> tuple[int, int]:

@@ -24,6 +24,7 @@ import yaml
 
 from bench.common import RESULTS, ROOT, Row, append_row, options, read_rows, revision
 from bench.problems.problem import Problem, problems
+from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.utils.environment import prepare_process
 
@@ -80,9 +81,14 @@ def problem_of(job: Job) -> Problem:
     return problems()[job["problem"]]
 
 
+def settled(job: Job) -> RunConfig:
+    """A job's recipe with the plan that follows from what its rewards say of themselves."""
+    return resolve(config_of(job, 1, 1, "unused"))
+
+
 def forwards_per_update(job: Job) -> int:
     """By the recipe's plan, as it is before anything is learned."""
-    config = config_of(job, 1, 1, "unused")
+    config = settled(job)
     forwards, backwards = config.cost([config.plan_shape.draw(0, 0)])
     return forwards + 2 * backwards
 
@@ -174,7 +180,7 @@ def cost_of(points: Sequence[Sequence[float]], gain: float) -> float | None:
 
 def reward_calls(job: Job) -> int:
     """Pictures scored an update, by the recipe's plan."""
-    config = config_of(job, 1, 1, "unused")
+    config = settled(job)
     pairs = config.estimator.zeroth_order.count if config.plan_shape.has_zeroth_order else 0
     return config.train.chains + 2 * pairs
 
