@@ -149,6 +149,7 @@ def row_of(job: Job, summary: Row, metrics: Sequence[Row]) -> Row:
         **job,
         **told,
         "spent": spent[-1],
+        "learning_rate": max((row.get("learning_rate") or 0 for row in metrics), default=0),
         "before": before,
         "gain": gain,
         "judge_before": judge["before"],
