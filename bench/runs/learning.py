@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("name", choices=load()["sets"], help="of learning.yaml's sets")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
     parser.add_argument("--seeds", type=int, help="so many of the set's")
-    parser.add_argument("--problems", nargs="+", help="these alone")
+    parser.add_argument("--problems", nargs="+", help="these alone, in this order")
     parser.add_argument("--variants", nargs="+", help="these alone")
     parser.add_argument("--forwards", nargs="+", type=int, help="these costs alone")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to run")
@@ -238,6 +238,8 @@ def main() -> None:
     chosen = {"problem": args.problems, "variant": args.variants, "forwards": args.forwards}
     jobs = jobs_of(args.name, args.seeds)
     jobs = [job for job in jobs if all(values is None or job[key] in values for key, values in chosen.items())]
+    if args.problems:
+        jobs.sort(key=lambda job: (job["seed"], args.problems.index(job["problem"])))
     if not args.dry_run:
         from bench.problems.build import build_missing
 
