@@ -276,10 +276,14 @@ class RunConfig(Strict):
         clipped |= self.estimator.zeroth_order.clip is not None and self.plan_shape.has_zeroth_order
         return clipped or self.plan_shape.biased or self.guided or any(weight != 1 for weight in self.weights.values())
 
-    def cost(self, plans: Sequence[Plan]) -> tuple[int, int]:
-        """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans."""
+    def cost(self, plans: Sequence[Plan], *, checkpoint_steps: bool | None = None) -> tuple[int, int]:
+        """Denoiser forwards and backwards, counted per chain, of an update whose chunks have these plans.
+
+        `checkpoint_steps` is what an engine measured, if that is to be.
+        """
         pulled = sum(plan.draws for plan in plans) if self.estimator.half_order.pull else 0
-        size, checkpoint_steps = self.train.chains // len(plans), self.estimator.checkpointed
+        size = self.train.chains // len(plans)
+        checkpoint_steps = self.estimator.checkpointed if checkpoint_steps is None else checkpoint_steps
         pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
         forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + size * pulled + pairs
         compared = self.train.chains * self.compared_steps

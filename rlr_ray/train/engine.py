@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -36,8 +37,11 @@ from rlr_ray.prompts.order import PromptOrder
 from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
+from rlr_ray.train.activations import must_checkpoint
 from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.utils.memory import memory_errors
+
+_KEPT_BYTES = 2**30  # of an update's chains' gradients
 
 
 def pick_device(name: str) -> torch.device:
@@ -217,7 +221,14 @@ class Engine(PictureEngine):
         """This engine with the plan of another config, whose model, reward and prompts are the same."""
         other = copy.copy(self)
         other.config, other.shape = config, config.shape_on(self.model.schedule)
+        other.__dict__.pop("checkpoint_steps", None)
         return other
+
+    @functools.cached_property
+    def checkpoint_steps(self) -> bool:
+        """Whether first order's steps are checkpointed; auto is measured once, in a process that takes gradients."""
+        stated = self.config.estimator.checkpoint_steps
+        return must_checkpoint(self) if stated == "auto" else stated
 
     def held_bytes(self) -> int:
         """Bytes of what stays loaded: the model's weights, the reward's, and those of one that stands in for it."""
@@ -231,7 +242,15 @@ class Engine(PictureEngine):
         return (torch.arange(train.chains) // size).to(self.device)
 
     def forms(self, reference: Tensor | None = None, typical: float | None = None) -> Forms:
-        """How the recipe forms its terms; `reference` [P] is what a forward term is pulled to."""
+        """How the recipe forms its terms; `reference` [P] is what a forward term is pulled to.
+
+        Chains' own gradients are all kept until their median is known, unless that takes more than a GiB: then
+        `typical` is taken for it, which earlier updates left; the first cuts none.
+        """
+        if self.config.train.chains * len(self.model.initial_theta) * 4 <= _KEPT_BYTES:
+            typical = None
+        elif typical is None:
+            typical = math.inf
         first_order, half_order = self.config.estimator.first_order, self.config.estimator.half_order
         if half_order.pull and half_order.pull_to == "base":
             reference = self.model.initial_theta

@@ -70,7 +70,7 @@ def update(
         lambda: engine.zeroth_order(request, batch.results, tally) if batch else None,
         forms=engine.forms(state.theta_to_save, state.adaptive.typical),
         baseline=None if baseline is None else baseline.to(theta),
-        checkpoint_steps=config.estimator.checkpointed,
+        checkpoint_steps=engine.checkpoint_steps,
         sampled_together=config.train.sampled_together,
         penalty=_penalty(engine, step),
         half_order_rows=proposal.half_order_rows if count else 0,
@@ -87,7 +87,7 @@ def update(
     if config.estimator.surrogate is not None:
         row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
         row |= _show_surrogate(engine, state, step, chains, estimate, process, online)
-    row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans)
+    row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
 from rlr_ray.errors import OutOfMemory, UserError, first_line
@@ -60,6 +61,14 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
         live += change
         peak = max(peak, live)
     return peak
+
+
+def free_bytes(device: torch.device) -> int:
+    """What tensors may still take on a device."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(psutil.virtual_memory().available)
 
 
 @contextmanager

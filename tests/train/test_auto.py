@@ -1,0 +1,104 @@
+"""The default plan: decided by what the rewards say; what it costs in memory, measured; cut and resumed as ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import rlr_ray.train.activations as activations
+from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.presets import PRESETS
+from rlr_ray.config.recipe import parse_config, resolve
+from rlr_ray.config.run import RunConfig
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.state import TrainState
+from rlr_ray.train.update import ALONE, update
+from tests.runs import RECIPE, outcome, small_run, train_here
+
+BARE = {key: value for key, value in RECIPE.items() if key not in ("estimator", "train")}
+
+
+def scores(images: torch.Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> torch.Tensor:
+    return images.mean((1, 2, 3)).detach()
+
+
+scores.differentiable = False  # type: ignore[attr-defined]
+
+
+def plan_of(**changes: Any) -> RunConfig:
+    return parse_config(BARE | changes)
+
+
+def test_the_default_plan_is_decided_by_what_the_rewards_say() -> None:
+    gradient, black_box = plan_of(), plan_of(reward={"name": "digits", "differentiable": False})
+    assert gradient.estimator.first_order.steps == "all" and gradient.estimator.first_order.clip == 0.5
+    assert gradient.estimator.surrogate is None and not gradient.plan_shape.has_half_order
+    assert black_box.estimator.half_order.score == "forward" and black_box.plan_shape.switch
+    dear = plan_of(reward={"name": "digits", "gradient": "surrogate"})
+    assert dear.estimator == black_box.estimator
+    two = {"a": {"name": "digits"}, "b": {"name": "digits", "gradient": "surrogate"}}
+    mixture = parse_config({k: v for k, v in BARE.items() if k != "reward"} | {"rewards": two})
+    assert mixture.estimator == black_box.estimator and mixture.mixed
+    shape = mixture.plan_shape.alternatives[0]
+    assert shape.first_order_steps == 5 and shape.has_half_order  # both in one update
+
+
+def test_a_reward_of_ones_own_decides_when_it_is_imported() -> None:
+    config = plan_of(reward={"name": "tests.train.test_auto:scores"}, estimator={"half_order": {"draws": 5}})
+    assert config.estimator.surrogate is None  # it is not known yet
+    resolved = resolve(config)
+    assert resolved.estimator.surrogate is not None and resolved.estimator.half_order.draws == 5
+    written = yaml.safe_load(yaml.safe_dump(resolved.model_dump(mode="json")))
+    assert resolve(parse_config(written)) == resolved
+
+
+def test_keys_beside_auto_stay() -> None:
+    changes = {"reward": {"name": "digits", "differentiable": False}}
+    config = plan_of(**changes, estimator={"surrogate": {"trust": 0.7}, "first_order": {"clip": None}})
+    assert config.estimator.surrogate is not None and config.estimator.surrogate.trust == 0.7
+    assert config.estimator.first_order.clip is None and config.estimator.half_order.score == "forward"
+    said = describe_plan(config)
+    assert all(word in said for word in ("3 draws a chain", "once a surrogate is trusted", "explains 70%"))
+
+
+AUTO: dict[str, Any] = {  # over the keys of the tests' recipe
+    **PRESETS["auto"],
+    "preset": "auto",
+    "first_order": {"steps": "all", "clip": 0.5},
+}
+BLACK_BOX: dict[str, Any] = {
+    "estimator": AUTO
+    | {
+        "half_order": {"score": "forward", "baseline": "running", "weight": 1.0},
+        "surrogate": {"steps_per_update": 4, "batch_size": 4, "window": 1},
+    },
+    "reward": {"differentiable": False},
+    "train": {"iterations": 5, "checkpoint_every": 2},
+}
+
+
+def test_a_black_box_run_that_is_cut_and_resumed_ends_the_same(tmp_path: Path) -> None:
+    """With the running baseline, the surrogate and the trust in it."""
+    whole = train_here(small_run(tmp_path / "whole", **BLACK_BOX)).path
+    config = small_run(tmp_path / "cut", **BLACK_BOX)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(config, stop_after=3)
+    assert str(outcome(train_here(config, resume=True).path)) == str(outcome(whole))  # some columns are nan
+
+
+def test_steps_are_checkpointed_where_they_would_not_fit_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    thetas = []
+    for free, expected in ((1e15, False), (1e3, True)):
+        monkeypatch.setattr(activations, "free_bytes", lambda device, free=free: free)
+        engine = Engine(small_run(Path("nowhere"), estimator=AUTO))
+        state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+        rows = [update(engine, state, None, ALONE) for _ in range(2)]
+        assert engine.checkpoint_steps is expected
+        assert rows[0]["denoiser_forwards"] == 4 * (4 + 4 * expected)
+        thetas.append(state.theta.detach())
+    assert torch.equal(*thetas)
+    assert activations.step_bytes(engine) > 4 * 4 * 8 * 64  # more than a latent
