@@ -132,16 +132,20 @@ def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: 
     assert _noise_shares(rows) == {"half_order": 0.5}
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"measure"}))  # tests/lab/test_planner.py: measure
+POLICY = ("ddpo", "surrogate", "branches", "awm", "elbo-pg")  # without first order, at least at first
+
+
+# measure: tests/lab/test_planner.py; black-box is for rewards without a gradient.
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"measure", "black-box"}))
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     keys = {"estimator": {"preset": preset, "zeroth_order": {"count": 4, "chunk_size": 2}}}
     config = RunConfig.model_validate(
         small_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
     )
     summary, rows = train_here(config).load_summary(), rows_of(config)
-    owned = {"first_order": preset not in ("ddpo", "es", "surrogate")}  # not before the surrogate has learned
-    owned["half_order"] = preset in ("rlr", "rlr-paper", "ddpo", "surrogate")
-    owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "es")
+    owned = {"first_order": preset not in (*POLICY, "es")}
+    owned["half_order"] = preset in (*POLICY, "rlr", "rlr-paper", "rlr-released", "custom")
+    owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "custom", "es")
     assert {name for name in owned if f"{name}_norm" in rows[0]} == {name for name, own in owned.items() if own}
     assert summary["steps"] == 2 and numpy.isfinite(summary["gain"])
 
