@@ -24,8 +24,9 @@ from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span
 from rlr_ray.train.engine import Engine, RolloutRequest
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from rlr_ray.utils.environment import prepare_process
 
 FILE = RESULTS / "directions.json"

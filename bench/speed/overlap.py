@@ -31,8 +31,9 @@ from bench.speed.measuring import Kept, arguments, facts_of, rounded, seconds
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from rlr_ray.utils.environment import prepare_process
 
 WALL = time.perf_counter  # two processes share what is timed

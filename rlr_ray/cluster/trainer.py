@@ -33,7 +33,7 @@ from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.utils.environment import prepare_process
 
 if TYPE_CHECKING:
-    from rlr_ray.train.update import Process
+    from rlr_ray.train.process import Process
 
 logger = logging.getLogger(__name__)
 _RESIZE_EVERY_S = 15.0  # that elastic workers look for more room
@@ -127,7 +127,7 @@ _LOOK_S = 0.1  # between two looks whether the run has begun
 
 def run_worker(loop_config: dict[str, Any]) -> None:
     """Train with the other workers. A user's error ends the run instead of being retried."""
-    from rlr_ray.train.update import Process  # only here, as below: the driver needs none of it
+    from rlr_ray.train.process import Process  # only here, as below: the driver needs none of it
 
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])

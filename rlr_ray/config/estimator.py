@@ -194,7 +194,7 @@ class SurrogateConfig(Strict):
     # residual: c; auto: slope of R on Q over earlier updates, 0 while their correlation is below the threshold
     coefficient: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
     threshold: float = Field(0.3, ge=0, lt=1)  # residual: correlation with the reward from which Q is used
-    window: int = Field(4, ge=1)  # updates that give correlation, slope and trust
+    window: int = Field(5, ge=1)  # updates that give correlation, slope and trust
     replay: int = Field(2000, ge=1)  # samples that online keeps, and writes to every checkpoint
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)  # of what online learns
     steps_per_update: int = Field(50, ge=1)  # in which online learns

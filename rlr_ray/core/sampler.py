@@ -43,6 +43,7 @@ class Chains:
     parts: Objective | None = None  # of [m, B], if the objective is a sum
     differentiable: bool = True  # at least one part has a gradient
     black_box: tuple[int, ...] = ()  # which parts have none, where others do or heads stand in for them
+    replaced: Sequence[Tensor] = ()  # each [m, B]: of each call of `parts`, which scores were not finite
     heads: Objective | None = None  # of [h, B], differentiable: a surrogate of each part in black_box
     trusted: tuple[int, ...] = ()  # heads that first order carries in place of their parts
     # Steps and number K of draws -> a chain's steps [B, K] and noises [K, B, C, H, W] for the forward term

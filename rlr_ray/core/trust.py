@@ -103,6 +103,8 @@ class Trust:
     @property
     def noise_share(self) -> Tensor:  # [h]
         """Of the reward's own noise in its variance within a prompt, 0 .. 1."""
+        if not self.sums:
+            return torch.zeros_like(self.noise[0])
         chains, squares, *_ = torch.stack(self.sums).sum(0)
         noise = self.noise[1] / self.noise[0].clamp_min(1)
         return (noise / (squares / chains)).nan_to_num(0.0).clamp(max=1.0)

@@ -33,8 +33,9 @@ from rlr_ray.lab.plans import (
 from rlr_ray.lab.reference import PlanSweep, Spread, chain_squares, gather
 from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.train.held_out import standardised
+from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import ALONE, update
+from rlr_ray.train.update import update
 from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 
 logger = logging.getLogger(__name__)

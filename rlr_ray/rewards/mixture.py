@@ -47,8 +47,13 @@ class Scored:
     """Every reward's scores of the same images."""
 
     scores: Tensor  # [m, B]
-    invalid: int  # scores that were not finite and replaced
+    replaced: Tensor  # [m, B] which of them were not finite
     seconds: float
+
+    @property
+    def invalid(self) -> int:
+        """How many were replaced."""
+        return int(self.replaced.sum())
 
 
 @dataclass
@@ -130,7 +135,7 @@ class Mixture:
         reward's `invalid` says what counts instead: then such images are counted, and have no gradient.
         """
         started = time.monotonic()
-        rows, invalid = [images.new_zeros(0, len(images))], 0
+        rows, marks = [images.new_zeros(0, len(images))], [images.new_zeros(0, len(images), dtype=torch.bool)]
         for label, config in self.configs.items():
             row, wrong = self._score(label, images, prompts, metadata)
             if config.has_gradient and images.requires_grad and torch.is_grad_enabled() and not row.requires_grad:
@@ -139,23 +144,23 @@ class Mixture:
                     "operations outside torch.no_grad(), or set its differentiable: false"
                 )
             rows.append((row if config.has_gradient else row.detach())[None])
-            invalid += wrong
-        return Scored(torch.cat(rows), invalid, time.monotonic() - started)
+            marks.append(wrong[None])
+        return Scored(torch.cat(rows), torch.cat(marks), time.monotonic() - started)
 
     def _score(
         self, label: str, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
-    ) -> tuple[Tensor, int]:  # [B], how many were replaced
+    ) -> tuple[Tensor, Tensor]:  # each [B], the latter which were replaced
         instead, view = self.configs[label].invalid, self.views[label]
         checked = functools.partial(score, self.rewards[label], name=label, finite=instead == "stop")
-        if instead == "stop":
-            return view.scores(checked, images, prompts, metadata, self.frames), 0
         wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        if instead == "stop":
+            return view.scores(checked, images, prompts, metadata, self.frames), wrong
         seen = images.view_as(images)
         if seen.requires_grad:  # 0 times what is not finite is not 0
             seen.register_hook(lambda gradient: gradient.masked_fill(_beside(wrong, gradient), 0.0))
         scores = view.scores(checked, seen, prompts, metadata, self.frames)
         wrong |= ~scores.isfinite()
-        return scores.masked_fill(wrong, instead), int(wrong.sum())
+        return scores.masked_fill(wrong, instead), wrong
 
 
 def _beside(chosen: Tensor, images: Tensor) -> Tensor:  # [B] -> [B, 1, ...]

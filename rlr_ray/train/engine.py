@@ -25,7 +25,6 @@ from rlr_ray.core.forward_term import forward_draws
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Conditioning, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import chain_noise, seed_of
-from rlr_ray.core.trust import Trust
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
 from rlr_ray.errors import UserError
@@ -38,7 +37,6 @@ from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.activations import must_checkpoint
-from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.utils.memory import memory_errors
 
 _KEPT_BYTES = 2**30  # of an update's chains' gradients
@@ -108,7 +106,7 @@ class PictureEngine:
         schedule, shape = self.model.schedule, self.model.latent_shape
         starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
         noise = torch.stack(noises, dim=1).to(self.device)
-        return torch.stack(starts).to(self.device), noise, self._encode(prompts)
+        return torch.stack(starts).to(self.device), noise, self.encode(prompts)
 
     @torch.no_grad()
     def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
@@ -116,7 +114,7 @@ class PictureEngine:
         trajectory = self.sampler.sample(theta, *self.start(*self.held_out(indices)))
         return trajectory, self.model.decode(trajectory.latents[-1])
 
-    def _encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         negatives = [prompt.negative for prompt in prompts]
         if isinstance(self.model, Staged):
             return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
@@ -198,25 +196,6 @@ class Engine(PictureEngine):
             shape = shape.carrying(count - len(self.config.black_box) + len(trusted), count)
         return [shape.draw(self.config.seed, step, chunk=c, position_weights=position_weights) for c in chunks]
 
-    def online_surrogate(self) -> OnlineSurrogate | None:
-        """A new one, if the config asks for it."""
-        config = self.config.estimator.surrogate
-        if config is None or config.name != "online":
-            return None
-        heads = len(self.config.black_box) if self.shape.switch else 1
-        return OnlineSurrogate(
-            self.model.latent_shape,
-            OnlineSurrogate.features(self._encode(self.prompts[:1])).shape[1],
-            heads=heads,
-            trust=Trust(heads, config.trust, config.window) if self.shape.switch else None,
-            seed=self.config.seed,
-            device=self.device,
-            replay=config.replay,
-            learning_rate=config.learning_rate,
-            steps_per_update=config.steps_per_update,
-            batch_size=config.batch_size,
-        )
-
     def under(self, config: RunConfig) -> Engine:
         """This engine with the plan of another config, whose model, reward and prompts are the same."""
         other = copy.copy(self)
@@ -285,9 +264,12 @@ class Engine(PictureEngine):
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         maximised, spent = total or self.rewards.weighted_sum(), tally or Tally()
 
+        replaced: list[Tensor] = []
+
         def parts(latents: Tensor) -> Tensor:  # [m, B]
             scored = self._score(self.rewards, latents, texts, metadata)
             spent.add(scored)
+            replaced.append(scored.replaced)
             return maximised.parts(scored.scores)
 
         def surrogate(latents: Tensor) -> Tensor:  # [B]
@@ -298,6 +280,7 @@ class Engine(PictureEngine):
             lambda latents: parts(latents).sum(0),
             surrogate if self.surrogate.labels else None,
             parts,
+            replaced=replaced,
             differentiable=len(self.rewards.black_box) < len(self.rewards.labels),
             black_box=self.rewards.black_box if self.config.mixed or self.shape.switch else (),
         )

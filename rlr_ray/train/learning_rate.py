@@ -11,8 +11,8 @@ from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.seeds import generator, normal, seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import PictureEngine
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process
 
 FRACTION = 0.02  # of the predictions, well above what rounding to bfloat16 changes
 PART = 0.55  # of the rate that changes so much: with it the embedded digits (LoRA r 1, alpha 4) get 0.03

@@ -12,11 +12,13 @@ from rlr_ray.loggers import Report
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.learning_rate import set_learning_rate
+from rlr_ray.train.online import online_surrogate
+from rlr_ray.train.process import ALONE, Process
 from rlr_ray.train.results import Results
 from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
-from rlr_ray.train.update import ALONE, Process, update
+from rlr_ray.train.update import update
 from rlr_ray.utils.memory import MemoryBudget, memory_errors
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def _start(
     """
     config = engine.config
     state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards)
-    online = engine.online_surrogate()
+    online = online_surrogate(engine)
     saved = _saved(folder, process, engine.device)
     if saved:
         state.load_state_dict(saved)

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.kl import compared_steps
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import permutation
-from rlr_ray.core.sums import Reduce, gathered
 from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.train.online import features_read, show_surrogate
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process's place among those that share every update."""
-
-    rank: int = 0
-    size: int = 1
-    reduce: Reduce = lambda value: value
-    ran_on: str = "this process"  # for the summary
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 0
-
-
-ALONE = Process()
 
 
 def update(
@@ -83,11 +66,13 @@ def update(
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
     row["gradient_norm"] = state.update(estimate, weights)
     row["stepped_back"] = int(state.watch(estimate.rewards))
-    row |= _rewards(engine, estimate, process, total, tally)
     if config.estimator.surrogate is not None:
         row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
-        row |= _show_surrogate(engine, state, step, chains, estimate, process, online)
-    row["denoiser_forwards"], row["denoiser_backwards"] = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
+        row |= show_surrogate(engine, state, step, chains, estimate, process, online)
+    row |= _rewards(engine, estimate, process, total, tally)
+    read = features_read(config, climbed=bool(trusted) or coefficient != 0)
+    cost = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
+    row["denoiser_forwards"], row["denoiser_backwards"] = map(sum, zip(cost, read, strict=True))
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
@@ -153,48 +138,4 @@ def _terms(estimate: GradientEstimate, weights: Mapping[str, float]) -> dict[str
         product = float(estimate.terms[one].gradient @ estimate.terms[other].gradient)
         norms = columns[f"{one}_norm"] * columns[f"{other}_norm"]
         columns[f"cosine_{one}_{other}"] = product / norms if norms else 0.0
-    return columns
-
-
-def _show_surrogate(
-    engine: Engine,
-    state: TrainState,
-    step: int,
-    chains: Mapping[int, Chains],
-    estimate: GradientEstimate,
-    process: Process,
-    online: OnlineSurrogate | None,
-) -> dict[str, float]:
-    """Measure the surrogate on an update's chains, then, if it learns, show it what the rewards said of them.
-
-    The columns that say how it did. Every process is given the same numbers.
-    """
-    count = len(estimate.rewards) // len(next(iter(chains.values())).x_start)
-
-    def gather(parts: Mapping[int, Tensor]) -> Tensor:  # each [B, ...] -> [all B, ...]
-        return gathered(parts, count, process.reduce).flatten(0, 1)
-
-    def scores(of: str) -> Tensor:  # [all B] or [all B, h]
-        with torch.no_grad():
-            rated = {c: getattr(one, of) for c, one in chains.items()}
-            each = {c: rate(estimate.latents[c]) for c, rate in rated.items() if rate is not None}
-            return gather({c: scores.movedim(-1, 0) for c, scores in each.items()})
-
-    rewards, columns = estimate.rewards, {}
-    if online is not None and online.trust is not None:
-        rewards = estimate.parts[list(next(iter(chains.values())).black_box)]
-        prompts = [prompt.text for prompt in engine.train_prompts(step, range(len(estimate.rewards)))]
-        online.trust.observe(scores("heads").T, rewards, prompts)
-        columns["surrogate_explained"] = float(online.trust.measured()[0].mean())
-        columns["surrogate_trusted"] = len(online.trusted)
-    else:
-        columns["surrogate_correlation"] = state.adaptive.observe_surrogate(
-            scores("surrogate"), rewards, engine.groups()
-        )
-    if online is not None:
-        features = gather({c: online.features(one.conditioning) for c, one in chains.items()})
-        with torch.no_grad():
-            seen = gather({c: online.read(estimate.latents[c], one.conditioning) for c, one in chains.items()})
-        online.learn(step, seen, features, rewards)
-        online.share(process.leads, process.reduce)
     return columns

@@ -22,7 +22,7 @@ from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, 
 from rlr_ray.cluster.trainer import _begun, _check_progress, _watched, run_worker
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.errors import UserError
-from rlr_ray.train.update import Process
+from rlr_ray.train.process import Process
 from tests.runs import logged
 
 

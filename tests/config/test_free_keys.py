@@ -11,8 +11,9 @@ import pytest
 from rlr_ray.config.base import free_keys, is_free, keys_of
 from rlr_ray.config.run import RunConfig
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import ALONE, update
+from rlr_ray.train.update import update
 from tests.runs import small_run
 
 TESTS = Path(__file__).parents[1]

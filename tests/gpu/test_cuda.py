@@ -15,9 +15,10 @@ from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
+from rlr_ray.train.process import Process
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from tests.runs import short_run
 
 pytestmark = pytest.mark.gpu

@@ -15,8 +15,10 @@ from rlr_ray.config.base import is_free, keys_of
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.run import RunConfig
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.online import online_surrogate
+from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import ALONE, update
+from rlr_ray.train.update import update
 from tests.runs import small_run
 
 IMPORTANCE = {"estimator": {"sub_chain": {"length": 1, "place": "importance"}}, "sampler": {"steps": 8}}
@@ -124,7 +126,7 @@ def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
     config = small_run(Path("nowhere"), **changes)
     engine = Engine(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards)
-    online = engine.online_surrogate()
+    online = online_surrogate(engine)
     for _ in range(updates):
         update(engine, state, engine.local_rollouts, ALONE, online)
     return state.theta_to_save

@@ -26,10 +26,11 @@ from rlr_ray.rewards.mixture import Tally
 from rlr_ray.train.checkpoints import Checkpoints
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
+from rlr_ray.train.process import Process
 from rlr_ray.train.results import _noise_shares
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from tests.runs import TIMED, short_run, small_run, train_here
 
 

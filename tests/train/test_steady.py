@@ -26,10 +26,10 @@ from rlr_ray.train import steady
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.learning_rate import gradient_signs, random_signs, rate_of_change
 from rlr_ray.train.loop import train
+from rlr_ray.train.process import Process
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.steady import Sizes, StepBack
-from rlr_ray.train.update import Process
 from tests.runs import logged, outcome, shared, small_run, train_here
 
 P, B, UPDATES, RATE = 6, 10, 60, 0.03

@@ -22,10 +22,12 @@ from rlr_ray.core.trust import Trust
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.online import online_surrogate
+from rlr_ray.train.process import Process
 from rlr_ray.train.regressor import Regressor, masked_mse
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from tests.runs import outcome, shared, small_run, train_here
 
 CHAINS, FEATURES = 80, 10
@@ -133,7 +135,7 @@ def test_the_gate_opens_at_its_threshold_and_a_number_has_none(tmp_path: Path) -
     assert state.propose(5).control_variate == pytest.approx(0.5)  # correlation .5 over both
     for _ in range(6):
         state.adaptive.observe_surrogate(torch.arange(8.0), 3 * torch.arange(8.0), torch.zeros(8))
-    assert len(state.adaptive.agreement) == 4 and state.propose(5).control_variate == pytest.approx(3)
+    assert len(state.adaptive.agreement) == 5 and state.propose(5).control_variate == pytest.approx(3)
     stated = surrogate_run(tmp_path, surrogate={"coefficient": 0.6}).estimator
     assert TrainState(torch.zeros(2), config.train, stated).propose(5).control_variate == 0.6
 
@@ -214,7 +216,7 @@ def test_an_updates_own_rewards_have_no_say_in_its_surrogate(tmp_path: Path) -> 
 
 
 def new_run_online(engine: Engine) -> OnlineSurrogate:
-    online = engine.online_surrogate()
+    online = online_surrogate(engine)
     assert online is not None
     return online
 
@@ -383,3 +385,110 @@ def test_what_tells_prompts_apart_is_not_trusted() -> None:
         trust.observe(prompts.argmax(1)[None], (prompts.argmax(1) + noise(step, *batch(step)))[None], GROUPS.tolist())
     explained, error = (float(value) for value in trust.measured())
     assert abs(explained) < 3.5 * error < 0.3 and trust.trusted == [False]  # of all the spread it would be .9
+
+
+FEW: dict[str, Any] = {"train": {"chains": 4, "chains_per_prompt": 2, "chunk_size": 2}, "sampler": {"steps": 3}}
+
+
+def test_a_head_reads_the_base_denoisers_middle(tmp_path: Path) -> None:
+    """First order passes through it to theta, and what it has read is kept in place of latents."""
+    keys = {"steps_per_update": 5, "use": "residual", "coefficient": 0.7, "features": "denoiser"}
+    engine = Engine(surrogate_run(tmp_path, {"model": {"name": "digits", "path": None}} | FEW, surrogate=keys))
+    _, online, rows = three_updates(engine, Process())
+    chains = engine.train_chains(0, range(4))
+    seen = engine.model.features(chains.x_start, chains.conditioning)
+    assert online.pictures.shape == (3 * len(engine.groups()), *seen.shape[1:])
+    assert rows[0]["first_order_norm"] == 0 < min(row["first_order_norm"] for row in rows[1:])
+    with torch.no_grad():
+        scores = online.heads(chains.conditioning)(chains.x_start)
+        torch.testing.assert_close(scores, online.scores(seen, online.features(chains.conditioning)))
+
+
+SWITCH = {
+    "rest": "none",
+    "half_order": {"score": "forward", "baseline": "running", "weight": 1.0},
+    "surrogate": {"use": "switch", "steps_per_update": 5},
+}
+
+
+def by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are trusted from the third update on, and then not, and again: as the measured updates go."""
+    monkeypatch.setattr(Trust, "trusted", property(lambda self: [len(self.sums) % 2 == 1] * len(self.noise[0])))
+
+
+def scored_before(online: OnlineSurrogate, weights: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The head's scores, of which those of an update are asked for before it has learned."""
+
+    def scores(pictures: Tensor, prompts: Tensor) -> Tensor:
+        assert all(torch.equal(a, b) for a, b in zip(online.regressor.parameters(), weights, strict=True))
+        return OnlineSurrogate.scores(online, pictures, prompts)
+
+    return scores
+
+
+def test_first_order_switches_to_heads_that_are_trusted_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_turns(monkeypatch)
+    engine = Engine(surrogate_run(tmp_path, **SWITCH))
+    state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+    online, rows = new_run_online(engine), []
+    for step in range(4):
+        before = [value.clone() for value in online.regressor.parameters()]
+        monkeypatch.setattr(online, "scores", scored_before(online, before))
+        rows.append(update(engine, state, None, Process(), online))
+        assert step == 0 or not torch.equal(before[0], next(online.regressor.parameters()))
+    assert ["first_order_norm" in row for row in rows] == [False, False, True, False]
+    assert ["half_order_norm" in row for row in rows] == [True, True, False, True]
+    assert [row["surrogate_trusted_digits"] for row in rows] == [False, True, False, True]
+    assert "surrogate_explained_digits" not in rows[0] and engine.config.black_box == ["digits"]
+
+
+def test_a_run_is_the_same_in_two_processes_and_resumed_around_a_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_turns(monkeypatch)
+    train = {"chains": 8, "chunk_size": 2, "checkpoint_every": 1, "iterations": 4}
+    config = surrogate_run(tmp_path, {"train": train, "name": "whole"}, **SWITCH)
+    whole = train_here(config)
+    engines = [Engine(config) for _ in range(2)]
+    pair = shared(2, lambda rank, reduce: three_updates(engines[rank], Process(rank, 2, reduce)))
+    alone = three_updates(Engine(config), Process())
+    for state, online, rows in pair:
+        assert torch.equal(state.theta, alone[0].theta) and rows[2]["first_order_norm"] > 0
+        assert online.trust is not None and alone[1].trust is not None
+        assert online.trust.state_dict()["means"] == alone[1].trust.state_dict()["means"]
+        assert all(torch.equal(a, b) for a, b in zip(online.trust.sums, alone[1].trust.sums, strict=True))
+    for stop in (2, 3):  # before and after the update that first order carries
+        broken = surrogate_run(tmp_path, {"train": train, "name": f"broken_{stop}"}, **SWITCH)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(broken, stop_after=stop)
+        assert outcome(train_here(broken, resume=True).path) == outcome(whole.path)
+    said = describe_results(whole)
+    assert "surrogate of digits: explains" in said and "trusted in 50% of updates" in said
+
+
+def test_a_reward_is_asked_twice_once_and_a_replaced_score_teaches_nothing(tmp_path: Path) -> None:
+    keys = {"reward": {"differentiable": False, "invalid": 0.0}}
+    config = surrogate_run(tmp_path, {"evaluation": {"chains": 2, "chunk_size": 2}}, **SWITCH)
+    config = small_run(tmp_path, estimator=config.estimator.model_dump(exclude_unset=True), **keys)
+    engine, calls = Engine(config), list[int]()
+    reward = engine.rewards.rewards["digits"]
+
+    def failing(images: Tensor, *told: Any) -> Tensor:
+        calls.append(len(images))
+        scores = reward(images, *told).clone()
+        scores[::2] = torch.nan
+        return scores
+
+    engine.rewards.rewards["digits"] = failing
+    state, online = TrainState(engine.model.initial_theta, config.train, config.estimator), new_run_online(engine)
+    counts = []
+    for _ in range(3):
+        calls.clear()
+        row = update(engine, state, None, Process(), online)
+        counts.append(sum(calls))
+    assert counts == [2 * len(engine.groups()), len(engine.groups()), len(engine.groups())]
+    assert online.rewards.isnan()[:, 0].sum() * 2 == len(online.rewards) and row["reward_invalid"] == counts[1] / 2
+    assert online.trust is not None and bool(torch.isfinite(torch.stack(online.trust.sums)).all())
+    assert float(online.trust.sums[-1][0]) == counts[1] / 2  # chains that were measured

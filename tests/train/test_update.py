@@ -13,8 +13,9 @@ import rlr_ray.train.engine as engine_module
 import rlr_ray.train.update as update_module
 from rlr_ray.core.sampler import Chains
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from tests.runs import small_run
 
 

@@ -15,8 +15,9 @@ from rlr_ray.config.tune import load_tune_config
 from rlr_ray.errors import UserError
 from rlr_ray.lab.cost import Line, MemoryModel, Probe
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import Process, update
+from rlr_ray.train.update import update
 from rlr_ray.tune.points import Estimates, Points, cost_of_update, measured_parts
 from rlr_ray.tune.trial import run_of
 from rlr_ray.utils.memory import GIB, peak_bytes
