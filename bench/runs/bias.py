@@ -28,8 +28,9 @@ from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.lab.agreement import agreement
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import ALONE, update
+from rlr_ray.train.update import update
 from rlr_ray.utils.environment import prepare_process
 
 FILE = RESULTS / "bias.json"

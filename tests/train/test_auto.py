@@ -15,8 +15,9 @@ from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.train.engine import Engine
+from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
-from rlr_ray.train.update import ALONE, update
+from rlr_ray.train.update import update
 from tests.runs import RECIPE, outcome, small_run, train_here
 
 BARE = {key: value for key, value in RECIPE.items() if key not in ("estimator", "train")}
