@@ -30,7 +30,7 @@ from rlr_ray.utils.environment import prepare_process
 
 FILE = Path(__file__).with_suffix(".yaml")
 ROWS = RESULTS / "learning.jsonl"
-TRUSTED = "surrogate_trusted_"  # and the reward's label: a column of an update's row
+TRUSTED = "surrogate_trusted"  # and the reward's label, if there are several: columns of an update's row
 PICTURES = ROOT / "build" / "learning"
 STANDARD = 24_000  # forwards, of which a problem's `cost` stands in the place
 POINTS = {24_000: 6, 72_000: 9, 216_000: 9}  # evaluations along a run, so that 4k, 8k, 12k, 24k and 72k are among them
