@@ -82,7 +82,7 @@ class DcotConfig(Strict):
         return [(k >= self.mid) + (k >= self.fine) for k in range(steps)]
 
 
-Weight = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Literal["auto", "even"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class FirstOrderConfig(Strict):
@@ -132,7 +132,8 @@ class HalfOrderConfig(Strict):
     # What a chain's reward is compared with. prompt, batch: the others that share it, in this update; running: the mean
     # of its prompt in earlier updates, then the others of this one
     baseline: Literal["running", "prompt", "batch"] = "running"
-    weight: Weight = 1.0  # of the term; auto: least mean squared error
+    # Of the term. auto: least mean squared error; even: what makes it as long as first order, over updates (biased)
+    weight: Weight = 1.0
     # branches: of its steps, how many are drawn each update, with the inverse probability as weight
     branch_steps: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     draws: int = Field(3, ge=1)  # forward: steps drawn a chain, each with a noise of its own
@@ -159,7 +160,7 @@ class ZerothOrderConfig(Strict):
     # How many principal components of earlier half-order gradients span guided directions; auto: by count
     span: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     scale: float = Field(0.01, gt=0, allow_inf_nan=False)  # standard deviation of a trained number's displacement
-    weight: Weight = "auto"  # of the term; auto: least mean squared error
+    weight: Weight = "auto"  # of the term; auto: least mean squared error; even: as long as first order
     # A pair's difference of rewards is cut to so many times the median of their sizes (biased); None: none is
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 

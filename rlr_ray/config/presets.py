@@ -32,8 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Three orders, each in its best form: clipped first order, the forward term, guided and clipped zeroth order.
     "rlr": {
         "first_order": {"steps": 3, "clip": 0.5},
-        "half_order": {"score": "forward"},
-        "zeroth_order": {"count": 8, "clip": 1.0},
+        "half_order": {"score": "forward", "weight": "even"},
+        "zeroth_order": {"count": 4, "chunk_size": 4, "clip": 1.0},
     },
     # Nothing but the keys themselves: for plans that are spelled out.
     "custom": {},

@@ -88,7 +88,7 @@ class TrainConfig(Strict):
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
     # By how much an update moves each number; auto: measured at the start, by how much that changes predictions
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
-    warmup: int = Field(20, ge=0)  # first updates, along which the learning rate rises
+    warmup: int = Field(10, ge=0)  # first updates, along which the learning rate rises
     # Of the learning rate, over `iterations`; a run resumed with others goes on along the new ones' schedule
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     schedule_final: float = Field(0.1, ge=0, le=1)  # what a schedule falls to, as a part of learning_rate
@@ -96,6 +96,9 @@ class TrainConfig(Strict):
     # have 1 in the mean square: SGD then moves them by the learning rate, too, and no kind starves another in Adam
     own_norms: bool = True
     clip_update: float | None = Field(1.5, gt=0)  # to so many times their running size, updates are cut; null: none is
+    # An update changes the denoiser's predictions at its own chains by at most so large a part, times what `schedule`
+    # says; a longer one is shortened; null: none is
+    max_change: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.02
     # A class of torch.optim by its name, e.g. AdamW or SGD, or Adam8bit, which needs bitsandbytes
     optimizer: str = "AdamW"
     betas: tuple[Beta, Beta] = (0.9, 0.99)  # of AdamW and its like: decay of the first and second moment
@@ -116,6 +119,11 @@ class TrainConfig(Strict):
             if self.chains % getattr(self, name):
                 raise ValueError(f"chains {self.chains} must be a multiple of {name} {getattr(self, name)}")
         return self
+
+    @property
+    def looked_at(self) -> int:
+        """Chains at which an update's change of the predictions is measured."""
+        return min(self.chunk_size, 4)
 
     @property
     def sampled_together(self) -> int:
@@ -289,6 +297,7 @@ class RunConfig(Strict):
         compared = self.train.chains * self.compared_steps
         backwards = sum(size * plan.backwards for plan in plans) + compared
         again = backwards if self.model.gradient_checkpointing else 0
+        forwards += 2 * self.train.looked_at if self.train.max_change is not None else 0
         return forwards + 2 * compared + again, backwards
 
     @property

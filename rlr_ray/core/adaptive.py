@@ -17,7 +17,17 @@ from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_sp
 
 _ROWS_PER_UPDATE = 4  # half-order gradients kept of an update: means over quarters of its chunks
 _ROWS_PER_COMPONENT = 4  # and of all updates: so many newest for each principal component
-_STATISTICS = ("signals", "guides", "guided_updates", "half_order_rows", "position_norms", "agreement", "typical")
+_SPIKE = 3.0  # times its running norm, beyond which a term's norm counts for no more
+_STATISTICS = (
+    "signals",
+    "norms",
+    "guides",
+    "guided_updates",
+    "half_order_rows",
+    "position_norms",
+    "agreement",
+    "typical",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Adaptive:
     scale: float  # of perturbations, see `Directions`
     guided: bool = False  # directions in a span that earlier updates left; else isotropic
     components: int = 8  # principal components of half order's gradients in it, at most
-    weights: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)  # of the terms; 1 if not given
+    weights: Mapping[str, float | Literal["auto", "even"]] = field(default_factory=dict)  # of the terms; 1 if not given
     averaging: float = 8.0  # m of the auto weights
     smoothing: float = 0.9
     importance: bool = False  # a sub-chain's position by half order's norm there; else uniform
@@ -49,6 +59,7 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         self.signals: dict[str, float] = {}  # each term's smoothed signal, in units of its variance
+        self.norms: dict[str, float] = {}  # each term's smoothed norm
         self.guides: dict[str, Tensor] = {}  # smoothed first-order and half-order gradients [P]
         self.guided_updates: dict[str, int] = {}  # in each half-order guide
         self.half_order_rows: list[Tensor] = []  # [P] on the CPU, the newest half-order gradients of parts of updates
@@ -81,7 +92,7 @@ class Adaptive:
 
     def observe(self, plan: Plan, estimate: GradientEstimate) -> dict[str, float]:
         """Learn from an update's estimate under its first chunk's plan; the terms' weights."""
-        weights = self._weights(estimate.terms, residual=plan.residual)
+        weights = self._weights(estimate, residual=plan.residual)
         first, half = (estimate.terms.get(name) for name in ("first_order", "half_order"))
         if first is not None:
             self.guides["first_order"] = self._smooth(self.guides.get("first_order", 0.0), first.gradient)
@@ -123,21 +134,35 @@ class Adaptive:
         correlation, slope = correlation_and_slope(self.agreement)
         return slope if correlation >= self.threshold else 0.0
 
-    def _weights(self, terms: Mapping[str, TermEstimate], *, residual: bool) -> dict[str, float]:
-        """Each term's factor: the stated one, or that of least mean squared error.
+    def _weights(self, estimate: GradientEstimate, *, residual: bool) -> dict[str, float]:
+        """Each term's factor: stated, of least mean squared error (auto), or for first order's length (even).
 
         A signal is smoothed in units of its update's variance, which changes by orders of magnitude between updates
         (the first directions are isotropic): otherwise a single noisy update decides for dozens. It is smoothed from 0:
         a term earns its weight. What it was when the term carried the whole reward says nothing of the `residual`.
         """
-        weights = {}
-        for name, term in terms.items():
+        weights, lengths = {}, self._lengths(estimate)
+        for name, term in estimate.terms.items():
             key, stated = f"{name}_of_residual" if residual else name, self.weights.get(name, 1.0)
             signal = self._half_order_signal(key, term) if name == "half_order" else term.signal
             ratio = signal / term.variance if term.variance > 0 else 0.0
             self.signals[key] = self._smooth(self.signals.get(key, 0.0), ratio)
-            weights[name] = mse_weight(self.signals[key], self.averaging) if isinstance(stated, str) else stated
+            fitting = {"auto": mse_weight(self.signals[key], self.averaging), "even": lengths[name]}
+            weights[name] = fitting[stated] if isinstance(stated, str) else stated
         return weights
+
+    def _lengths(self, estimate: GradientEstimate) -> dict[str, float]:
+        """What makes each term as long as first order in the mean over updates; 1 without that, or while one is 0.
+
+        A term whose expectation is not its part of the gradient (the forward term) has no length of its own.
+        """
+        norms = {}
+        for name, term in estimate.terms.items():
+            key, norm = f"{name} of a surrogate" if estimate.of_surrogate else name, float(term.gradient.norm())
+            before = self.norms.get(key) or norm
+            norms[name] = self.norms[key] = self._smooth(before, min(norm, _SPIKE * before))
+        first = norms.get("first_order", 0.0)
+        return {name: first / norm if first and norm else 1.0 for name, norm in norms.items()}
 
     def _half_order_signal(self, key: str, term: TermEstimate) -> float:
         """Squared norm of half order's expectation: its inner product with the mean of earlier estimates.

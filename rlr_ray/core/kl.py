@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlr_ray.core.sampler import Sampler, Trajectory
+from rlr_ray.core.sampler import Conditioning, Sampler, Trajectory
 
 
 def compared_steps(sampler: Sampler) -> list[int]:
@@ -65,3 +65,20 @@ def _step_divergence(sampler: Sampler, theta: Tensor, base: Tensor, trajectory: 
         expected = sampler.mean(base, *arguments)
     moved = (sampler.mean(theta, *arguments) - expected) / sampler.schedule.sigma[k]
     return moved.flatten(1).square().sum(1) / 2
+
+
+@torch.no_grad()
+def prediction_change(
+    sampler: Sampler,
+    before: Tensor,  # [P]
+    after: Tensor,  # [P]
+    k: int,
+    latents: Tensor,  # [B, C, H, W] at step k's input
+    conditioning: Conditioning,
+) -> float:
+    """`|f(after) - f(before)| / |f(before)|`: f the denoiser's predictions, |.| the root of the mean square over all.
+
+    What an update did to the model, in units that mean the same for any adapter, parametrisation and optimizer.
+    """
+    was, now = (sampler.denoiser(at, latents, sampler.schedule.timesteps[k], conditioning) for at in (before, after))
+    return float((now - was).double().norm() / was.double().norm())

@@ -51,7 +51,7 @@ class Candidate:
     checkpoint_steps: bool = False
     chains: int = 1  # an update
     pairs: int = 1  # perturbation pairs an update
-    weights: Mapping[str, float | Literal["auto"]] = field(default_factory=dict)  # of the terms; 1 if not given
+    weights: Mapping[str, float | Literal["auto", "even"]] = field(default_factory=dict)  # of the terms; 1 if not given
     averaging: float = 1.0  # m of the auto weights
     position_weights: Sequence[float] | None = None  # [T] of an importance sub-chain
     biased: bool = False  # the expectation is not the whole gradient, whatever the reason

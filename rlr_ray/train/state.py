@@ -130,9 +130,14 @@ class TrainState:
     def learning_rate(self) -> float:
         """Of the next update."""
         assert self.rate is not None, "train.learning_rate: auto was not measured; see train/learning_rate.py"
-        rate = self.rate * SCHEDULES[self.train.schedule](self.step / self.train.iterations, self.train.schedule_final)
+        rate = self.rate * self._scheduled
         warm = min(1.0, (self.step + 1) / self.train.warmup) if self.train.warmup else 1.0
         return rate * warm * (self.step_back.cut if self.step_back else 1.0)
+
+    @property
+    def _scheduled(self) -> float:
+        """What the schedule makes of the next update's rate."""
+        return SCHEDULES[self.train.schedule](self.step / self.train.iterations, self.train.schedule_final)
 
     def propose(self, steps: int) -> Proposal:
         """What the next update is to do; directions may also lie along the optimizer's momentum and the way so far."""
@@ -140,10 +145,17 @@ class TrainState:
         momentum = memory.get("exp_avg", memory.get("momentum_buffer"))  # None while no update had a term
         return self.adaptive.propose(steps, [momentum, self.theta.detach() - self.initial_theta])
 
-    def update(self, estimate: GradientEstimate, weights: Mapping[str, float]) -> float:
+    def update(
+        self,
+        estimate: GradientEstimate,
+        weights: Mapping[str, float],
+        change: Callable[[Tensor, Tensor], float] | None = None,
+    ) -> float:
         """Take one optimizer step and return the gradient's norm before clipping. Raises UserError if not finite.
 
-        Without a term (a plan of nothing but a surrogate that is not trusted) theta stays as it is.
+        `change` says by how much predictions differ between two thetas [P]: a step that changes them by more than
+        train.max_change allows is shortened. Without a term (a plan of nothing but a surrogate that is not trusted)
+        theta stays as it is.
         """
         if not estimate.terms:
             self.step += 1
@@ -157,11 +169,22 @@ class TrainState:
         self.theta.grad.mul_(self.sizes.factor(estimate.kind, min(norm, longest), len(self.theta)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
+        before = self.theta.detach().clone() if change else None
         self.optimizer.step()
         self.theta.grad = None  # [P], which the next update has no use for
+        if change is not None and before is not None:
+            self._shorten(before, change(before, self.theta.detach()))
         self.step += 1
         self._average()
         return norm
+
+    @torch.no_grad()
+    def _shorten(self, before: Tensor, change: float) -> None:
+        """Go back towards theta before the step [P] if it changed predictions by more than is allowed."""
+        assert self.train.max_change is not None
+        most = self.train.max_change * self._scheduled
+        if change > most:
+            self.theta.copy_(torch.lerp(before, self.theta.detach(), most / change))
 
     def watch(self, rewards: Tensor) -> bool:  # [B] of the update just taken, chains of a prompt together
         """Step back to the best average if they fell by more than their noise; whether that was done."""

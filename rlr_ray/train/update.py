@@ -9,11 +9,12 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
-from rlr_ray.core.kl import compared_steps
+from rlr_ray.core.kl import compared_steps, prediction_change
 from rlr_ray.core.sampler import Chains
-from rlr_ray.core.seeds import permutation
+from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
@@ -64,7 +65,7 @@ def update(
     mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
-    row["gradient_norm"] = state.update(estimate, weights)
+    row |= _step(engine, state, process, chains, estimate, weights)
     row["stepped_back"] = int(state.watch(estimate.rewards))
     if config.estimator.surrogate is not None:
         row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
@@ -76,6 +77,41 @@ def update(
     row |= batch.counts if batch else {}
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
+
+
+def _step(
+    engine: Engine,
+    state: TrainState,
+    process: Process,
+    chains: Mapping[int, Chains],
+    estimate: GradientEstimate,
+    weights: Mapping[str, float],
+) -> dict[str, float]:
+    """Take the optimizer's step, measured by what it does to predictions at a noisy copy of the chains' last latents.
+
+    The leading process, whose first chunk is the update's, measures; all take its number.
+    """
+    columns: dict[str, float] = {}
+    schedule, seed, step = engine.model.schedule, engine.config.seed, state.step
+
+    def change(before: Tensor, after: Tensor) -> float:
+        measured = 0.0
+        if process.leads:
+            first, count = min(chains), engine.config.train.looked_at
+            last = estimate.latents[first][:count]
+            k = permutation(engine.sampler.trained, seed, "change", step)[0]
+            noise = normal(tuple(last.shape), last.dtype, seed, "change", "noise", step).to(last)
+            latents = schedule.signal[k] * last + schedule.noise[k] * noise
+            conditioning = {name: value[:count] for name, value in chains[first].conditioning.items()}
+            measured = prediction_change(engine.sampler, before, after, k, latents, conditioning)
+        columns["prediction_change"] = float(
+            process.reduce(torch.tensor(measured, dtype=torch.float64, device=engine.device))
+        )
+        return columns["prediction_change"]
+
+    measure = None if engine.config.train.max_change is None else change
+    columns["gradient_norm"] = state.update(estimate, weights, measure)
+    return columns
 
 
 def _chunks(count: int, size: int) -> list[range]:

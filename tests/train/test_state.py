@@ -68,6 +68,22 @@ def test_auto_weights_are_the_smoothed_signal_over_signal_plus_noise(tmp_path: P
     assert third["half_order"] == pytest.approx((6 - 14 / 3) / (6 - 14 / 3 + 0.25))
 
 
+def test_even_weights_give_every_term_first_orders_length_over_updates(tmp_path: Path) -> None:
+    """Of running norms, so an update's own length still counts; a spike counts for no more than three times it."""
+    even = {"half_order": {"score": "forward", "weight": "even"}, "zeroth_order": {"weight": "even"}}
+    state = new_state(tmp_path, **even)  # smoothing 1/2; norms 1, 2 and 1
+    assert take(state, estimate()) == {"first_order": 1.0, "half_order": 0.5, "zeroth_order": 1.0}
+    terms = dict(estimate().terms) | {"half_order": TermEstimate(vector(0, 100, 0, 0), 1.0)}
+    weights = take(state, GradientEstimate(terms, torch.zeros(2)))
+    assert weights["half_order"] == pytest.approx(1 / (2 / 2 + 6 / 2))
+    climbing = GradientEstimate(
+        terms, torch.zeros(2), of_surrogate=True
+    )  # a surrogate's gradients have norms of their own
+    assert take(state, climbing)["half_order"] == pytest.approx(1 / 100)
+    alone = GradientEstimate({"half_order": terms["half_order"]}, torch.zeros(2))
+    assert take(state, alone)["half_order"] == 1.0
+
+
 def test_one_noisy_update_does_not_decide_the_weight(tmp_path: Path) -> None:
     """Twenty updates with S = V, one among them with a thousand times the scale and no signal."""
     state = new_state(tmp_path)

@@ -18,19 +18,21 @@ from rlr_ray.config.run import TrainConfig
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.figures import reward_figures
 from rlr_ray.rewards.scores import Scores
 from rlr_ray.train import steady
+from rlr_ray.train import update as one_update
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.learning_rate import gradient_signs, random_signs, rate_of_change
 from rlr_ray.train.loop import train
-from rlr_ray.train.process import Process
+from rlr_ray.train.process import ALONE, Process
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.steady import Sizes, StepBack
-from tests.runs import logged, outcome, shared, small_run, train_here
+from tests.runs import logged, outcome, shared, short_run, small_run, train_here
 
 P, B, UPDATES, RATE = 6, 10, 60, 0.03
 
@@ -67,7 +69,7 @@ def test_updates_are_the_prototypes() -> None:
         g, size = g / norms[kind], size / norms[kind]
         median = size if median is None else median + 0.1 * (size - median) if size < 3 * median else median * 1.1
         g = g * min(1.0, 1.5 * median / size)
-        adam.param_groups[0]["lr"] = RATE * (1 - 0.9 * update / UPDATES) * min(1.0, (update + 1) / 20) * cut
+        adam.param_groups[0]["lr"] = RATE * (1 - 0.9 * update / UPDATES) * min(1.0, (update + 1) / 10) * cut
         theta.grad = -g
         adam.step()
         decay = min(0.95, (1 + update) / (10 + update)) if update else 0.0
@@ -90,6 +92,48 @@ def test_updates_are_the_prototypes() -> None:
         torch.testing.assert_close(state.theta.detach(), theta.detach(), atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(state.theta_to_save, ema, atol=1e-6, rtol=1e-4)
     assert len(back) >= 3 and state.step_back is not None and state.step_back.steps_back == len(back)
+
+
+def test_a_step_that_changes_predictions_by_too_much_is_shortened() -> None:
+    """To max_change times what the schedule says, where predictions change by theta's way; a shorter one is left."""
+    keys = TrainConfig(iterations=10, learning_rate=0.5, warmup=0, max_change=0.2, schedule_final=0.0)
+    gradient = GradientEstimate({"first_order": TermEstimate(torch.tensor([3.0, 4.0]), 1.0)}, torch.zeros(1, 2))
+    state = TrainState(torch.zeros(2), keys, EstimatorConfig())
+    for update in range(10):
+        before = state.theta.detach().clone()
+        state.update(gradient, {}, lambda was, now: float((now - was).norm()))
+        moved = float((state.theta.detach() - before).norm())
+        assert moved == pytest.approx(0.2 * (1 - update / 10), rel=1e-5)  # unhindered ones are .7 (1 - update / 10)
+    free = TrainState(torch.zeros(2), keys, EstimatorConfig())
+    free.update(gradient, {}, lambda was, now: 0.2)
+    torch.testing.assert_close(free.theta.detach(), torch.tensor([0.5, 0.5]))
+
+
+def test_an_update_measures_the_change_at_noisy_copies_of_its_chains(tmp_path: Path) -> None:
+    """The column is what the pipeline's predictions change by; no chunk size, share of work or limit moves it."""
+    rows = {}
+    for most in (1e-6, 10.0):
+        engine = Engine(short_run(tmp_path, name=f"at-most-{most:g}", train={"max_change": most, "warmup": 0}))
+        state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
+        rows[most] = (
+            one_update.update(engine, state, engine.local_rollouts, ALONE),
+            state.theta.detach() - state.initial_theta,
+        )
+    (short, moved), (free, whole) = rows[1e-6], rows[10.0]
+    assert short["prediction_change"] == free["prediction_change"] > 1e-6
+    torch.testing.assert_close(
+        moved * short["prediction_change"] / 1e-6, whole, rtol=1e-2, atol=1e-3 * float(whole.abs().max())
+    )
+    latents = engine.sampler.sample(state.initial_theta, *engine.train_chains(0, range(4)).start).latents[-1]
+    k = permutation(engine.sampler.trained, engine.config.seed, "change", 0)[0]
+    noise = normal(tuple(latents.shape), latents.dtype, engine.config.seed, "change", "noise", 0)
+    noisy = engine.model.schedule.signal[k] * latents + engine.model.schedule.noise[k] * noise
+    conditioning = engine.train_chains(0, range(4)).conditioning
+    was, now = (
+        engine.model(at, noisy, engine.model.schedule.timesteps[k], conditioning).detach()
+        for at in (state.initial_theta, state.theta.detach())
+    )
+    assert float((now - was).norm() / was.norm()) == pytest.approx(free["prediction_change"], rel=1e-3)
 
 
 def test_an_own_norm_gives_sgd_steps_of_the_learning_rate() -> None:
