@@ -63,6 +63,7 @@ RECIPE: dict[str, Any] = {
         "schedule": "constant",
         "own_norms": False,
         "clip_update": None,
+        "max_change": None,
         "checkpoint_every": 1,
     },
     "guards": {"ema": None, "keep": "last", "step_back": False},  # tests/train/test_steady.py: these, and the above
