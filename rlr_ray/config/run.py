@@ -86,7 +86,8 @@ class TrainConfig(Strict):
     chunk_size: int = Field(10, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    # By how much an update moves each number; auto: measured at the start, by how much that changes predictions
+    # By how much an update moves each number; auto: by how much that changes predictions, measured at the start and,
+    # where there are max_change and a warm-up, along that
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
     warmup: int = Field(10, ge=0)  # first updates, along which the learning rate rises
     # Of the learning rate, over `iterations`; a run resumed with others goes on along the new ones' schedule
