@@ -99,7 +99,7 @@ class TrainConfig(Strict):
     clip_update: float | None = Field(1.5, gt=0)  # to so many times their running size, updates are cut; null: none is
     # An update changes the denoiser's predictions at its own chains by at most so large a part, times what `schedule`
     # says; a longer one is shortened; null: none is
-    max_change: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.02
+    max_change: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.03
     # A class of torch.optim by its name, e.g. AdamW or SGD, or Adam8bit, which needs bitsandbytes
     optimizer: str = "AdamW"
     betas: tuple[Beta, Beta] = (0.9, 0.99)  # of AdamW and its like: decay of the first and second moment

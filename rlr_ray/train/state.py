@@ -37,7 +37,7 @@ def _adam8bit() -> Any:
         ) from error
 
 
-AUTO = 0.75  # of train.max_change, by which an update of learning_rate: auto changes predictions at the warm-up's end
+AUTO = 1.0  # of train.max_change, by which an update of learning_rate: auto changes predictions at the warm-up's end
 OPTIMIZERS: dict[str, Callable[[], Any]] = {"Adam8bit": _adam8bit}  # beside the classes of torch.optim
 _UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}  # of those: no optimizer, or not of a dense vector
 
