@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.common import RESULTS, ROOT, Row, options, write_json
 from rlr_ray.config.recipe import parse_config, read_recipe
-from rlr_ray.train.engine import PictureEngine
 from rlr_ray.train.learning_rate import FRACTION, PART, measured_rate
+from rlr_ray.train.picture_engine import PictureEngine
 
 FILE = RESULTS / "learning_rate.json"
 OUT = ["attn2.to_out.0"]

@@ -29,7 +29,7 @@ from rlr_ray.evaluation.runs import BASE, finished_run, finished_runs, overrides
 from rlr_ray.evaluation.vbench import VBenchVideos, read_results, vbench_table
 from rlr_ray.lab.report import write_json
 from rlr_ray.loggers.pictures import save_grid, save_picture, to_show
-from rlr_ray.train.engine import PictureEngine, chain_rows
+from rlr_ray.train.picture_engine import PictureEngine, chain_rows
 from rlr_ray.utils.console import progress_bar, wide_console
 from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.files import disk_errors

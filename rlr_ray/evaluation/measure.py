@@ -22,8 +22,9 @@ from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.likeness import LIKENESS, REFERENCES, Reference, Summary, summarised
 from rlr_ray.rewards.mixture import WeightedSum, reward_here
 from rlr_ray.rewards.scores import Evaluation, mean_and_error
-from rlr_ray.train.engine import Engine, chain_rows, pick_device
+from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import evaluate
+from rlr_ray.train.picture_engine import chain_rows, pick_device
 from rlr_ray.train.reference import picture_features, real_reference
 from rlr_ray.utils.console import table
 from rlr_ray.utils.environment import versions

@@ -23,102 +23,20 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.core.chunk import Forms
 from rlr_ray.core.forward_term import forward_draws
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Chains, Conditioning, Sampler, Start, Trajectory
-from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.sampler import Chains
+from rlr_ray.core.seeds import seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
-from rlr_ray.errors import UserError
-from rlr_ray.models import Model, module_bytes
-from rlr_ray.models.loading import load_model
-from rlr_ray.models.staged import Staged
-from rlr_ray.prompts.load import prompt_sets
+from rlr_ray.models import module_bytes
 from rlr_ray.prompts.order import PromptOrder
 from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
 from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.activations import must_checkpoint
+from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.utils.memory import memory_errors
 
 _KEPT_BYTES = 2**30  # of an update's chains' gradients
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that config.device says. Raises UserError if it is not there."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("device is 'cuda', but torch finds no CUDA device here; set device: auto or device: cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """What plain diffusers needs to draw these chains again."""
-    return [
-        {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-
-
-class PictureEngine:
-    """Model and prompts of one recipe, on one device: enough to draw its pictures.
-
-    Raises UserError if the process does not compute with the recipe's `threads`; see prepare_process.
-    """
-
-    def __init__(self, config: RunConfig):
-        if torch.get_num_threads() != config.threads:  # set once: to do so here would change what others compute
-            raise UserError(
-                f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: "
-                f"{config.threads}, and they change the last bits; call rlr_ray.utils.environment.prepare_process"
-                f"({config.threads}) at the process's start"
-            )
-        self.config = config
-        self.device = pick_device(config.device)
-        sets = prompt_sets(config)
-        self.prompts, self.held_out_prompts = sets.train, sets.held_out
-        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
-        if config.dcot is not None:
-            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
-
-    @property
-    def sampler(self) -> Sampler:
-        schedule = self.model.schedule
-        return Sampler(self.model, schedule, self.config.adapter.steps_off(schedule), self.model.initial_theta)
-
-    def prompt_note(self) -> str:
-        """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
-        texts = dict.fromkeys(text for prompt in (*self.prompts, *self.held_out_prompts) for text in prompt.texts)
-        cut = self.model.truncated(list(texts))
-        if not cut:
-            return ""
-        return (
-            f"note: {len(cut)} of {len(texts)} prompts are longer than the model's tokenizer takes, so their ends are "
-            f"cut off; the first: {cut[0]!r}"
-        )
-
-    def held_out(self, indices: range) -> tuple[list[int], list[Prompt]]:
-        """Seeds and prompts of held-out chains, which no update uses, the same at every evaluation."""
-        chosen = self.config.evaluation.seed
-        seeds = [seed_of(self.config.seed if chosen is None else chosen, "held-out", index) for index in indices]
-        return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
-
-    def start(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Start:
-        """How a plain diffusers pipeline begins with these prompts and one generator a seed."""
-        schedule, shape = self.model.schedule, self.model.latent_shape
-        starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
-        noise = torch.stack(noises, dim=1).to(self.device)
-        return torch.stack(starts).to(self.device), noise, self.encode(prompts)
-
-    @torch.no_grad()
-    def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
-        """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
-        trajectory = self.sampler.sample(theta, *self.start(*self.held_out(indices)))
-        return trajectory, self.model.decode(trajectory.latents[-1])
-
-    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        negatives = [prompt.negative for prompt in prompts]
-        if isinstance(self.model, Staged):
-            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
-        return self.model.encode([prompt.text for prompt in prompts], negatives)
 
 
 @dataclass(frozen=True)

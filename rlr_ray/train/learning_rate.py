@@ -10,7 +10,7 @@ from torch import Tensor
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.seeds import generator, normal, seed_of
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import PictureEngine
+from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
 

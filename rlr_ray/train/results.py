@@ -24,9 +24,10 @@ from rlr_ray.loggers.surrogate import surrogate_summary
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.likeness import Likeness, Reference, summarised
 from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
-from rlr_ray.train.engine import Engine, chain_rows
+from rlr_ray.train.engine import Engine
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate
+from rlr_ray.train.picture_engine import chain_rows
 from rlr_ray.train.reference import picture_features, real_reference
 from rlr_ray.train.run_folder import Recorder, RunFolder
 from rlr_ray.utils.environment import versions

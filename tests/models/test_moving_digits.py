@@ -10,7 +10,7 @@ from rlr_ray.assets import MOVING_DIGITS
 from rlr_ray.config.recipe import load_config
 from rlr_ray.rewards.digits import load_classifier
 from rlr_ray.rewards.moving_digits import DIRECTIONS, VideoClassifier
-from rlr_ray.train.engine import PictureEngine, chain_rows
+from rlr_ray.train.picture_engine import PictureEngine, chain_rows
 from scripts.build_moving_digits import CAPTIONS, accuracy, load_pipeline, plain_samples
 
 ROOT = Path(__file__).parents[2]

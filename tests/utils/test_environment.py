@@ -14,7 +14,8 @@ import torch
 
 from rlr_ray.cli import main
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Engine, PictureEngine
+from rlr_ray.train.engine import Engine
+from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.utils.environment import _VARIABLES, prepare_process
 from tests.runs import small_recipe, small_run
 
