@@ -159,11 +159,10 @@ def test_a_reward_that_stands_still_does_not_fall() -> None:
 
 
 def test_the_noise_of_the_best_counts_too_and_so_do_prompts() -> None:
-    """Rewards of 0 and 1: all wrong once is no fall from one right in ten; chains of a prompt are not independent."""
+    """Rewards of 0 and 1: all wrong once is no fall from two right in ten; chains of a prompt are not independent."""
     watch = StepBack(StepBackConfig(window=1), torch.zeros(1))
-    one_right = torch.zeros(10, 1)
-    one_right[0] = 1.0
-    assert watch.note_rewards(1, one_right, torch.ones(1)) is None
+    two_right = torch.tensor([[1.0], [1.0], *[[0.0]] * 8])
+    assert watch.note_rewards(1, two_right, torch.ones(1)) is None
     assert watch.note_rewards(2, torch.zeros(10, 1), torch.ones(1)) is None
     prompts = torch.tensor([[5.0] * 5, [-5.0] * 5])  # of two, each with five chains
     assert StepBack(StepBackConfig(), torch.zeros(1))._variance(prompts) == 25.0  # not that of ten chains, 2.8
