@@ -67,7 +67,7 @@ def black_box(label: str) -> bool:
 
 def _line(label: str, runs: Runs) -> list[str]:
     first, told = next(iter(runs.values())), runs.get(TABLE) or next(iter(runs.values()))
-    setting = [f"{first[0]['learning_rate']:g}", str(first[0]["chains"])] if "learning_rate" in first[0] else ["", ""]
+    setting = ["", ""] if label.startswith("ours") else [f"{first[0]['learning_rate']:g}", str(first[0]["chains"])]
     cells = [label, "black box" if black_box(label) else "gradient", *setting, str(len(told))]
     cells += [cell(runs_at(runs, cost), lambda row, cost=cost: gain_at(row, cost)) for cost in COSTS]  # type: ignore[misc]
     cells += [_reached([cost_of(row["points"], 1.0) for row in first])]
