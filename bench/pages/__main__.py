@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.common import DOCS, IMAGES, options, text
+from bench.pages.bias import bias
 from bench.pages.learning import defaults, learning, sensitivity
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
@@ -17,7 +18,20 @@ from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
 
 LEARNING = (learning, defaults, sensitivity)
-SECTIONS = (*LEARNING, ablation, lab, planner, break_even, lengths, surrogate, peers, rewards, speed, update_memory)
+SECTIONS = (
+    *LEARNING,
+    ablation,
+    lab,
+    bias,
+    planner,
+    break_even,
+    lengths,
+    surrogate,
+    peers,
+    rewards,
+    speed,
+    update_memory,
+)
 
 
 def fill(page: Path, name: str, block: str) -> None:

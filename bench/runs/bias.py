@@ -41,6 +41,7 @@ PLACES = {  # name -> problem, updates before
     "digits, start": ("digits", 0),
     "digits, trained": ("digits", UPDATES),
     "early-stopped, start": ("early-stopped", 0),
+    "early-stopped, trained": ("early-stopped", UPDATES),
 }
 RANGES = {"alpha-bar .03 to .4": (0.03, 0.4), "all steps": (0.0, 1.0)}
 WEIGHTINGS: tuple[Weighting, ...] = ("uniform", "elbo", "velocity")

@@ -14,7 +14,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import Laboratory, compare, standing_at
 from rlr_ray.lab.measure import LEAST_BATCHES
 from rlr_ray.lab.plans import default_plans, parse_plans
-from rlr_ray.lab.report import certificate_table, lab_table, steps_table, write_json, write_lab
+from rlr_ray.lab.report import certificate_table, lab_table, steps_table, verdict_words, write_json, write_lab
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
 
@@ -64,7 +64,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     rows, truth = [], Truth(options.batches or _TOY_BATCHES)
     for case in toy_cases():
         rows.append(certify(case, truth))
-        logger.info(f"{rows[-1].name}: {rows[-1].verdict}")
+        logger.info(f"{rows[-1].name}: {verdict_words(rows[-1])}")
     failed = [row.name for row in rows if not row.ok]
     whole = {"limit": LIMIT, "failed": failed, "plans": [asdict(row) for row in rows]}
     write_json(options.out / "lab.json", whole)
@@ -73,7 +73,7 @@ def _certify(options: argparse.Namespace, console: Console) -> int:
     else:
         console.print(certificate_table(rows))
         console.print(f"failed: {', '.join(failed)}" if failed else f"every z-score is at most {LIMIT}", style="bold")
-        console.print("sees: the bias along g that would exceed it in 93 of 100 seeds")
+        console.print("a bias along g of five standard errors would exceed it in 93 of 100 seeds")
     return 1 if failed else 0
 
 

@@ -38,6 +38,26 @@ def agreement(estimates: Tensor, reference: Tensor) -> Agreement:  # [n, P], [n,
     return Agreement(float(cosines[0]), _spread(cosines[1:]), float(lengths[0]), _spread(lengths[1:]))
 
 
+def relative_bias(estimates: Tensor, reference: Tensor) -> tuple[float, float]:  # [n, P], [n, P]
+    """Mean and standard error of (estimate - exact) . g / |g|^2, paired batch by batch.
+
+    g is the exact ones' mean over the other half of the batches, and |g|^2 the product of the halves' means: a noisy g
+    would favour its own noise. nan if the halves do not agree at all.
+    """
+    differences = (estimates - reference).double()
+    halves = [reference[0::2].double().mean(0), reference[1::2].double().mean(0)]
+    square = float(halves[0] @ halves[1])
+    if square <= 0:
+        return math.nan, math.nan
+    along = torch.cat([differences[0::2] @ halves[1], differences[1::2] @ halves[0]]) / square
+    return float(along.mean()), float(along.std()) / math.sqrt(len(along))
+
+
+def square_of_mean(rows: Tensor) -> float:  # [n, P]
+    """|E row|^2, free of noise: the mean product of different batches' rows; may be negative."""
+    return float(_without_each(rows.double() @ rows.double().T)[0])
+
+
 def _without_each(gram: Tensor) -> Tensor:  # [n, n] -> [n + 1]
     """Mean over pairs of different batches: of all, and without each; at most 0 becomes nan in a root."""
     n, diagonal = len(gram), gram.diagonal()

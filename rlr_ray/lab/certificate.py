@@ -40,12 +40,6 @@ class Certified:
     biased: bool  # claims nothing
     ok: bool  # True also for plans that claim nothing
 
-    @property
-    def verdict(self) -> str:
-        if self.biased:
-            return f"biased: {self.agreement}"
-        return "ok" if self.ok else "FAILED"
-
 
 class Truth:
     """The exact gradient of each batch's chains by step, computed once for all plans."""

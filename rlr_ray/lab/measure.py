@@ -7,6 +7,7 @@ every statistic.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,10 @@ from rlr_ray.core.plan import Plan
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.positions import softmax_of_norms
 from rlr_ray.core.sampler import Chains, Sampler
+from rlr_ray.core.trust import RunningMeans
 from rlr_ray.core.weighting import TermEstimate, mse_weight
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout, zeroth_order
+from rlr_ray.lab.agreement import relative_bias
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.train.engine import Engine
 
@@ -39,6 +42,7 @@ class Subject:
     theta: Tensor  # [P]
     batch: Callable[[int], Sequence[Chains]]  # its chunks
     groups: Tensor  # [B] chains of a batch that share a baseline
+    baseline: Callable[[int], Tensor | None] = lambda number: None  # [m, B] of a batch, from earlier ones
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def estimate_batch(subject: Subject, candidate: Candidate, number: int) -> Gradi
         subject.groups,
         lambda: _perturb(subject, candidate, number, plan, chunks),
         forms=candidate.forms,
+        baseline=subject.baseline(number),
         checkpoint_steps=candidate.checkpoint_steps,
     )
 
@@ -195,21 +200,6 @@ def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> flo
     return mse_weight(signal * spent / spread, candidate.averaging) if spread > 0 else 1.0
 
 
-def relative_bias(estimates: Tensor, reference: Tensor) -> tuple[float, float]:  # [n, P], [n, P]
-    """Mean and standard error of (estimate - exact) . g / |g|^2, paired batch by batch.
-
-    g is the exact ones' mean over the other half of the batches, and |g|^2 the product of the halves' means: a noisy g
-    would favour its own noise. nan if the halves do not agree at all.
-    """
-    differences = (estimates - reference).double()
-    halves = [reference[0::2].double().mean(0), reference[1::2].double().mean(0)]
-    square = float(halves[0] @ halves[1])
-    if square <= 0:
-        return math.nan, math.nan
-    along = torch.cat([differences[0::2] @ halves[1], differences[1::2] @ halves[0]]) / square
-    return float(along.mean()), float(along.std()) / math.sqrt(len(along))
-
-
 _FIRST_STEP = 1_000_000  # chains of updates that no run comes to
 _GUIDE_BATCHES = 8  # apart from the measured ones; their gradients guide
 
@@ -221,7 +211,8 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
     is standardised.
     """
     train = engine.config.train
-    by_prompt = engine.config.estimator.half_order.baseline == "prompt"
+    baseline_of = engine.config.estimator.half_order.baseline
+    by_prompt, by_running = baseline_of == "prompt", baseline_of == "running"
     size = max(math.lcm(train.chunk_size, train.chains_per_prompt), 2)  # all chains of a prompt: they share variance
     groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)
 
@@ -229,7 +220,28 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
         chunks = [range(first, first + train.chunk_size) for first in range(0, size, train.chunk_size)]
         return [engine.train_chains(_FIRST_STEP + number, chunk, total) for chunk in chunks]
 
-    return Subject(engine.sampler, theta, batch, groups.to(engine.device))
+    baseline = _running_baseline(engine, theta, batch, size) if by_running else lambda number: None
+    return Subject(engine.sampler, theta, batch, groups.to(engine.device), baseline)
+
+
+def _running_baseline(
+    engine: Engine, theta: Tensor, batch: Callable[[int], Sequence[Chains]], size: int
+) -> Callable[[int], Tensor | None]:
+    """What earlier updates would say of each prompt: means over chains that no measurement uses, once asked for."""
+
+    def prompts(number: int) -> list[str]:
+        return [prompt.text for prompt in engine.train_prompts(_FIRST_STEP + number, range(size))]
+
+    @functools.cache
+    def means() -> RunningMeans:
+        earlier = RunningMeans()
+        for number in range(-1, -1 - _GUIDE_BATCHES, -1):
+            with torch.no_grad():
+                rated = [one.rated(engine.sampler.sample(theta, *one.start).latents[-1]).cpu() for one in batch(number)]
+            earlier.add(prompts(number), torch.cat(rated, 1))
+        return earlier
+
+    return lambda number: means().before(prompts(number), len(engine.rewards.labels))[0].to(theta)
 
 
 def candidate_of(
@@ -237,9 +249,10 @@ def candidate_of(
 ) -> Candidate:
     """A recipe's plan as its updates would have it, but for the law of an importance sub-chain.
 
-    That comes from the true norms of the places' gradients, where a run has only noisy ones.
+    That comes from the true norms of the places' gradients, where a run has only noisy ones. A forward term is pulled
+    to where it stands.
     """
-    estimator, zeroth = config.estimator, config.estimator.zeroth_order
+    estimator, zeroth, half_order = config.estimator, config.estimator.zeroth_order, config.estimator.half_order
     shape = config.shape_on(subject.sampler.schedule)
     basis = guides if config.guided else None
     return Candidate(
@@ -254,6 +267,8 @@ def candidate_of(
         softmax_of_norms(position_norms) if position_norms else None,
         config.biased,
         config.model.gradient_checkpointing,
+        Forms(estimator.first_order.clip, None, half_order.weighting, half_order.pull, subject.theta),
+        zeroth.clip,
     )
 
 

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.cost import Probe, closed_form_length, probe
-from rlr_ray.lab.measure import Subject, candidate_of, guides_of, sample, subject_of, summarise
+from rlr_ray.lab.judge import LEAST_COSINE, judge, signal_of
+from rlr_ray.lab.measure import Subject, candidate_of, guides_of, sample, subject_of
+from rlr_ray.lab.options import Option, PlanStatistics
 from rlr_ray.lab.plans import (
+    BRANCHES,
+    CLIPPED,
     DDPO,
+    FORWARD,
     FULL,
     NEUTRAL,
     Estimator,
@@ -41,40 +47,8 @@ from rlr_ray.utils.memory import GIB, memory_errors, peak_bytes
 logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
-_DIRECT_BATCHES = 8  # of plans that are measured one by one
+_DIRECT_BATCHES = 8  # of unbiased plans that are measured one by one
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
-
-
-@dataclass(frozen=True)
-class PlanStatistics:
-    """A plan's statistics, whatever the budget; each with its standard error."""
-
-    name: str
-    keys: Estimator
-    variance: Spread  # per chain
-    bias: Spread = (0.0, 0.0)  # relative, along the gradient
-
-
-@dataclass(frozen=True)
-class Option:
-    """One plan with what it would cost this recipe."""
-
-    name: str
-    keys: Estimator
-    plan: str
-    unbiased: bool
-    variance: float  # per chain
-    variance_se: float
-    relative_bias: float
-    relative_bias_se: float
-    cost: float  # denoiser forwards a chain, a backward as two
-    peak_gib: float  # predicted
-    seconds: float  # an update in one process, predicted
-    fits: bool
-
-    @property
-    def variance_cost(self) -> float:
-        return self.variance * self.cost
 
 
 @dataclass(frozen=True)
@@ -97,6 +71,7 @@ class Choice:
     options: list[Option]
     rule: PaperRule | None
     batches: int
+    reference: str  # what biased plans were held against
     probe: Probe
     measured_gib: float  # peak of a real update under the best plan
 
@@ -107,10 +82,11 @@ class Choice:
 
 
 def choose(config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})) -> Choice:
-    """Measure, and choose the unbiased plan of least variance at equal cost that fits `memory_budget_gib`.
+    """Measure, and choose the plan of least noise scale x cost / cosine^2 that fits `memory_budget_gib`.
 
-    Without a number of `batches`, as many as half a minute allows, 64 at most. Raises UserError if no unbiased plan
-    fits.
+    Gradients are judged as they will be used: clipped ones clipped. A biased plan's cosine with an unbiased reference
+    counts a standard error less than measured, and must then be above 1/2. Without a number of `batches`, as many as
+    half a minute allows, 64 at most. Raises UserError if no plan fits.
     """
     return Planner(config, batches, remote).choose(config.memory_budget_gib)
 
@@ -138,15 +114,15 @@ class Planner:
         rule = self.rule(budget_gib)
         budget = math.inf if budget_gib is None else budget_gib * GIB
         options = [self._option(plan, budget) for plan in (*self._from_sweep(), *self._one_by_one(rule))]
-        options.sort(key=lambda option: (not option.unbiased, option.variance_cost))
+        options.sort(key=lambda option: (option.cosine <= LEAST_COSINE, option.price))
         for option in options:
-            if not option.fits or not option.unbiased:
+            if not option.can_be_chosen:
                 continue
             logger.info(f"checking the memory of {option.name} on a real update")
             peak = self.measured_peak(option)
             if peak <= budget:
                 count = len(self.sweep.rows)
-                return Choice(budget_gib, option, options, rule, count, self.probe, peak / GIB)
+                return Choice(budget_gib, option, options, rule, count, self.reference[0], self.probe, peak / GIB)
         least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
         raise UserError(
             f"memory_budget_gib is {budget_gib:g}, but the least that an unbiased plan needs is "
@@ -178,30 +154,47 @@ class Planner:
         return PaperRule(length, a_step / GIB, a_rollout / GIB, of_half, of_zeroth)
 
     @functools.cached_property
+    def reference(self) -> tuple[str, Tensor]:  # in words, [n, P]
+        """What is unbiased: exact gradients, or without them branches, or where the sampler has no noise nothing."""
+        rows = torch.stack(self.sweep.rows)
+        if self.exact:
+            return "full backpropagation", rows
+        if not self._allowed(BRANCHES):
+            return "zeroth order on every step", self._rows({"preset": "es"}, len(rows))
+        return "branches at every step", self._rows(BRANCHES, len(rows))
+
+    def _rows(self, keys: Estimator, batches: int) -> Tensor:  # [n, P]
+        candidate = candidate_of("reference", with_plan(self.config, keys), self.subject, None, [])
+        return torch.stack(list(sample(self.subject, candidate, batches).terms.values())).sum(0)
+
+    @functools.cached_property
     def chain_squares(self) -> list[Spread]:  # [T]
         return chain_squares(self.subject, len(self.sweep.rows))
 
     def _from_sweep(self) -> Iterator[PlanStatistics]:
         """Plans whose statistics one pass over the batches gave."""
-        sweep = self.sweep
+        sweep, signal = self.sweep, signal_of(self.reference[1])
         for k in range(sweep.steps + 1 if self.exact else 1):
             name, keys = f"FO({k}) + REINFORCE", reinforce(k)
             if k in (0, sweep.steps):
                 name, keys = ("full_bp", FULL) if k else ("ddpo", DDPO)
             if self._allowed(keys):
-                yield PlanStatistics(name, keys, sweep.reinforce_variance(k))
+                yield PlanStatistics(name, keys, sweep.reinforce_variance(k), signal)
         if not self.exact:
             return
         for least in sweep.roulettes:
-            yield PlanStatistics(f"russian-roulette, at least {least}", roulette(least), sweep.roulette_variance(least))
+            name = f"russian-roulette, at least {least}"
+            yield PlanStatistics(name, roulette(least), sweep.roulette_variance(least), signal)
         for k in sorted({1, min(3, sweep.steps - 1)} - {0}):
             bias = (sweep.truncated_bias(k), float("nan"))
-            yield PlanStatistics(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), bias)
+            own = float(sweep.last[k].mean.square().sum())
+            yield PlanStatistics(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), own, bias)
 
     def _one_by_one(self, rule: PaperRule | None) -> Iterator[PlanStatistics]:
         """Plans that the sweep does not hold, measured once each."""
         steps, first = self.sweep.steps, int(self.exact)
-        plans: dict[str, Estimator] = {"es": {"preset": "es"}}
+        plans: dict[str, Estimator] = {"es": {"preset": "es"}, "forward term": FORWARD, "branches": BRANCHES}
+        plans |= {"full_bp, clipped": CLIPPED} if self.exact else {}
         if steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
             plans |= {f"FO({first}) + HO, h = 2 cover": covered(first, 2), f"rlr-paper, h = {length}": paper(length)}
@@ -225,14 +218,22 @@ class Planner:
         return True
 
     def _measure(self, name: str, keys: Estimator) -> PlanStatistics:
-        """A plan's variance and bias from a few batches; checkpointed, which changes neither."""
+        """A plan's statistics; checkpointed, which changes none. A biased one's direction takes all batches."""
         config = with_plan(self.config, keys | {"checkpoint_steps": True})
         guides = guides_of(self.subject, config) if config.guided else None
         norms: list[float | None] = [None] * self.sweep.steps
         candidate = candidate_of(name, config, self.subject, guides, norms)
-        reference = torch.stack(self.sweep.rows[:_DIRECT_BATCHES])
-        got = summarise(candidate, sample(self.subject, candidate, len(reference)), reference, self.sweep.size)
-        return PlanStatistics(name, keys, (got.variance, got.variance_se), (got.relative_bias, got.relative_bias_se))
+        reference = self.reference[1] if config.biased else self.reference[1][:_DIRECT_BATCHES]
+        judged = judge(self.subject, candidate, reference)
+        got = judged.measured
+        return PlanStatistics(
+            name,
+            keys,
+            (got.variance, got.variance_se),
+            judged.signal if config.biased else signal_of(self.reference[1]),
+            (got.relative_bias, got.relative_bias_se),
+            judged.agreement if config.biased else None,
+        )
 
     def _option(self, plan: PlanStatistics, budget: float) -> Option:
         """Plain backpropagation where it fits, since it costs a forward a step less; else checkpointed."""
@@ -248,6 +249,8 @@ class Planner:
             not config.biased,
             *plan.variance,
             *plan.bias,
+            plan.signal,
+            plan.agreement,
             candidate.cost(plans),
             self._peak(keys) / GIB,
             self.probe.update_seconds(config, plans),

@@ -16,6 +16,15 @@ Estimator = dict[str, Any]  # keys of config.estimator
 
 FULL: Estimator = {"preset": "full_bp"}
 DDPO: Estimator = {"preset": "ddpo"}
+CLIPPED: Estimator = {"preset": "full_bp", "first_order": {"clip": 0.5}}
+BRANCHES: Estimator = {"preset": "branches"}
+FORWARD: Estimator = {  # with the steps and draws of its defaults
+    "preset": "custom",
+    "first_order": {"steps": 0},
+    "sub_chain": {"length": 0},
+    "rest": "none",
+    "half_order": {"score": "forward", "weight": 1.0},
+}
 NEUTRAL: Estimator = {"preset": "measure"}  # no plan yet, which every recipe allows, to build an engine with
 _NO_SUB_CHAIN = {"length": 0}
 _UNWEIGHTED = {"preset": "custom", "half_order": {"weight": 1.0}, "checkpoint_steps": True}

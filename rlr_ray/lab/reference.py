@@ -5,6 +5,7 @@ T steps: those that are theta's, all but the last ones of the base model.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan_shape import inverse_probabilities
 from rlr_ray.lab.measure import LEAST_BATCHES, Subject
 
+logger = logging.getLogger(__name__)
 Spread = tuple[float, float]  # a mean square or a variance per chain, and its standard error
 
 
@@ -229,6 +231,8 @@ def gather(subject: Subject, exact: bool, batches: int, patience_s: float = floa
     sweep = PlanSweep(subject.sampler.trained, len(subject.groups), exact)
     started = time.monotonic()
     for number in range(batches):
+        if number % 8 == 0:
+            logger.info(f"batch {number} of {batches} at most, {len(subject.groups)} chains each")
         reinforce = reinforce_by_step(subject, number)
         sweep.add(exact_by_step(subject, number) if exact else torch.zeros_like(reinforce), reinforce)
         if number + 1 >= LEAST_BATCHES and time.monotonic() - started > patience_s:

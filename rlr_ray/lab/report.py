@@ -18,7 +18,9 @@ from rich.table import Table
 from rlr_ray.config.run import RunConfig
 from rlr_ray.lab.compare import Result
 from rlr_ray.lab.cost import Probe
-from rlr_ray.lab.planner import Choice, Option
+from rlr_ray.lab.judge import trust_words
+from rlr_ray.lab.options import Option
+from rlr_ray.lab.planner import Choice
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.reference import Reference
 from rlr_ray.utils.console import table
@@ -29,15 +31,22 @@ if TYPE_CHECKING:
 
 
 def certificate_table(rows: Sequence[Certified]) -> Table:
-    """One line a plan: each term's worst z-score and the sum's, the bias along the exact gradient, or how it agrees."""
-    heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "sees", "variance", "cost", "")
+    """One line a plan: each term's worst z-score and the sum's, or how a biased one agrees; bias along the gradient."""
+    heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "variance", "verdict, or cosine and length")
     lines = table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
     for row in rows:
-        z = [_z(row.z.get(name)) for name in ("first_order", "half_order", "zeroth_order", "sum")]
+        names = ("first_order", "half_order", "zeroth_order", "sum")
+        z = ["" if row.biased else _z(row.z.get(name)) for name in names]
         bias = f"{row.relative_bias:+.3f} ± {row.relative_bias_se:.3f}"
-        numbers = (f"{row.seen:.2f}", f"{row.variance:.3g}", f"{row.cost:.1f}")
-        lines.add_row(row.name, *(z if not row.biased else [""] * 4), bias, *numbers, row.verdict)
+        lines.add_row(row.name, *z, bias, f"{row.variance:.3g}", verdict_words(row))
     return lines
+
+
+def verdict_words(row: Certified) -> str:
+    told = row.agreement
+    if row.biased:
+        return f"{told.cosine:.2f} ± {told.cosine_se:.2f}, {told.length:.3g} ± {told.length_se:.2g}"
+    return "ok" if row.ok else "FAILED"
 
 
 def lab_table(results: Sequence[Result]) -> Table:
@@ -123,8 +132,8 @@ def save_figure(path: Path, results: Sequence[Result]) -> None:
 
 def choice_table(choice: Choice) -> Table:
     """The plans that fit, unbiased ones first; those that do not at the end."""
-    heads = ("plan", "variance", "cost", "variance x cost", "bias along g", "peak GiB", "s / update", "")
-    lines = table("Per chain; a backward costs two forwards; * biased", heads)
+    heads = ("plan", "noise scale", "cost", "cosine", "price", "peak GiB", "s / update", "")
+    lines = table("Price: noise scale x cost / cosine^2, in forwards; a backward costs two; * biased", heads)
     for option in sorted(choice.options, key=lambda option: not option.fits):
         mark = "chosen" if option is choice.best else "" if option.fits else "does not fit"
         lines.add_row(*_option_cells(option), mark, style="bold" if option is choice.best else None)
@@ -132,14 +141,16 @@ def choice_table(choice: Choice) -> Table:
 
 
 def _option_cells(option: Option) -> list[str]:
-    bias = "0" if option.unbiased else _bias(option.relative_bias, option.relative_bias_se)
-    saving = " (checkpointed)" if option.keys["checkpoint_steps"] else ""
+    told, saving = option.agreement, " (checkpointed)" if option.keys["checkpoint_steps"] else ""
+    cosine = (
+        "1" if option.unbiased else "not measured" if told is None else f"{told.cosine:.2f}{_error(told.cosine_se)}"
+    )
     return [
         option.name + saving + ("" if option.unbiased else " *"),
-        f"{option.variance:.3g}{_error(option.variance_se)}",
+        f"{option.noise_scale:.3g}{_error(option.variance_se / option.signal)}",
         f"{option.cost:.1f}",
-        f"{option.variance_cost:.3g}",
-        bias,
+        cosine,
+        f"{option.price:.3g}" if math.isfinite(option.price) else "",
         f"{option.peak_gib:.3g}",
         f"{option.seconds:.2f}",
     ]
@@ -155,9 +166,12 @@ def choice_words(choice: Choice) -> str:
         f"({choice.error:+.1%}); variances from {choice.batches} batches; few may lack the rare chains "
         "with huge gradients (--batches)"
     )
-    ties = [option.name for option in choice.options if option.fits and option.unbiased and _tied(option, best)]
+    ties = [option.name for option in choice.options if option.can_be_chosen and _tied(option, best)]
     if ties:
         lines.append(f"within the errors of the variances: {', '.join(ties)}")
+    for option in choice.options:
+        if option.agreement is not None:
+            lines.append(trust_words(option.name, option.agreement, choice.reference))
     lines.append(_probe_words(choice.probe))
     if choice.rule:
         rule = choice.rule
@@ -186,8 +200,8 @@ def _probe_words(probe: Probe) -> str:
 
 
 def _tied(option: Option, best: Option) -> bool:
-    error = math.hypot(option.variance_se * option.cost, best.variance_se * best.cost)
-    return option is not best and option.variance_cost - best.variance_cost < error
+    errors = [one.price * one.variance_se / one.variance for one in (option, best)]
+    return option is not best and option.price - best.price < math.hypot(*errors)
 
 
 @disk_errors()

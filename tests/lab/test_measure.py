@@ -12,7 +12,8 @@ from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions
-from rlr_ray.lab.measure import Candidate, Samples, relative_bias, sample, summarise
+from rlr_ray.lab.agreement import relative_bias
+from rlr_ray.lab.measure import Candidate, Samples, sample, summarise
 from rlr_ray.lab.reference import (
     chain_gradients,
     chain_squares,

@@ -1,0 +1,62 @@
+"""The plans that the planner chooses among, each with what decides: noise scale, cost, cosine, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rlr_ray.lab.agreement import Agreement
+from rlr_ray.lab.judge import LEAST_COSINE, sure_cosine
+from rlr_ray.lab.plans import Estimator
+from rlr_ray.lab.reference import Spread
+
+
+@dataclass(frozen=True)
+class PlanStatistics:
+    """A plan's statistics, whatever the budget; each with its standard error."""
+
+    name: str
+    keys: Estimator
+    variance: Spread  # per chain
+    signal: float  # |E estimate|^2
+    bias: Spread = (0.0, 0.0)  # relative, along the gradient
+    agreement: Agreement | None = None  # with an unbiased reference; None: not measured, or unbiased
+
+
+@dataclass(frozen=True)
+class Option:
+    """One plan with what it would cost this recipe."""
+
+    name: str
+    keys: Estimator
+    plan: str
+    unbiased: bool
+    variance: float  # per chain
+    variance_se: float
+    relative_bias: float
+    relative_bias_se: float
+    signal: float  # |E estimate|^2
+    agreement: Agreement | None  # of a biased plan with an unbiased reference, if measured
+    cost: float  # denoiser forwards a chain, a backward as two
+    peak_gib: float  # predicted
+    seconds: float  # an update in one process, predicted
+    fits: bool
+
+    @property
+    def noise_scale(self) -> float:
+        """Chains whose mean has as much noise as signal."""
+        return self.variance / self.signal
+
+    @property
+    def cosine(self) -> float:
+        """Of the expectation with the gradient, as far as it is sure."""
+        return 1.0 if self.unbiased else 0.0 if self.agreement is None else sure_cosine(self.agreement)
+
+    @property
+    def can_be_chosen(self) -> bool:
+        return self.fits and self.cosine > LEAST_COSINE
+
+    @property
+    def price(self) -> float:
+        """Denoiser forwards to equal alignment with the gradient: noise scale x cost / cosine^2."""
+        return self.noise_scale * self.cost / self.cosine**2 if self.cosine else math.inf
