@@ -34,7 +34,10 @@ def bias() -> str:
 
 def _cell(place: dict[str, Any], form: str) -> str:
     told = place["forms"][form]
-    return f"{_cosine(told['clipped'])}; {_cosine(told['raw'])}; {place['noise scale'][form]:.0f}"
+    noise = place["noise scale"][form]
+    if told["clipped"]["cosine_se"] is None or noise < 0:
+        return "too noisy"
+    return f"{_cosine(told['clipped'])}; {_cosine(told['raw'])}; {noise:.0f}"
 
 
 def _of_clipped(place: dict[str, Any]) -> str:

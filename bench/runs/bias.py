@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.common import RESULTS, options, read_json, write_json
+from bench.common import RESULTS, options, read_json
 from bench.problems.build import build_missing
 from bench.problems.problem import problems
 from rlr_ray.core.first_order import first_order, linear_adjoint
@@ -27,6 +27,7 @@ from rlr_ray.core.half_order import branch_advantages, half_order, leave_one_out
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.lab.agreement import agreement
+from rlr_ray.lab.report import write_json
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
