@@ -23,6 +23,7 @@ class Regressor(nn.Module):
     score is 0.
     """
 
+    picture_std: Tensor  # [C, 1, 1]
     reward_mean: Tensor  # [h]
     reward_std: Tensor  # [h]
 
