@@ -48,7 +48,7 @@ def describe(row: dict[str, Any]) -> str:
         parts.append(f"held-out {row['held_out_reward']:.3f}")
     for name, short in _SHORT.items():
         if f"{name}_norm" in row:
-            parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2f}")
+            parts.append(f"|{short}| {row[f'{name}_norm']:.2g} x {row[f'{name}_weight']:.2g}")
     if row.get("learning_rate") is not None:
         parts.append(f"rate {row['learning_rate']:.2g}")
     if row.get("stepped_back"):

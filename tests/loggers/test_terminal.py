@@ -16,7 +16,7 @@ def row(step: int) -> dict[str, Any]:
 
 
 def test_a_row_in_one_line() -> None:
-    assert describe(row(0)) == "reward -1.500  |FO| 0.5 x 1.00  |ZO| 0.25 x 0.30  40 rollouts/s"
+    assert describe(row(0)) == "reward -1.500  |FO| 0.5 x 1  |ZO| 0.25 x 0.3  40 rollouts/s"
 
 
 def test_what_went_wrong_with_rollouts_is_in_the_line() -> None:
