@@ -77,7 +77,11 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("estimator.smoothing", 0.5, {}),
     ("estimator.surrogate.coefficient", 0.5, SURROGATE),
     ("estimator.surrogate.threshold", 0.99, SURROGATE),
-    ("estimator.surrogate.window", 1, SURROGATE),
+    (
+        "estimator.surrogate.window",
+        1,
+        merge(SURROGATE, {"estimator": {"surrogate": {"steps_per_update": 20, "batch_size": 16}}}),
+    ),
     ("estimator.surrogate.replay", 2, SURROGATE),
     ("estimator.surrogate.learning_rate", 1e-2, SURROGATE),
     ("estimator.surrogate.steps_per_update", 2, SURROGATE),
