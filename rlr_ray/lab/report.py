@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from rlr_ray.config.run import RunConfig
+from rlr_ray.lab.agreement import Agreement
 from rlr_ray.lab.compare import Result
 from rlr_ray.lab.cost import Probe
 from rlr_ray.lab.judge import trust_words
@@ -142,9 +143,7 @@ def choice_table(choice: Choice) -> Table:
 
 def _option_cells(option: Option) -> list[str]:
     told, saving = option.agreement, " (checkpointed)" if option.keys["checkpoint_steps"] else ""
-    cosine = (
-        "1" if option.unbiased else "not measured" if told is None else f"{told.cosine:.2f}{_error(told.cosine_se)}"
-    )
+    cosine = "1" if option.unbiased else "not measured" if told is None else _cosine(told)
     return [
         option.name + saving + ("" if option.unbiased else " *"),
         f"{option.noise_scale:.3g}{_error(option.variance_se / option.signal)}",
@@ -154,6 +153,10 @@ def _option_cells(option: Option) -> list[str]:
         f"{option.peak_gib:.3g}",
         f"{option.seconds:.2f}",
     ]
+
+
+def _cosine(told: Agreement) -> str:
+    return f"{told.cosine:.2f} ± {told.cosine_se:.2f}" if math.isfinite(told.cosine_se) else "too noisy"
 
 
 def choice_words(choice: Choice) -> str:
