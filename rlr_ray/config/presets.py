@@ -74,7 +74,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "surrogate": _FULL
     | {
         "rest": "half_order",
-        "half_order": {"weight": "auto"},
         "surrogate": {"name": "online", "use": "residual"},
     },
     # Evolution strategies: parameter perturbations on every step.

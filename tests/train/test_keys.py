@@ -33,7 +33,7 @@ ALONE_FIRST = {"estimator": {"first_order": {"steps": 2}, "sub_chain": {"length"
 BRANCHES = {
     "estimator": {
         "first_order": {"steps": 0},
-        "half_order": {"score": "branches"},
+        "half_order": {"score": "branches", "weight": 1.0},
         "sub_chain": {"length": 0},
         "rest": "half_order",
     }
