@@ -41,7 +41,7 @@ class Sweep:
     name: str
     seeds: list[int]
     set: list[str]
-    recipe: str = "configs/digits.yaml"
+    recipe: str = "bench/runs/digits_80.yaml"
     variants: dict[str, list[str]] = field(default_factory=lambda: {"": []})
     grid: dict[str, list[Any]] = field(default_factory=dict)
     choose: bool = False

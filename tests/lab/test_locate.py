@@ -22,11 +22,12 @@ from rlr_ray.train.engine import Engine
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "digits.yaml")
 BATCHES = 3  # of 40 chains
+CHAINS = ["train.chains=80", "train.chunk_size=20", "train.chains_per_prompt=8"]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(load_config(RECIPE, ["cluster=none"]))
+    return Engine(load_config(RECIPE, ["cluster=none", *CHAINS]))
 
 
 def damaged(engine: Engine, kind: str, steps: range) -> Sampler:
@@ -104,6 +105,7 @@ def test_bounds_make_three_stages(steps: int) -> None:
 def test_the_command_prints_keys_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--set", "cluster=none", "--set", "reward.differentiable=false", "--batches", "3"]
     words += ["--set", "estimator.first_order.steps=0", "--out", str(tmp_path)]
+    words += [word for key in CHAINS for word in ("--set", key)]
     assert main(["dcot", "locate", "--config", RECIPE, *words]) == 0
     said, told = capsys.readouterr().out, json.loads((tmp_path / "locate.json").read_text())
     assert len(told["steps"]) == 10 and told["chains"] == 120

@@ -120,6 +120,7 @@ def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
             "zeroth_order": {"count": 4, "chunk_size": 4},
         },
         "train": {
+            "max_change": None,
             "iterations": 6,
             "chains": 8,
             "chains_per_prompt": 4,

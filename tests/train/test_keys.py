@@ -100,6 +100,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("train.betas", [0.5, 0.99], {}),
     ("train.betas", [0.9, 0.5], {}),
     ("train.weight_decay", 0.5, {}),
+    ("train.max_change", 1e-3, {}),
     ("train.max_grad_norm", 1e-3, {}),
     ("guards.kl_penalty", 2.0, PENALTY),
     ("guards.kl_steps", 1, PENALTY),
