@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlr_ray.config.run import RunConfig, TrainConfig
+from rlr_ray.config.run import RunConfig
+from rlr_ray.config.train import TrainConfig
 
 
 def describe_plan(config: RunConfig) -> str:

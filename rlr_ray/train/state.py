@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlr_ray.config.estimator import EstimatorConfig
 from rlr_ray.config.guards import GuardsConfig
-from rlr_ray.config.run import TrainConfig
+from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.adaptive import Adaptive, Proposal
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.errors import UserError

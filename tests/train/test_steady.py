@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlr_ray.config.estimator import EstimatorConfig
 from rlr_ray.config.guards import GuardsConfig, StepBackConfig
-from rlr_ray.config.run import TrainConfig
+from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.core.schedule import Schedule
