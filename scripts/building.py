@@ -16,7 +16,9 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from scripts.small_pipelines import clip_config
 
 WRONG_CAPTIONS = 0.35  # share of training captions replaced by a random one
 
@@ -96,19 +98,7 @@ def build_tokenizer(words: Sequence[str], length: int) -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=32,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    return CLIPTextModel(clip_config(tokenizer, 32, inner=64, layers=1))
 
 
 def build_vae() -> AutoencoderKL:

@@ -13,26 +13,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusion3Pipeline
 from torch import Tensor
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from transformers import CLIPTokenizer
 
 from bench.common import options
 from bench.problems.rewards import FOLDER, OtherClassifier
@@ -40,9 +26,9 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.rewards.digits import WORDS
 from scripts import building
 from scripts.build_digits import CAPTIONS, augment, build_pipeline, load_data, split_data
+from scripts.small_pipelines import clip_config, sd3_transformer, stable_diffusion_3, t5_tokenizer
 
 EARLY_UPDATES, FLOW_UPDATES = 900, 2000
-WIDTH = 48  # of the transformer
 
 
 def embedded_vae() -> AutoencoderKL:
@@ -72,59 +58,19 @@ def build_flow(folder: Path) -> None:
 
 
 def flow_pipeline() -> StableDiffusion3Pipeline:
-    """Untrained, but for the VAE, which is the embedded digits'."""
+    """Untrained, but for the VAE, which is the embedded digits'.
+
+    Its CLIP encoders have two layers, of which the pipeline reads the first one's output, and the last one's of the
+    whole text. Without T5 it would attend to 256 tokens of zeros.
+    """
     vae = embedded_vae()
     vae.register_to_config(shift_factor=0.0)
-    tokenizer = CLIPTokenizer.from_pretrained(DIGITS / "pipeline" / "tokenizer")
-    transformer = SD3Transformer2DModel(
-        sample_size=4,
-        patch_size=1,
-        in_channels=4,
-        num_layers=3,
-        attention_head_dim=12,
-        num_attention_heads=WIDTH // 12,
-        joint_attention_dim=32,
-        caption_projection_dim=WIDTH,
-        pooled_projection_dim=32,
-        out_channels=4,
-        pos_embed_max_size=4,
-        qk_norm="rms_norm",
-    )
-    pipeline = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=vae,
-        text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer)),
-        tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer)),
-        tokenizer_2=tokenizer,
-        **t5(),
-    )
+    clip = CLIPTokenizer.from_pretrained(DIGITS / "pipeline" / "tokenizer")
+    transformer = sd3_transformer(4, layers=3, heads=4, head=12, patch_size=1)
+    tokenizers = (clip, t5_tokenizer(("a", "handwritten", *WORDS), 4))
+    pipeline = stable_diffusion_3(transformer, vae, clip_config(clip, inner=32), tokenizers, shift=1.0)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """Two layers, of which the pipeline reads the first one's output, and the last one's of the whole text."""
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=16,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def t5() -> dict[str, Any]:
-    """The third text encoder and its tokenizer. Without them the pipeline would attend to 256 tokens of zeros."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(f"▁{word}", -3.0) for word in ("a", "handwritten", *WORDS)]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=4)
-    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return {"text_encoder_3": T5EncoderModel(config).eval(), "tokenizer_3": tokenizer}
 
 
 def train_flow(pipeline: StableDiffusion3Pipeline, updates: int) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
+from scripts.small_pipelines import clip_config
 from tests.models.common import (
     assert_last_step_is_the_base_models,
     assert_loop_over_chains,
@@ -35,16 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl")
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=32,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = clip_config(tokenizer, 32, inner=37, heads=4)
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
         layers_per_block=1,

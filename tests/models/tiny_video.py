@@ -19,7 +19,8 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, UMT5Config, UMT5EncoderModel
 
-from tests.models.tiny_flow import clip_config, clip_tokenizer, t5_tokenizer, tiny_vae
+from scripts.small_pipelines import clip_config, t5_tokenizer
+from tests.models.tiny_flow import TOKENS, WORDS, clip_tokenizer, tiny_vae
 
 MOST_FRAMES = 6  # that the motion modules take
 
@@ -79,7 +80,7 @@ def save_wan(folder: Path, *, unipc: bool = True, wan22: bool = False, second: b
         **({"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12} if wan22 else {}),
     )
     flow = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    tokenizer = t5_tokenizer()
+    tokenizer = t5_tokenizer(WORDS, TOKENS)
     text = UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     WanPipeline(
         tokenizer=tokenizer,
@@ -107,7 +108,7 @@ def _stable_diffusion() -> StableDiffusionPipeline:
     )
     return StableDiffusionPipeline(
         vae=tiny_vae(),
-        text_encoder=CLIPTextModel(clip_config()),
+        text_encoder=CLIPTextModel(clip_config(clip_tokenizer())),
         tokenizer=clip_tokenizer(),
         unet=unet,
         scheduler=DDIMScheduler(
