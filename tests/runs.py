@@ -79,6 +79,27 @@ SMALL: dict[str, Any] = {  # on top of it, for tests of many runs
 }
 
 
+def misled(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:  # [B]
+    """Brightness, whose gradient points the other way: what climbs it falls."""
+    bright = images.mean((1, 2, 3))
+    return 2 * bright.detach() - bright
+
+
+misled.differentiable = True  # type: ignore[attr-defined]
+FALLING: dict[str, Any] = {  # on top of a small run: its reward falls by many standard errors within four updates
+    "reward": {"name": "tests.runs:misled"},
+    "adapter": {"r": 4, "target_modules": ["conv_out"]},
+    "estimator": {
+        "first_order": {"steps": "all", "clip": 1.0},
+        "half_order": {"weight": 1.0},
+        "sub_chain": {"length": 0},
+        "rest": "none",
+    },
+    "train": {"iterations": 30, "chains_per_prompt": 1, "learning_rate": 0.3, "own_norms": True, "checkpoint_every": 3},
+    "guards": {"ema": 0.5, "step_back": True},
+}
+
+
 def _tiny_folder() -> str:
     import diffusers
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel

@@ -12,7 +12,7 @@ import yaml
 
 from rlr_ray.cluster.run import run
 from rlr_ray.config.checks import check_first_order
-from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.describe import clipped_words, describe_plan
 from rlr_ray.config.recipe import config_of, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.registry import build_loggers
@@ -105,6 +105,7 @@ def describe_results(folder: RunFolder) -> str:
         kept = summary["kept_update"]
         left = f"what update {kept} had left" if kept else "the start, since nothing beat it"
         lines.append(f"kept: {left}; the best by the held-out reward (guards.keep)")
+    lines += [f"clipped: {clipped_words(summary['clipped'])}"] if summary["clipped"] else []
     lines += surrogate_words(summary["surrogate"])
     lines += [f"warning: {text}" for text in summary["warnings"]]
     lines += [

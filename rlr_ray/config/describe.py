@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rlr_ray.config.run import RunConfig
 from rlr_ray.config.train import TrainConfig
 
@@ -81,6 +83,13 @@ def _clip_notes(config: RunConfig) -> list[str]:
             f"biased: a pair's difference of rewards is cut to {estimator.zeroth_order.clip:g} times the median"
         )
     return notes
+
+
+def clipped_words(shares: Mapping[str, float]) -> str:
+    """How much of each term was cut, by its name: medians over updates."""
+    kinds = {"first_order": "of first order's chains", "zeroth_order": "of zeroth order's pairs"}
+    said = [f"{shares[name]:.0%} {kind}" for name, kind in kinds.items() if name in shares]
+    return f"{' and '.join(said)} (median over updates)"
 
 
 def bias_notes(config: RunConfig) -> list[str]:

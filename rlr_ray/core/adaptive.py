@@ -99,8 +99,8 @@ class Adaptive:
         if half is not None and self.importance and len(plan.sub_chains) == 1:
             start, norm = plan.sub_chains[0].start, float(half.gradient.norm())
             self.position_norms[start] = self._smooth(self.position_norms.get(start, norm), norm)
-        if estimate.clipped is not None:
-            self.typical = self._smooth(self.typical or estimate.clipped.median, estimate.clipped.median)
+        if estimate.median is not None:
+            self.typical = self._smooth(self.typical or estimate.median, estimate.median)
         if estimate.half_order_rows:
             newest = [*self.half_order_rows, *estimate.half_order_rows]
             self.half_order_rows = newest[-_ROWS_PER_COMPONENT * self.components :]

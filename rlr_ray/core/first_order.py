@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlr_ray.core.sampler import Objective, Sampler, Trajectory
 from rlr_ray.core.sums import ExactMean, gathered, square_norm
-from rlr_ray.core.weighting import TermEstimate, term_estimate
+from rlr_ray.core.weighting import TermEstimate, cut_at, term_estimate
 from rlr_ray.errors import UserError
 
 
@@ -99,16 +98,6 @@ def step_gradients(
     return gradients, rewards.detach()
 
 
-@dataclass(frozen=True)
-class Clipped:
-    """A mean over clipped chains, and what clipping did."""
-
-    term: TermEstimate
-    median: float  # of chains' norms before
-    chains_cut: float  # share of the chains
-    length_cut: float  # share of the chains' summed norms
-
-
 class ClippedMean:
     """Mean over an update's chains of their gradients G_b, each cut to at most `clip` times their median norm:
 
@@ -135,8 +124,8 @@ class ClippedMean:
         else:
             self._add_scaled(chunk, gradients, self.clip * self.reference)
 
-    def take(self, chunks: int) -> Clipped:
-        """Of all chunks that the processes added."""
+    def take(self, chunks: int) -> tuple[TermEstimate, float]:
+        """The mean over all chunks that the processes added, and the median of chains' norms before they were cut."""
         norms = gathered(self.norms, chunks, self.mean.reduce).flatten()  # [B]
         some = norms[norms > 0]
         median = float(some.median()) if len(some) else 0.0
@@ -144,12 +133,8 @@ class ClippedMean:
         for chunk in list(self.waiting):
             self._add_scaled(chunk, self.waiting.pop(chunk), limit)
         gradient, _ = self.mean.take(range(chunks))
-        cut = norms.clamp(max=limit)
-        term = term_estimate(gradient, float(cut.square().mean()), len(norms))
-        length = float(norms.sum())
-        return Clipped(
-            term, median, float((norms > limit).double().mean()), 1 - float(cut.sum()) / length if length else 0.0
-        )
+        mean_square = float(norms.clamp(max=limit).square().mean())
+        return term_estimate(gradient, mean_square, len(norms), cut_at(norms, limit)), median
 
     def _add_scaled(self, chunk: int, gradients: Tensor, limit: float) -> None:
         factors = (limit / self.norms[chunk].clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)

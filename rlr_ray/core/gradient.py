@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.chunk import PLAIN, Forms, backpropagate, begun, scored
-from rlr_ray.core.first_order import Clipped, ClippedMean
+from rlr_ray.core.first_order import ClippedMean
 from rlr_ray.core.half_order import leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.sums import ExactMean, Reduce, gathered, reduced, square_norm
-from rlr_ray.core.weighting import TermEstimate, term_estimate
+from rlr_ray.core.weighting import Cut, TermEstimate, term_estimate
 
 TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
 
@@ -39,7 +39,7 @@ class GradientEstimate:
     latents: Mapping[int, Tensor] = field(default_factory=dict)  # this process's chunks -> last latents [B, C, H, W]
     half_order_rows: Sequence[Tensor] = ()  # each [P], on the CPU: half order's means over parts of the chunks
     divergence: float | None = None  # nats a chain, if there is a penalty
-    clipped: Clipped | None = None  # what was cut of first order
+    median: float | None = None  # norm of a chain's first-order gradient before it is cut, where chains are clipped
     of_surrogate: bool = False  # first order climbs a surrogate, of all or some rewards
 
     @property
@@ -94,7 +94,7 @@ def estimate_gradient(
     mean = ExactMean(theta, count, reduce)
     climbed = mean if forms.clip is None else ClippedMean(mean, forms.clip, reference=forms.typical)
     terms: dict[str, TermEstimate] = {}
-    trajectories, rewards, rows, divergence, clipped = {}, {}, list[Tensor](), None, None
+    trajectories, rewards, rows, divergence, median = {}, {}, list[Tensor](), None, None
     for c, trajectory in begun(sampler, theta, work, sampled_together):
         trajectories[c], rewards[c], gradient = backpropagate(
             sampler, theta, *work[c], trajectory, checkpoint_steps=checkpoint_steps, per_chain=climbed is not mean
@@ -103,7 +103,7 @@ def estimate_gradient(
             climbed.add(c, gradient)
         del gradient
     if plan.has_first_order:
-        terms["first_order"], clipped = _taken(climbed, count)
+        terms["first_order"], median = _taken(climbed, count)
     *parts, left = gathered(rewards, count, reduce).transpose(0, 1).flatten(1)  # each [all B]
     if plan.has_half_order:
         advantages = _advantages(torch.stack(parts), left, plan, chains, groups, baseline)
@@ -118,15 +118,14 @@ def estimate_gradient(
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
     ordered = {name: terms[name] for name in TERMS if name in terms}
     of_surrogate = plan.has_first_order and (bool(chains.trusted) or (plan.residual and chains.surrogate is not None))
-    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence, clipped, of_surrogate)
+    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence, median, of_surrogate)
 
 
-def _taken(climbed: ExactMean | ClippedMean, count: int) -> tuple[TermEstimate, Clipped | None]:
-    """First order over all chunks, and what was cut of it."""
+def _taken(climbed: ExactMean | ClippedMean, count: int) -> tuple[TermEstimate, float | None]:
+    """First order over all chunks, and the median of its chains' norms where they are clipped."""
     if isinstance(climbed, ExactMean):
         return term_estimate(*climbed.take(range(count)), count), None
-    clipped = climbed.take(count)
-    return clipped.term, clipped
+    return climbed.take(count)
 
 
 def _advantages(
@@ -193,6 +192,10 @@ def _penalise(
 
 def _everywhere(term: TermEstimate | None, theta: Tensor, reduce: Reduce) -> TermEstimate:
     """A term that one process holds, in all of them; adding the others' zeros changes no bit."""
-    gradient = torch.zeros_like(theta) if term is None else term.gradient.to(theta)
-    variance = reduce(torch.tensor(0.0 if term is None else term.variance, dtype=torch.float64, device=theta.device))
-    return TermEstimate(reduced(gradient, reduce), float(variance))
+    gradient, numbers = torch.zeros_like(theta), [0.0] * 3
+    if term is not None:
+        cut = term.cut or Cut(math.nan, math.nan)
+        gradient, numbers = term.gradient.to(theta), [term.variance, cut.share, cut.length]
+    told = reduce(torch.tensor(numbers, dtype=torch.float64, device=theta.device))
+    variance, share, length = told.tolist()
+    return TermEstimate(reduced(gradient, reduce), variance, None if math.isnan(share) else Cut(share, length))

@@ -11,11 +11,27 @@ from rlr_ray.core.sums import square_norm
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What clipping took of a term's estimates."""
+
+    share: float  # of the estimates that were cut, 0 .. 1
+    length: float  # of their summed norms that was lost, 0 .. 1
+
+
+def cut_at(sizes: Tensor, limit: float) -> Cut:  # [n]
+    """What a limit takes of estimates of these norms."""
+    whole = float(sizes.sum())
+    kept = float(sizes.clamp(max=limit).sum())
+    return Cut(float((sizes > limit).double().mean()), 1 - kept / whole if whole else 0.0)
+
+
+@dataclass(frozen=True)
 class TermEstimate:
     """A mean of independent estimates of one part of the gradient, with what they say of that mean's error."""
 
     gradient: Tensor  # [P]
     variance: float  # E |gradient - its expectation|^2; nan from fewer than 2 estimates
+    cut: Cut | None = None  # of its estimates; None: none is clipped
 
     @property
     def signal(self) -> float:
@@ -23,10 +39,10 @@ class TermEstimate:
         return square_norm(self.gradient) - self.variance
 
 
-def term_estimate(mean: Tensor, mean_square: float, count: int) -> TermEstimate:
+def term_estimate(mean: Tensor, mean_square: float, count: int, cut: Cut | None = None) -> TermEstimate:
     """From `count` estimates: their mean [P] and the mean of their squared norms."""
     spread = mean_square - square_norm(mean)
-    return TermEstimate(mean, max(spread, 0.0) / (count - 1) if count > 1 else float("nan"))
+    return TermEstimate(mean, max(spread, 0.0) / (count - 1) if count > 1 else float("nan"), cut)
 
 
 def mse_weight(signal: float, averaging: float) -> float:

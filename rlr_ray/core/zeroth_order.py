@@ -12,7 +12,7 @@ from torch import Tensor
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler
 from rlr_ray.core.seeds import normal
-from rlr_ray.core.weighting import TermEstimate, term_estimate
+from rlr_ray.core.weighting import TermEstimate, cut_at, term_estimate
 
 _BLOCK = 2**14  # numbers of every row that are worked on at once
 
@@ -114,10 +114,11 @@ def zeroth_order(
     `clip` cuts the differences R+ - R- at so many times their median size, of those that are not 0. Biased then: of a
     mean's few large summands, which hold most of its variance, it keeps the sign.
     """
-    differences = rewards_plus.double() - rewards_minus.double()  # [N]
-    if clip is not None and bool(differences.any()):
-        limit = clip * float(differences[differences != 0].abs().median())
-        differences = differences.clamp(-limit, limit)
+    differences, cut = rewards_plus.double() - rewards_minus.double(), None  # [N]
+    if clip is not None:
+        some = differences[differences != 0].abs()
+        limit = clip * float(some.median()) if len(some) else 0.0
+        cut, differences = cut_at(differences.abs(), limit), differences.clamp(-limit, limit)
     coefficients = differences / (2 * directions.step_size)
     total = torch.zeros(directions.dimensions, dtype=dtype)
     squares = 0.0
@@ -126,7 +127,7 @@ def zeroth_order(
         total += estimate
         squares += float(estimate.double().square().sum())
     mean = directions.lift(total / len(seeds))
-    return term_estimate(mean, squares / len(seeds), len(seeds))
+    return term_estimate(mean, squares / len(seeds), len(seeds), cut)
 
 
 def orthonormal_span(vectors: Sequence[Tensor], tolerance: float = 1e-3) -> Tensor | None:  # [k, P] or None

@@ -55,7 +55,8 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
     names = _terms(rows)
     norms = {name: f"{name}_norm" for name in names} | {"the sum, as applied": "gradient_norm"}
     drawn = {"Norm, before weighting": _lines(rows, norms)}
-    for title, end in (("Weight", "weight"), ("Variance", "variance"), ("Share of noise", "noise_share")):
+    ends = {"Weight": "weight", "Variance": "variance", "Share of noise": "noise_share", "Share clipped": "clipped"}
+    for title, end in ends.items():
         drawn[title] = _lines(rows, {name: f"{name}_{end}" for name in names})
     drawn["Learning rate"] = _lines(rows, {"learning rate": "learning_rate"})
     cosines = {f"{one}, {other}": f"cosine_{one}_{other}" for one, other in permutations(names, 2)}

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import yaml
 from torch import Tensor
 
-from rlr_ray.config.describe import describe_plan
+from rlr_ray.config.describe import clipped_words, describe_plan
 from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import (
     Rows,
@@ -119,6 +119,8 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
         yield "measured learning rate", f"{summary['learning_rate']:g}"
     cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
     yield "cost", cost + f"{summary['seconds']:.0f} s"
+    if summary["clipped"]:
+        yield "clipped", clipped_words(summary["clipped"])
     if summary["steps_off"]:
         yield "steps without the adapter", ", ".join(map(str, summary["steps_off"])) + " (adapter.off_below)"
     if summary["peak_memory_gib"] is not None:

@@ -106,10 +106,13 @@ def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
 
 
 def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
-    """Training reward over updates, with the held-out mean and standard error by number of updates."""
+    """Training reward and steps back over updates, and the held-out mean and standard error by number of updates."""
     figure = Figure((7, 4))
     axis = figure.subplots()
     axis.plot([row["step"] + 1 for row in rows], [row["reward_mean"] for row in rows], label="training chains", lw=1)
+    back = [row for row in rows if row.get("stepped_back")]
+    if back:
+        axis.plot([row["step"] + 1 for row in back], [row["reward_mean"] for row in back], "rX", label="stepped back")
     steps, values = list(held_out), list(held_out.values())
     means, errors = [mean for mean, _ in values], [error for _, error in values]
     axis.errorbar(steps, means, errors, fmt="o", capsize=3, label="held-out chains ± standard error")

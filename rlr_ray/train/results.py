@@ -205,7 +205,8 @@ class Results:
             "learning_rate": self.learning_rate,
             "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
             "plan": str(self.engine.shape),
-            "noise_shares": _noise_shares(rows),
+            "noise_shares": _medians(rows, "noise_share"),
+            "clipped": _medians(rows, "clipped"),
             "surrogate": surrogate_summary(rows),
             "steps": updates,
             "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
@@ -249,8 +250,8 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _noise_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Median over updates of each term's share of noise in the squared gradient."""
-    shares = {name: [row.get(f"{name}_noise_share") for row in rows] for name in TERMS}
-    known = {name: [share for share in column if share is not None] for name, column in shares.items()}
-    return {name: statistics.median(column) for name, column in known.items() if column}
+def _medians(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
+    """Of such a column of each term, over the updates that have it."""
+    values = {name: [row.get(f"{name}_{column}") for row in rows] for name in TERMS}
+    known = {name: [value for value in each if value is not None] for name, each in values.items()}
+    return {name: statistics.median(each) for name, each in known.items() if each}

@@ -166,9 +166,8 @@ def _terms(estimate: GradientEstimate, weights: Mapping[str, float]) -> dict[str
         columns[f"{name}_norm"] = float(term.gradient.norm())
         columns[f"{name}_variance"] = term.variance
         columns[f"{name}_weight"] = weights[name]
-    if estimate.clipped is not None:
-        columns["first_order_clipped"] = estimate.clipped.chains_cut
-        columns["first_order_cut"] = estimate.clipped.length_cut
+        if term.cut is not None:
+            columns |= {f"{name}_clipped": term.cut.share, f"{name}_cut": term.cut.length}
     columns |= {f"{name}_noise_share": share for name, share in estimate.noise_shares(weights).items()}
     for one, other in combinations(estimate.terms, 2):
         product = float(estimate.terms[one].gradient @ estimate.terms[other].gradient)

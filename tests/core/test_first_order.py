@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlr_ray.core.first_order import Clipped, ClippedMean, first_order, linear_adjoint
+from rlr_ray.core.first_order import ClippedMean, first_order, linear_adjoint
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.sums import ExactMean, Reduce
+from rlr_ray.core.weighting import Cut, TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 from tests.runs import shared
@@ -124,7 +125,7 @@ def rows(dtype: torch.dtype = torch.float32) -> Tensor:  # [chunks, b, P]
 
 def clipped(
     gradients: Tensor, chunks: list[int], *, reference: float | None = None, reduce: Reduce = lambda value: value
-) -> Clipped:
+) -> tuple[TermEstimate, float]:
     mean = ClippedMean(ExactMean(gradients[0, 0], len(gradients), reduce), 0.5, reference=reference)
     for c in chunks:
         mean.add(c, gradients[c].clone())
@@ -140,14 +141,14 @@ def test_each_chain_is_cut_to_a_share_of_the_median_of_all(reference: float | No
     median = norms[(len(norms) - 1) // 2]
     limit = 0.5 * (median if reference is None else reference)
     cut = [g * min(1.0, limit / float(g.norm())) for g in gradients.flatten(0, 1)]
-    found = clipped(gradients, [0, 1, 2, 3], reference=reference)
+    found, its_median = clipped(gradients, [0, 1, 2, 3], reference=reference)
     expected = torch.stack(cut).mean(0)
-    torch.testing.assert_close(found.term.gradient, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.gradient, expected, rtol=1e-12, atol=1e-14)
     spread = sum(float((g - expected).square().sum()) for g in cut) / (len(cut) - 1)
-    assert found.term.variance == pytest.approx(spread / len(cut), rel=1e-9)
-    assert found.median == pytest.approx(median)
-    assert found.chains_cut == sum(norm > limit for norm in norms) / len(norms)
-    assert found.length_cut == pytest.approx(1 - sum(min(norm, limit) for norm in norms) / sum(norms))
+    assert found.variance == pytest.approx(spread / len(cut), rel=1e-9)
+    assert its_median == pytest.approx(median)
+    assert found.cut is not None and found.cut.share == sum(norm > limit for norm in norms) / len(norms)
+    assert found.cut.length == pytest.approx(1 - sum(min(norm, limit) for norm in norms) / sum(norms))
 
 
 @pytest.mark.parametrize("reference", [None, 3.0])
@@ -156,30 +157,25 @@ def test_clipped_means_have_the_same_bits_whoever_has_which_chunk(
     shares: list[list[int]], reference: float | None
 ) -> None:
     gradients = rows()
-    alone = clipped(gradients, [0, 1, 2, 3], reference=reference)
+    alone, median = clipped(gradients, [0, 1, 2, 3], reference=reference)
 
-    def work(rank: int, reduce: Reduce) -> Clipped:
+    def work(rank: int, reduce: Reduce) -> tuple[TermEstimate, float]:
         return clipped(gradients, shares[rank], reference=reference, reduce=reduce)
 
-    for part in shared(2, work):
-        assert torch.equal(part.term.gradient, alone.term.gradient)
-        assert (part.term.variance, part.median, part.chains_cut, part.length_cut) == (
-            alone.term.variance,
-            alone.median,
-            alone.chains_cut,
-            alone.length_cut,
-        )
+    for part, its_median in shared(2, work):
+        assert torch.equal(part.gradient, alone.gradient)
+        assert (part.variance, part.cut, its_median) == (alone.variance, alone.cut, median)
 
 
 def test_chains_without_a_gradient_do_not_set_the_median() -> None:
     """Else a reward that is flat for most chains would be clipped to nothing."""
     gradients = rows()
     gradients[:, 1:] = 0
-    found, dense = clipped(gradients, [0, 1, 2, 3]), clipped(gradients[:, :1].clone(), [0, 1, 2, 3])
-    assert found.median == dense.median > 0
-    torch.testing.assert_close(found.term.gradient, dense.term.gradient / SIZE)
-    nothing = clipped(torch.zeros_like(gradients), [0, 1, 2, 3])
-    assert not nothing.term.gradient.any() and nothing.length_cut == nothing.chains_cut == 0
+    (found, median), (dense, its_median) = (clipped(one, [0, 1, 2, 3]) for one in (gradients, gradients[:, :1].clone()))
+    assert median == its_median > 0
+    torch.testing.assert_close(found.gradient, dense.gradient / SIZE)
+    nothing, _ = clipped(torch.zeros_like(gradients), [0, 1, 2, 3])
+    assert not nothing.gradient.any() and nothing.cut == Cut(0.0, 0.0)
 
 
 @pytest.mark.parametrize("reference", [None, 3.0])
@@ -187,4 +183,4 @@ def test_chains_without_a_gradient_do_not_set_the_median() -> None:
 def test_a_chain_that_is_no_number_is_not_hidden_by_clipping(wrong: float, reference: float | None) -> None:
     gradients = rows()
     gradients[2, 1, 0] = wrong
-    assert clipped(gradients, [0, 1, 2, 3], reference=reference).term.gradient.isnan().all()
+    assert clipped(gradients, [0, 1, 2, 3], reference=reference)[0].gradient.isnan().all()

@@ -99,7 +99,8 @@ def test_clipping_cuts_each_chain_at_the_median_of_all_and_says_how_much() -> No
     cut = each * (limit / norms).clamp(max=1)[:, None]
     found = estimate(FULL, forms=Forms(clip=0.5), checkpoint_steps=True)
     close(found.terms["first_order"].gradient, cut.mean(0))
-    assert found.clipped.chains_cut == pytest.approx(float((norms > limit).double().mean()))
+    assert found.terms["first_order"].cut.share == pytest.approx(float((norms > limit).double().mean()))
+    assert found.median == pytest.approx(float(norms.median()))
     close(estimate(FULL, forms=Forms(clip=0.5, typical=math.inf)).terms["first_order"].gradient, each.mean(0))
 
 
@@ -139,8 +140,8 @@ def test_no_bit_depends_on_who_has_which_chunk(plan: Plan) -> None:
     for part in shared(2, lambda rank, reduce: estimate(plan, shares[rank], beside, reduce=reduce, **options)):
         for name, term in alone.terms.items():
             assert torch.equal(part.terms[name].gradient, term.gradient) and part.terms[name].variance == term.variance
-        if alone.clipped is not None:
-            assert (part.clipped.median, part.clipped.chains_cut) == (alone.clipped.median, alone.clipped.chains_cut)
+            assert part.terms[name].cut == term.cut
+        assert part.median == alone.median
 
 
 def test_steps_of_the_forward_term_are_those_that_first_order_leaves_and_zeroth_order_has_the_others() -> None:

@@ -41,7 +41,7 @@ def zeroth_term(chains: Chains, indices: list[int]) -> TermEstimate:
         u = DIRECTIONS.draw(seeds[i], torch.float64)[None]
         a, b = rollout(SAMPLER, toy_theta(), PLAN, one, u, DIRECTIONS.step_size)
         plus[i], minus[i] = a.item(), b.item()
-    return zeroth_order(DIRECTIONS, list(seeds.values()), plus, minus, torch.float64)
+    return zeroth_order(DIRECTIONS, list(seeds.values()), plus, minus, torch.float64, clip=1.0)
 
 
 def estimate(chains: Chains, own: list[int], leads: bool = True, **options) -> GradientEstimate:
@@ -122,6 +122,7 @@ def test_several_processes_find_the_same_bits_as_one(together: int, shares: list
     ):
         for name, term in alone.terms.items():
             assert torch.equal(part.terms[name].gradient, term.gradient) and part.terms[name].variance == term.variance
+            assert part.terms[name].cut == term.cut and (term.cut is not None) == (name == "zeroth_order")
         assert torch.equal(torch.stack(part.half_order_rows), torch.stack(alone.half_order_rows))
         assert part.divergence == alone.divergence
 

@@ -17,6 +17,7 @@ from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
+from rlr_ray.core.weighting import Cut
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
 from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
@@ -170,7 +171,9 @@ def test_clipped_differences_are_cut_at_their_median_size() -> None:
     expected = zeroth_order(directions, seeds, cut, torch.zeros(6), torch.float64)
     torch.testing.assert_close(found.gradient, expected.gradient)
     assert found.variance == pytest.approx(expected.variance)
-    assert not zeroth_order(directions, seeds, plus, plus, torch.float64, clip=1.0).gradient.any()
+    assert found.cut == Cut(2 / 6, pytest.approx(1 - 13 / 74)) and expected.cut is None
+    equal = zeroth_order(directions, seeds, plus, plus, torch.float64, clip=1.0)
+    assert not equal.gradient.any() and equal.cut == Cut(0.0, 0.0)
 
 
 def test_principal_span_holds_more_of_the_rows_than_any_other() -> None:

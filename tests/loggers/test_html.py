@@ -85,7 +85,7 @@ def summary(**keys: Any) -> dict[str, Any]:
         "ran_on": "toaster",
     }
     known |= {"denoiser_forwards": 7, "denoiser_backwards": 5, "seconds": 9.0, "peak_memory_gib": 0.5}
-    known |= {"kl_by_step": [0.2, 0.5, 0.0], "steps_off": [2]}
+    known |= {"kl_by_step": [0.2, 0.5, 0.0], "steps_off": [2], "clipped": {"first_order": 0.7, "zeroth_order": 0.25}}
     return known | {"adapter": "lora/a", "trained_numbers": 12, "versions": {"torch": "2"}} | keys
 
 
@@ -137,6 +137,12 @@ def test_the_grid_shows_the_evaluations_images_and_scores(tmp_path: Path) -> Non
             f"reward {after.scores['digits'][i]:.4g}",
             f"digits_judge {after.scores['digits_judge'][i]:.4g}",
         ]
+
+
+def test_the_head_says_what_was_clipped(tmp_path: Path) -> None:
+    said = " ".join(written(tmp_path, BEFORE)[0].texts)
+    assert "70% of first order's chains and 25% of zeroth order's pairs (median over updates)" in said
+    assert "clipped" not in " ".join(written(tmp_path, BEFORE, clipped={})[0].texts)
 
 
 def test_a_large_image_is_shown_to_within_what_jpeg_loses(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from rlr_ray.train.checkpoints import Checkpoints
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
 from rlr_ray.train.process import Process
-from rlr_ray.train.results import _noise_shares
+from rlr_ray.train.results import _medians
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import update
@@ -130,7 +130,7 @@ def test_a_process_that_does_not_see_the_leading_ones_checkpoint_is_refused(
 
 def test_a_resumed_run_finishes_though_some_update_had_no_noise_share(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"half_order_noise_share": None}, {"half_order_noise_share": 0.5}, {}]
-    assert _noise_shares(rows) == {"half_order": 0.5}
+    assert _medians(rows, "noise_share") == {"half_order": 0.5}
 
 
 POLICY = ("ddpo", "surrogate", "branches", "awm", "elbo-pg")  # without first order, at least at first

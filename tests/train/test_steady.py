@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from rlr_ray.cli.train import describe_results
 from rlr_ray.config.estimator import EstimatorConfig
 from rlr_ray.config.guards import GuardsConfig, StepBackConfig
 from rlr_ray.config.train import TrainConfig
@@ -22,6 +26,7 @@ from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.figures import reward_figures
+from rlr_ray.loggers.pictures import save_reward_curve
 from rlr_ray.rewards.scores import Scores
 from rlr_ray.train import steady
 from rlr_ray.train import update as one_update
@@ -32,7 +37,7 @@ from rlr_ray.train.process import ALONE, Process
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.steady import Sizes, StepBack
-from tests.runs import logged, outcome, shared, short_run, small_run, train_here
+from tests.runs import FALLING, logged, outcome, shared, short_run, small_run, train_here
 
 P, B, UPDATES, RATE = 6, 10, 60, 0.03
 
@@ -209,6 +214,21 @@ def test_a_run_cut_around_a_step_back_ends_the_same(tmp_path: Path, falling: Non
         assert outcome(train_here(again, resume=True).path) == outcome(whole.path)
 
 
+def test_a_run_whose_reward_really_falls_steps_back_until_the_fifth_time(tmp_path: Path) -> None:
+    """With its own three standard errors: from four updates after each return on; at half the rate each time."""
+    folder = train_here(small_run(tmp_path, **FALLING))
+    rows, summary = outcome(folder.path)["rows"], folder.load_summary()
+    back = rows_back(folder)
+    assert len(back) == 5 == summary["steps_back"] and back[-1] == summary["steps"] < 30
+    assert all(later - earlier >= 4 for earlier, later in zip([0, *back], back, strict=False))
+    assert rows[-1]["learning_rate"] == pytest.approx(0.3 * 0.5**4)
+    assert "that was step back 5 of 5 (guards.step_back.limit)" in summary["stopped"]
+    cut = [row["first_order_clipped"] for row in rows]
+    assert summary["clipped"] == {"first_order": statistics.median(cut)} and 0 < min(cut) <= max(cut) < 1
+    assert f"clipped: {statistics.median(cut):.0%} of first order's chains (median over" in describe_results(folder)
+    assert max(row["reward_mean"] for row in rows[4:]) < rows[0]["reward_mean"] - 0.1
+
+
 def test_a_run_that_fell_five_times_ends_and_goes_on_if_it_may(tmp_path: Path, falling: None) -> None:
     """It says what was seen and what to change; with another guards.step_back it goes on when it is resumed."""
     keys = STEADY | {"guards": {"step_back": {"window": 1, "limit": 1}}}
@@ -252,11 +272,17 @@ def test_two_processes_decide_alike_and_as_one_does(tmp_path: Path, falling: Non
     assert summary["learning_rate"] == alone.load_summary()["learning_rate"] > 0
 
 
-def test_a_step_back_is_drawn() -> None:
+def test_a_step_back_is_drawn_in_the_report_and_in_the_curve(tmp_path: Path) -> None:
     rows = [{"step": i, "reward_mean": float(i), "stepped_back": int(i == 2)} for i in range(4)]
     figure = reward_figures(rows, {"reward": Scores(torch.zeros(2), torch.ones(2), trained=True)}, 4)["Reward"]
     (mark,) = [trace for trace in figure.data if trace.name == "stepped back"]
     assert (list(mark.x), list(mark.y)) == ([3], [2.0])
+    red = {}
+    for name, told in (("marked", rows), ("not", [row | {"stepped_back": 0} for row in rows])):
+        save_reward_curve(tmp_path / name, told, {0: (0.0, 0.1)})
+        pixels = numpy.asarray(Image.open(tmp_path / name).convert("RGB"))
+        red[name] = int((pixels == (255, 0, 0)).all(-1).sum())
+    assert red["marked"] > 20 and not red["not"]
 
 
 SCHEDULE = Schedule((2.0, 1.0), (1.0,) * 2, (0.1,) * 2, (0.5,) * 2)
