@@ -172,7 +172,7 @@ def _lines(rows: Rows, columns: Mapping[str, str], *, zeros: bool = True) -> go.
         if values and (zeros or any(values)):
             color = _COLORS[number % len(_COLORS)]
             figure.add_trace(_line(rows, column, name.replace("_", " "), color))
-    return _titled(figure)
+    return _titled(figure) if figure.data else figure
 
 
 def _line(rows: Rows, column: str, name: str, color: str) -> go.Scatter:

@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import sys
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
@@ -18,9 +19,12 @@ _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a run's numbers may depend on."""
-    installed = {item.name.lower().replace("_", "-"): item.version for item in distributions()}
-    return {"python": platform.python_version()} | {name: installed[name] for name in _VERSIONS if name in installed}
+    """Of Python and of the packages that a run's numbers may depend on, those of them that are installed."""
+    numbers = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            numbers[name] = version(name)
+    return numbers
 
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")  # in a recipe: a variable of the environment, so that no file holds its value

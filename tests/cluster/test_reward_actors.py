@@ -295,6 +295,7 @@ def scored(config: RunConfig, built: dict[str, RemoteReward], images: Tensor) ->
 
 @uses_ray
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.slow
 def test_what_measures_in_a_workers_place_asks_them_too(tmp_path: Path) -> None:
     """The planner, and the estimates of a search."""
     config = short_run(tmp_path, cluster={"worker": {"cpus": 0.5}}, reward={"actors": {"cpus": 0.25}})

@@ -16,7 +16,7 @@ from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Conditioning, Sampler
 from rlr_ray.core.sums import LIMIT, ExactMean, Reduce
-from rlr_ray.core.weighting import TermEstimate, mse_weight, term_estimate
+from rlr_ray.core.weighting import Cut, TermEstimate, mse_weight, term_estimate
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
 from tests.runs import shared
@@ -65,8 +65,9 @@ def test_the_sum_is_its_terms() -> None:
     first, rewards, _ = first_order(SAMPLER, toy_theta(), toy_trajectory(chains, 5), toy_reward)
     advantage = leave_one_out(rewards, torch.arange(32) // 4)
     half = half_order(SAMPLER, toy_theta(), trajectory, range(2, 4), advantage)
-    zeroth = zeroth_term(chains, list(range(32))).gradient
-    torch.testing.assert_close(found.total({}), first + half + zeroth, rtol=1e-10, atol=1e-12)
+    zeroth = zeroth_term(chains, list(range(32)))
+    torch.testing.assert_close(found.total({}), first + half + zeroth.gradient, rtol=1e-10, atol=1e-12)
+    assert found.terms["zeroth_order"].cut == zeroth.cut != Cut(0.0, 0.0)
     weighted = found.total({"half_order": 0.5, "zeroth_order": 0.0})
     torch.testing.assert_close(weighted, first + 0.5 * half, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.rewards, rewards)

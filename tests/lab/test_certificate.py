@@ -154,9 +154,9 @@ def test_an_error_put_into_the_code_is_caught(error: str, monkeypatch: pytest.Mo
     assert not certified.ok, f"passes with z {certified.z}"
 
 
-def test_the_same_plans_pass_without_an_error() -> None:
-    truth = Truth(150)
-    assert all(certify(PLANS[name], truth).ok for name in (COVER, PAPER, PAIRS, MIXTURE))
+@pytest.mark.parametrize(("plan", "batches"), [(COVER, 150), (PAIRS, 24), (MIXTURE, 24)])
+def test_the_same_plans_pass_without_an_error(plan: str, batches: int) -> None:
+    assert certify(PLANS[plan], Truth(batches)).ok
 
 
 def test_worst_z_is_a_z_score() -> None:

@@ -29,6 +29,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zeroth = "{directions: isotropic, weight: 1.0}"
     own = f"mine={{preset: custom, first_order: {{steps: 1}}, sub_chain: {{length: 1}}, zeroth_order: {zeroth}}}"

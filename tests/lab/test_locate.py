@@ -49,7 +49,14 @@ def damaged(engine: Engine, kind: str, steps: range) -> Sampler:
 
 @pytest.mark.parametrize(
     ("kind", "first", "last"),
-    [("deaf", 0, 1), ("deaf", 2, 3), ("half", 4, 5), ("constant", 4, 5), ("constant", 6, 7), ("deaf", 6, 7)],
+    [
+        ("deaf", 0, 1),
+        pytest.param("deaf", 2, 3, marks=pytest.mark.slow),
+        ("half", 4, 5),
+        pytest.param("constant", 4, 5, marks=pytest.mark.slow),
+        ("constant", 6, 7),
+        pytest.param("deaf", 6, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_the_damaged_steps_are_named(engine: Engine, kind: str, first: int, last: int) -> None:
     subject = subject_of(engine, engine.model.initial_theta)

@@ -122,7 +122,7 @@ def test_the_reference_is_backpropagation_and_its_signals_are_unbiased() -> None
 def test_variances_do_not_depend_on_the_batch() -> None:
     """rlr-paper's place and chains are shared by its terms: four times the chains, a quarter of the variance."""
     found = []
-    for size, batches in ((64, 400), (256, 100)):
+    for size, batches in ((64, 200), (256, 50)):
         groups = torch.arange(size) // 4
         subject = dataclasses.replace(toy_subject(), batch=lambda c, n=size: [toy_chains(n, c)], groups=groups)
         candidate = Candidate("paper", PlanShape(STEPS, 1, 2), Directions(PARAMETERS, 0.003))

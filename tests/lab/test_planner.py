@@ -16,21 +16,22 @@ from rlr_ray.cli import main
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import load_config, parse_config
 from rlr_ray.errors import UserError
-from rlr_ray.lab.measure import candidate_of, estimate_batch
+from rlr_ray.lab.measure import candidate_of, estimate_batch, subject_of
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
-from rlr_ray.lab.reference import chain_gradients, chain_squares, exact_by_step
+from rlr_ray.lab.reference import chain_gradients, chain_squares, exact_by_step, gather
 from rlr_ray.lab.report import write_choice
+from rlr_ray.train.engine import Engine
 from rlr_ray.utils.memory import peak_bytes
 from tests.runs import RECIPE, short_run, tiny
 
 LENGTHS = (1, 2, 5)  # bench/runs/planner.py: all of 1 .. 8
-SHORT = merge(RECIPE, {"model": tiny(), "sampler": {"steps": 3}})
+SHORT = merge(RECIPE, {"model": tiny(), "sampler": {"steps": 6}})
 
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
-    return Planner(short_run(tmp_path_factory.mktemp("plan"), model=tiny(), sampler={"steps": 6}), batches=8)
+    return Planner(parse_config(SHORT | {"output_dir": str(tmp_path_factory.mktemp("plan"))}), batches=8)
 
 
 def test_peak_bytes_are_those_of_the_tensors_alive() -> None:
@@ -102,10 +103,10 @@ def test_samplers_without_noise_and_with_one_step(tmp_path: Path, steps: int) ->
 
 
 def test_a_chunk_of_one_chain_has_its_prompts_baseline(tmp_path: Path) -> None:
-    config = short_run(tmp_path, model=tiny(), sampler={"steps": 3}, train={"chunk_size": 1})
-    planner = Planner(config, batches=8)
-    assert len(planner.subject.groups) == 4
-    assert math.isfinite(planner.sweep.reinforce_variance(0)[0])
+    engine = Engine(short_run(tmp_path, model=tiny(), sampler={"steps": 3}, train={"chunk_size": 1}))
+    subject = subject_of(engine, engine.model.initial_theta)
+    assert len(subject.groups) == 4
+    assert math.isfinite(gather(subject, False, 8).reinforce_variance(0)[0])
 
 
 def test_every_option_is_written_as_it_is(planner: Planner, tmp_path: Path) -> None:
@@ -123,12 +124,12 @@ def test_a_budget_too_small_for_anything_says_how_much_is_needed(planner: Planne
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planner: Planner) -> Path:
+    """The planner's, whose measurements the commands take."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(SHORT | {"output_dir": "runs"}))
-    few = lambda config, batches: planning.choose(config, 8)  # noqa: E731
-    monkeypatch.setattr("rlr_ray.cli.plan.choose", few)
+    monkeypatch.setattr("rlr_ray.cli.plan.choose", lambda config, batches: planner.choose(config.memory_budget_gib))
     return file
 
 
@@ -155,21 +156,22 @@ def test_auto_chooses_once_and_resumes_with_its_choice(recipe: Path, capsys: pyt
     assert main([*auto, "--dry-run"]) == 0
     assert "plan: chosen by measurement at the start" in capsys.readouterr().out
     assert main([*auto, "--set", "train.iterations=1"]) == 0
-    assert "measuring memory" in capsys.readouterr().out
+    assert "checking the memory of" in capsys.readouterr().out
     config = yaml.safe_load(Path("runs/short/config.yaml").read_text())
     told = json.loads(Path("runs/short/plan.json").read_text())
     chosen = with_plan(parse_config(SHORT | {"estimator": "measure"}), told["best"]["keys"]).estimator
     assert config["estimator"] == chosen.model_dump(mode="json")
     assert main([*auto, "--resume", "--set", "train.iterations=2"]) == 0
-    assert "measuring memory" not in capsys.readouterr().out
+    assert "checking the memory of" not in capsys.readouterr().out
     assert json.loads(Path("runs/short/summary.json").read_text())["plan"] == told["best"]["plan"]
     other = ["--set", "estimator={preset: measure, half_order: {baseline: batch}}"]
     assert main(["train", "--config", str(recipe), *other, "--resume"]) == 2
     assert "was run with another config (estimator.half_order.baseline" in capsys.readouterr().err
 
 
-def test_auto_with_a_black_box_reward_has_no_first_order(recipe: Path) -> None:
-    changes = ["estimator=measure", "reward.differentiable=false", "train.iterations=1"]
+def test_auto_with_a_black_box_reward_has_no_first_order(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlr_ray.cli.plan.choose", lambda config, batches: planning.choose(config, 8))
+    changes = ["estimator=measure", "reward.differentiable=false", "train.iterations=1", "sampler.steps=3"]
     assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
     told = json.loads(Path("runs/short/plan.json").read_text())
     assert "first order" not in told["best"]["plan"]

@@ -14,7 +14,7 @@ JUDGES = {"fours": {"name": "digits_judge"}, "own": {"name": "digits"}}
 EVERYTHING: dict[str, Any] = {
     "sampler": {"steps": 8},
     "estimator": {"sub_chain": {"length": 1, "place": "importance"}},
-    "train": {"iterations": 7, "checkpoint_every": 2, "keep_checkpoints": 9, "learning_rate": 0.3},
+    "train": {"iterations": 5, "checkpoint_every": 2, "keep_checkpoints": 9, "learning_rate": 0.3},
     "guards": {"ema": 0.7, "keep": "best", "patience": 50},
     "evaluation": {"every": 1, "judge": None, "judges": JUDGES},
 }
@@ -28,9 +28,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cut_and_resumed_it_ends_the_same(tmp_path: Path, whole: Path) -> None:
     config = small_run(tmp_path, **EVERYTHING)
     with pytest.raises(KeyboardInterrupt):
-        train_here(config, stop_after=5)  # the last update is lost
+        train_here(config, stop_after=3)  # the last update is lost
     assert outcome(train_here(config, resume=True).path) == outcome(whole)
 
 
 def test_checkpoints_are_saved_when_they_are_due_and_at_the_end(whole: Path) -> None:
-    assert steps_in(whole / "checkpoints") == [2, 4, 6, 7]
+    assert steps_in(whole / "checkpoints") == [2, 4, 5]

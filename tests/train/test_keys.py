@@ -126,7 +126,10 @@ ELSEWHERE = {
 }
 
 
-def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
+LATER = ("estimator.half_order.pull", "estimator.surrogate.", "train.max_change")  # seen after four updates, not two
+
+
+def theta_after(changes: dict[str, Any], updates: int) -> Tensor:  # [P]
     """What some updates leave."""
     config = small_run(Path("nowhere"), **changes)
     engine = Engine(config)
@@ -138,8 +141,8 @@ def theta_after(changes: dict[str, Any], updates: int = 4) -> Tensor:  # [P]
 
 
 @functools.cache
-def unchanged(context: str) -> Tensor:
-    return theta_after(json.loads(context))
+def unchanged(context: str, updates: int) -> Tensor:
+    return theta_after(json.loads(context), updates)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -148,7 +151,9 @@ def test_a_key_changes_what_updates_leave(key: str, value: Any, context: dict[st
     change = value
     for name in reversed(key.split(".")):
         change = {name: change}
-    changed, base = theta_after(merge(context, change)), unchanged(json.dumps(context, sort_keys=True))
+    updates = 4 if key.startswith(LATER) else 2
+    changed = theta_after(merge(context, change), updates)
+    base = unchanged(json.dumps(context, sort_keys=True), updates)
     assert changed.isfinite().all() and not torch.equal(changed, base)
 
 

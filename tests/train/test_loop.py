@@ -141,19 +141,19 @@ POLICY = ("ddpo", "surrogate", "branches", "awm", "elbo-pg")  # without first or
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     keys = {"estimator": {"preset": preset, "zeroth_order": {"count": 4, "chunk_size": 2}}}
     config = RunConfig.model_validate(
-        small_run(tmp_path, train={"iterations": 2}, sampler={"steps": 8}).model_dump() | keys
+        small_run(tmp_path, train={"iterations": 1}, sampler={"steps": 8}).model_dump() | keys
     )
     summary, rows = train_here(config).load_summary(), rows_of(config)
     owned = {"first_order": preset not in (*POLICY, "es")}
     owned["half_order"] = preset in (*POLICY, "rlr", "rlr-paper", "rlr-released", "custom")
     owned["zeroth_order"] = preset in ("rlr", "rlr-paper", "custom", "es")
     assert {name for name in owned if f"{name}_norm" in rows[0]} == {name for name, own in owned.items() if own}
-    assert summary["steps"] == 2 and numpy.isfinite(summary["gain"])
+    assert summary["steps"] == 1 and numpy.isfinite(summary["gain"])
 
 
 def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfig) -> None:
     keys = {"preset": "rlr-paper", "zeroth_order": {"count": 8, "chunk_size": 4}}
-    config = RunConfig.model_validate(short_run(tmp_path).model_dump() | {"estimator": keys})
+    config = RunConfig.model_validate(short_run(tmp_path, train={"iterations": 2}).model_dump() | {"estimator": keys})
     train_here(config)
     said = describe_results(RunFolder(config))
     assert said.startswith(f"report:   {config.folder / 'report.html'}\n")

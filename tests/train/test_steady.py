@@ -207,11 +207,11 @@ def test_a_run_cut_around_a_step_back_ends_the_same(tmp_path: Path, falling: Non
     assert back and summary["steps_back"] == len(back) and any("stepped back after update" in text for text in texts)
     rates = [row["learning_rate"] for row in outcome(whole.path)["rows"]]
     assert rates == pytest.approx([0.3 * min(1, (i + 1) / 3) * 0.5 ** sum(at <= i for at in back) for i in range(6)])
+    again = small_run(tmp_path / "cut", **STEADY)
     for cut in (back[0] - 1, back[0]):
-        again = small_run(tmp_path / str(cut), **STEADY)
         with pytest.raises(KeyboardInterrupt):
-            train_here(again, stop_after=cut)
-        assert outcome(train_here(again, resume=True).path) == outcome(whole.path)
+            train_here(again, stop_after=cut, resume=cut == back[0])
+    assert outcome(train_here(again, resume=True).path) == outcome(whole.path)
 
 
 def test_a_run_whose_reward_really_falls_steps_back_until_the_fifth_time(tmp_path: Path) -> None:

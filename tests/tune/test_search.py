@@ -194,6 +194,7 @@ def test_pages_and_tensorboard_show_the_trials(results: Any) -> None:
     assert b"reward.name" in told and b"digits" in told
 
 
+@pytest.mark.slow
 def test_a_reward_that_raises_at_once_is_never_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text(REWARDS.replace("is not threading", "is threading"))
     monkeypatch.chdir(tmp_path)
