@@ -14,6 +14,10 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+class RewardCrashed(UserError):
+    """A reward ended its process. It would do so again, so nothing is tried again."""
+
+
 class OutOfMemory(UserError):
     """A run needs more memory than it may take. `peak_gib`: what it took, or asked for at the least."""
 

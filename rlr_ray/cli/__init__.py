@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import faulthandler
 import gc
 import importlib
 import sys
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something."""
     atexit.register(gc.freeze)  # else Python looks through all of torch's objects once more, for a second
     set_variables()
+    if (
+        not faulthandler.is_enabled() and sys.__stderr__ is not None
+    ):  # a crash in a reward's own code says where it stood
+        faulthandler.enable(sys.__stderr__)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
     errors = Console(stderr=True)

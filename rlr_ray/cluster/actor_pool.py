@@ -17,6 +17,7 @@ from rlr_ray.cluster.coordinator import repeating
 from rlr_ray.cluster.jobs import MAX_RETRIES
 from rlr_ray.cluster.resources import HeldResources, Reservation
 from rlr_ray.cluster.rollouts import RolloutActor, await_ready
+from rlr_ray.cluster.seats import Seat
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
@@ -98,7 +99,7 @@ class ActorPool:
             max_restarts=-1,
             scheduling_strategy=place,
         )
-        return actor.remote(self.config, os.getcwd(), generator_checksum(), self.remote)
+        return actor.remote(self.config, os.getcwd(), generator_checksum(), self.remote, Seat(self.coordinator))
 
     def _actors(self) -> dict[str, ActorHandle]:
         return self.first | {name: actor for name, (_, actor) in self.more.items()}

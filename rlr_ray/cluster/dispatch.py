@@ -21,7 +21,7 @@ from typing import Any
 
 from rlr_ray.cluster.jobs import Chunk, Fate, Job, Patience, RolloutWorker
 from rlr_ray.core.zeroth_order import RolloutResult
-from rlr_ray.errors import UserError
+from rlr_ray.errors import RewardCrashed, UserError
 
 logger = logging.getLogger(__name__)
 _TICK_S = 0.1  # between two looks at the clock
@@ -58,6 +58,7 @@ class Dispatcher:
         self.asked: dict[str, float] = {}  # when a worker that has not answered was asked
         self.failures: Counter[str] = Counter()  # of each worker, in a row
         self.job: Job | None = None
+        self.crash: RewardCrashed | None = None  # no job can be done any more
         self.durations: deque[float] = deque(maxlen=_KEPT_DURATIONS)  # of chunks, s
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.looking, self.looked_at, self.alone_since = False, -math.inf, math.inf
@@ -104,6 +105,8 @@ class Dispatcher:
 
     def _begin(self, job: Job) -> None:
         self.job, self.alone_since = job, math.inf
+        if self.crash:
+            self._fail(self.crash)
 
     def _over(self, job: Job) -> None:
         if self.job is job:
@@ -171,6 +174,9 @@ class Dispatcher:
             return
         if error is None:
             self.idle[worker.name] = worker
+        elif isinstance(error, RewardCrashed):
+            self.crash = error
+            self._fail(error)
         elif worker.fate(error) == "failed":
             logger.warning(f"rollout actor {worker.name} cannot start, it is tried again: {error}")
             self._ask_later(worker, _SAY_S)

@@ -48,8 +48,8 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
     with (
         connected(cluster) as local,
         hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as room,
-        remote_rewards(config, room) as remote,
         _coordinator() as coordinator,
+        remote_rewards(config, room, coordinator) as remote,
         ActorPool(config, cluster, room, coordinator, remote).running() if actors else nullcontext() as pool,
         forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):

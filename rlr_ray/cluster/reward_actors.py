@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from rlr_ray.cluster.batching import Answer, Asked, Batches
 from rlr_ray.cluster.resources import HeldResources, enter
 from rlr_ray.cluster.rollouts import await_ready
+from rlr_ray.cluster.seats import Seat
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
@@ -38,7 +39,16 @@ _RETURN_S = 0.5  # until a lost actor is asked again
 class RewardActor:
     """Holds a reward and nothing that a restart would lose."""
 
-    def __init__(self, label: str, config: JudgeConfig, folder: str | None, threads: int, secrets: Mapping[str, str]):
+    def __init__(
+        self,
+        label: str,
+        config: JudgeConfig,
+        folder: str | None,
+        threads: int,
+        secrets: Mapping[str, str],
+        seat: Seat | None = None,
+    ):
+        self.crash = seat.take() if seat else None
         assert config.actors is not None
         os.environ.update(secrets)
         self.label, self.config, self.folder, self.gpus = label, config, folder, config.actors.gpus
@@ -69,9 +79,11 @@ class RewardActor:
 
     @functools.cached_property
     def reward(self) -> Callable[..., Tensor]:
+        if self.crash:
+            raise self.crash
         if self.folder is not None:
             enter(self.folder)
-        return load_reward(self.config.name, self.config.options, self.device)
+        return load_reward(self.config.name, self.config.options, self.device, self.config.input)
 
     def _score(self, asked: Asked) -> Answer:
         try:
@@ -170,10 +182,12 @@ _TRIES = 5  # of an actor that dies while it starts
 
 
 @contextmanager
-def remote_rewards(config: RunConfig, room: HeldResources) -> Iterator[dict[str, RemoteReward]]:
+def remote_rewards(
+    config: RunConfig, room: HeldResources, coordinator: ActorHandle | None = None
+) -> Iterator[dict[str, RemoteReward]]:
     """The rewards and judges that have actors, by label, each built and in the room held for it, until the block ends.
 
-    Raises UserError if one cannot be built.
+    `coordinator`: who carries what they print to the driver. Raises UserError if one cannot be built.
     """
     started: dict[str, list[ActorHandle]] = {label: [] for label in config.remote_rewards}
     try:
@@ -182,7 +196,9 @@ def remote_rewards(config: RunConfig, room: HeldResources) -> Iterator[dict[str,
             count = reward.actors.replicas
             logger.info(f"starting {count} actor{'s' * (count > 1)} of reward {label}")
             for _ in range(count):
-                started[label].append(_start(label, reward, group, config.threads))
+                started[label].append(
+                    _start(label, reward, group, config.threads, Seat(coordinator) if coordinator else None)
+                )
         ready = {
             f"actor {number} of reward {label!r}": actor.ready.remote
             for label, actors in started.items()
@@ -199,7 +215,9 @@ def remote_rewards(config: RunConfig, room: HeldResources) -> Iterator[dict[str,
             ray.kill(actor)
 
 
-def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, threads: int) -> ActorHandle:
+def _start(
+    label: str, reward: JudgeConfig, group: PlacementGroup | None, threads: int, seat: Seat | None
+) -> ActorHandle:
     actors = reward.actors
     assert actors is not None
     runtime_env, secrets = _without_secrets(expanded(actors.runtime_env, f"the runtime_env of reward {label!r}"))
@@ -213,7 +231,7 @@ def _start(label: str, reward: JudgeConfig, group: PlacementGroup | None, thread
             scheduling_strategy=PlacementGroupSchedulingStrategy(group) if group else "DEFAULT",
         )
         folder = None if "working_dir" in actors.runtime_env else os.getcwd()
-        return actor.remote(label, reward, folder, threads, secrets)
+        return actor.remote(label, reward, folder, threads, secrets, seat)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"reward {label!r}: Ray refuses the runtime_env {actors.runtime_env} of its actors: {error}; see Ray's "

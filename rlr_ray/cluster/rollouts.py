@@ -23,6 +23,7 @@ from ray.exceptions import (
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
 from rlr_ray.cluster.resources import enter
+from rlr_ray.cluster.seats import Seat
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
 from rlr_ray.core.zeroth_order import RolloutResult
@@ -34,8 +35,11 @@ from rlr_ray.utils.environment import prepare_process
 class RolloutActor:
     """Holds an engine and nothing that a restart would lose."""
 
-    def __init__(self, config: RunConfig, folder: str, checksum: float, remote: RemoteRewards):
+    def __init__(
+        self, config: RunConfig, folder: str, checksum: float, remote: RemoteRewards, seat: Seat | None = None
+    ):
         self.config, self.folder, self.checksum, self.remote = config, folder, checksum, remote
+        self.crash = seat.take() if seat else None
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -45,7 +49,12 @@ class RolloutActor:
         return Engine(self.config, self.remote)
 
     def ready(self) -> None:
-        """Build the engine. Raises UserError if it cannot, or if random numbers are not the trainer's."""
+        """Build the engine. Raises UserError if it cannot, or if random numbers are not the trainer's.
+
+        Raises RewardCrashed if that is why the process before this one ended.
+        """
+        if self.crash:
+            raise self.crash
         _ = self.engine
 
     def run(self, request: RolloutRequest, indices: range) -> RolloutResult:

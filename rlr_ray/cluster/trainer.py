@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import ray
 import ray.train
@@ -26,6 +27,7 @@ from rlr_ray.cluster.callbacks import Restarts, start_worker
 from rlr_ray.cluster.coordinator import messages_to
 from rlr_ray.cluster.resources import enter, listed
 from rlr_ray.cluster.rollouts import RolloutPool
+from rlr_ray.cluster.seats import Seat
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
@@ -89,6 +91,7 @@ def _trainer(
         "rollouts": rollouts,
         "remote": remote,
         "coordinator": coordinator,
+        "seats": uuid4().hex,
         "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
     }
     return TorchTrainer(
@@ -132,6 +135,9 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
+        crash = Seat(coordinator, f"{loop_config['seats']}-{process.rank}").take()
+        if crash:
+            raise crash
         _check_progress(loop_config["cluster"], process, coordinator)
         enter(loop_config["folder"])
         _train(loop_config, process)

@@ -16,6 +16,7 @@ from rlr_ray.config.base import holder
 from rlr_ray.config.checks import check_together
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
+from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import is_differentiable, is_video
 
@@ -54,7 +55,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"config {path!r} was not found (looked in {Path.cwd()}); write its path from there")
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        values = read_yaml(Path(path).read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path!r} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -108,7 +109,8 @@ def with_facts(reward: Judge, *, own: bool = True) -> Judge:
     """A reward with what it says of itself where the recipe does not; of a user's own, if `own` may be imported."""
     if ":" in reward.name and not own:
         return reward
-    facts = {"differentiable": is_differentiable(reward.name, reward.differentiable)}
+    stated = reward.differentiable if reward.input == "tensor" else False
+    facts = {"differentiable": is_differentiable(reward.name, stated)}
     return reward.model_copy(update=facts | {"video": is_video(reward.name, reward.video)})
 
 
@@ -156,7 +158,7 @@ def split_override(text: str) -> tuple[str, Any]:
     if not separator:
         raise UserError(f"--set {text!r} has no '='; write --set key.sub=value, e.g. --set train.iterations=10")
     try:
-        return key.strip(), yaml.safe_load(after)
+        return key.strip(), read_yaml(after)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text!r}: the value is not YAML: {error}") from error
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlr_ray.config.base import FREE, Free, Strict
 from rlr_ray.config.cluster import Role
@@ -31,6 +31,8 @@ class JudgeConfig(Strict):
     invalid: Annotated[Literal["stop"] | Finite, FREE] = "stop"
     differentiable: bool | None = None  # whether scores have gradients; None: what the reward says of itself
     video: bool | None = None  # whether it sees videos, or their frames one by one; None: what it says of itself
+    # What a reward is shown: images as a tensor in [0, 1], or as a list of PIL's, which have no gradients
+    input: Literal["tensor", "pil"] = "tensor"
     frames: int | None = Field(None, ge=1)  # of a video, evenly spaced, that it sees; None: all
     # Arguments of the reward's class or function; `${NAME}` is a variable of the environment
     options: Annotated[dict[str, Any], HOW_ASKED] = Field(default_factory=dict)
@@ -39,7 +41,15 @@ class JudgeConfig(Strict):
     @property
     def has_gradient(self) -> bool:
         """As far as is known: a reward that is not imported yet has one."""
-        return self.differentiable is not False
+        return self.differentiable is not False and self.input == "tensor"
+
+    @model_validator(mode="after")
+    def _sees_tensors_for_gradients(self) -> Self:
+        if self.input == "pil" and self.differentiable:
+            raise ValueError(
+                "found differentiable: true with input: pil; allowed: one of them, as PIL's images have no gradients"
+            )
+        return self
 
     @property
     def sees_video(self) -> bool:

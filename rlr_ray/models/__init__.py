@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.schedule import Schedule
@@ -40,7 +40,7 @@ class Model(Protocol):
 
 
 def module_bytes(module: object) -> int:
-    """Bytes of a module's parameters and buffers; 0 for what is no module."""
-    if not isinstance(module, nn.Module):
+    """Bytes of the parameters and buffers of a module, or of what stands for one; 0 for what has none."""
+    if not hasattr(module, "parameters") or not hasattr(module, "buffers"):
         return 0
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))

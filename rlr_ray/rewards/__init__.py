@@ -7,10 +7,8 @@ called with `videos [B, F, 3, H, W]` instead; any other rates a video's frames a
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.images import kind_of
-from rlr_ray.utils.environment import concealed, expanded, own_module
+from rlr_ray.rewards.own import Input, find_own, own_reward, scores_in, told
+from rlr_ray.utils.environment import expanded
 
 
 class Entry(NamedTuple):
@@ -54,30 +53,11 @@ def find_reward(name: str) -> Callable[..., Any]:
         file, _, attribute = REWARDS[name].place.partition(":")
         return cast(Callable[..., Any], getattr(importlib.import_module(f"{__name__}.{file}"), attribute))
     if ":" in name:
-        return _import_own(name)
+        return find_own(name)
     raise UserError(
         f"reward {name!r} is not known; allowed: {', '.join(REWARDS)}, "
         "or your own as 'module:function', e.g. 'my_rewards:brightness' for a file my_rewards.py in this folder"
     )
-
-
-def _import_own(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = own_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"reward {name!r}: no module {error.name!r} was found; allowed: a module on PYTHONPATH or in the working "
-            f"folder; run from the folder that holds {module_name.split('.')[0]}.py, set PYTHONPATH, or install "
-            f"{error.name!r}"
-        ) from error
-    except Exception as error:
-        raise UserError(f"reward {name!r}: importing {module_name} raised {_told(error)}") from error
-    if not callable(getattr(module, attribute, None)):
-        raise UserError(
-            f"reward {name!r}: {module_name} has no function or class {attribute!r}; write it after the colon"
-        )
-    return cast(Callable[..., Any], getattr(module, attribute))
 
 
 def is_differentiable(name: str, stated: bool | None = None) -> bool:
@@ -102,24 +82,23 @@ def _fact(name: str, key: Literal["differentiable", "video"]) -> bool:
         ) from error
 
 
-def load_reward(name: str, options: dict[str, Any], device: torch.device) -> Callable[..., Tensor]:
+def load_reward(
+    name: str, options: dict[str, Any], device: torch.device, shown: Input = "tensor"
+) -> Callable[..., Tensor]:
     """Build a reward and move it to the device, if it can be moved. Raises UserError for options it does not take.
 
     `${NAME}` in an option stands for a variable of this process's environment.
     """
     builder = find_reward(name)
-    is_class = inspect.isclass(builder)
+    signature = inspect.signature(builder)
     try:
-        inspect.signature(builder).bind(*[None] * (0 if is_class else 3), **options)
+        (signature.bind if inspect.isclass(builder) else signature.bind_partial)(**options)
     except TypeError as error:
         raise UserError(f"reward {name!r} does not take reward.options {sorted(options)}: {error}") from error
-    try:
-        values = expanded(options, f"reward {name!r}")
-        reward: Any = builder(**values) if is_class else functools.partial(builder, **values)
-    except Exception as error:
-        if isinstance(error, UserError) or name in REWARDS:  # a defect in this package is not the user's
-            raise
-        raise UserError(f"reward {name!r} could not be built with {options}: {_told(error)}") from error
+    of_package = name in REWARDS and shown == "tensor"
+    reward = (
+        builder(**expanded(options, f"reward {name!r}")) if of_package else own_reward(name, builder, options, shown)
+    )
     built: Callable[..., Tensor] = reward.to(device) if hasattr(reward, "to") else reward
     return built
 
@@ -138,14 +117,15 @@ def score(
     Raises UserError otherwise, or if the call fails.
     """
     try:
-        scores = torch.as_tensor(reward(images, prompts, metadata), device=images.device)
+        returned = reward(images, prompts, metadata)
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"reward {name!r} raised {_told(error)}; it is called with {kind_of(images)}s {list(images.shape)} in "
+            f"reward {name!r} raised {told(error)}; it is called with {kind_of(images)}s {list(images.shape)} in "
             f"[0, 1], {len(prompts)} prompts and as many metadata dictionaries"
         ) from error
+    scores = scores_in(returned, name).to(images.device)
     if scores.shape != (len(images),):
         one = "an image" if kind_of(images) == "image" else "a video"
         raise UserError(
@@ -160,9 +140,3 @@ def score(
             "in the reward's `invalid`"
         )
     return scores.to(images.dtype)
-
-
-def _told(error: Exception) -> str:
-    """An error of a user's code: what, and where."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {concealed(error)} ({where.filename}, line {where.lineno}, in {where.name})"

@@ -170,7 +170,7 @@ def _beside(chosen: Tensor, images: Tensor) -> Tensor:  # [B] -> [B, 1, ...]
 def reward_here(label: str, config: Any, device: torch.device) -> Callable[..., Tensor]:
     """A reward in this process. Raises UserError if it cannot be built here, though its actors might."""
     try:
-        return load_reward(config.name, config.options, device)
+        return load_reward(config.name, config.options, device, config.input)
     except UserError as error:
         if config.actors is None:
             raise

@@ -37,22 +37,27 @@ def progress_bar(console: Console) -> Progress:
 
 
 def messages_on(console: Console) -> AbstractContextManager[None]:
-    """Print what rlr_ray logs, from INFO up, until the block ends. Only a command does: a library prints nothing."""
-    return messages_by(_ConsoleHandler(console))
+    """Print what rlr_ray logs, from INFO up, until the block ends. Only a command does: a library prints nothing.
+
+    And once: many a reward calls logging.basicConfig, whose handler would print it again.
+    """
+    return messages_by(_ConsoleHandler(console), propagate=False)
 
 
 @contextmanager
-def messages_by(handler: logging.Handler) -> Iterator[None]:
-    """Have a handler emit what rlr_ray logs, from INFO up, until the block ends."""
+def messages_by(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None]:
+    """Have a handler emit what rlr_ray logs, from INFO up, until the block ends; `propagate`: those of root too."""
     logger = logging.getLogger("rlr_ray")
-    level = logger.level
+    before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = propagate and logger.propagate
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 class _ConsoleHandler(logging.Handler):

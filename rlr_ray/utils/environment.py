@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import platform
 import re
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
@@ -75,10 +76,36 @@ def expanded(value: Any, whose: str) -> Any:
 
 
 def own_module(name: str) -> ModuleType:
-    """A user's module, also one in the working folder, as `python -m` finds it and console scripts do not."""
+    """A user's module, also one in the working folder, as `python -m` finds it and console scripts do not.
+
+    Or a file, by `folder/file` or `file.py`. What it sets while it is imported is set for it alone; see `apart`. Raises
+    UserError if there is no such file, and whatever the import raises.
+    """
+    from rlr_ray.utils.settings import apart  # only here, as below: it needs torch
+
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    return importlib.import_module(name)
+    with apart(name):
+        return _file_module(name) if "/" in name or name.endswith(".py") else importlib.import_module(name)
+
+
+def _file_module(name: str) -> ModuleType:
+    file = Path(os.path.abspath(Path(os.path.expandvars(name)).expanduser().with_suffix(".py")))
+    if not file.is_file():
+        raise UserError(f"{name}: there is no file {file}; write its path from {os.getcwd()}, or as a whole")
+    key = "".join(letter if letter.isalnum() else "_" for letter in str(file))
+    if key not in sys.modules:
+        if str(file.parent) not in sys.path:  # for what it imports from beside it
+            sys.path.append(str(file.parent))
+        spec = importlib.util.spec_from_file_location(key, file)
+        assert spec is not None and spec.loader is not None
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[key])
+        except BaseException:
+            del sys.modules[key]
+            raise
+    return sys.modules[key]
 
 
 _VARIABLES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
@@ -26,3 +27,15 @@ def test_a_library_shows_nothing_and_leaves_logging_as_it_is(capsys: pytest.Capt
     logger.info("quiet")
     assert capsys.readouterr() == ("", "")
     assert not logging.getLogger("rlr_ray").handlers and logging.getLogger("rlr_ray").level == logging.NOTSET
+
+
+def test_a_message_is_shown_once_whoever_has_a_handler_of_root(capsys: pytest.CaptureFixture[str]) -> None:
+    """Many a reward's module calls logging.basicConfig."""
+    root, mine = logging.getLogger(), logging.StreamHandler(sys.stdout)
+    root.addHandler(mine)
+    try:
+        with messages_on(wide_console()):
+            logger.warning("said once")
+    finally:
+        root.removeHandler(mine)
+    assert capsys.readouterr().out == "warning: said once\n" and logging.getLogger("rlr_ray").propagate
