@@ -14,22 +14,13 @@ from rlr_ray.config.base import FREE, Strict
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.guards import GuardsConfig
+from rlr_ray.config.prompts import PromptsConfig, Source, check_texts
 from rlr_ray.config.rewards import Judges, Rewards, gathered
 from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.forward_term import forward_steps, output_weight
 from rlr_ray.core.plan import Plan, Position
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.schedule import Schedule, steps_off
-
-# A file, the name of a shipped list, or the prompts themselves.
-Text = Annotated[str, Field(min_length=1)]
-Source = Text | Annotated[list[Text], Field(min_length=1)]
-
-
-class PromptsConfig(Strict):
-    source: Source  # A file of prompts, the name of a shipped list, or the prompts themselves
-    # Which prompts held-out chains have: a share of the source's, which training then lacks; others; None: the same
-    held_out: Annotated[float, Field(gt=0, lt=1)] | Source | None = None
 
 
 class ModelConfig(Strict):
@@ -122,6 +113,11 @@ class RunConfig(Strict):
     loggers: Annotated[dict[str, dict[str, Any]], FREE] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
     # Of a process; a run that needs more ends, saying so
     memory_budget_gib: Annotated[float | None, FREE] = Field(None, gt=0)
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts_are_texts(cls, prompts: Any) -> Any:
+        return check_texts(prompts)
 
     @property
     def folder(self) -> Path:

@@ -14,6 +14,7 @@ import yaml
 
 from rlr_ray.config.recipe import find_run, load_config, output_dir_of, parse_config, run_config
 from rlr_ray.config.run import ModelConfig, RunConfig
+from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL
@@ -112,7 +113,7 @@ def _looked_at(config: RunConfig, rewards: Sequence[str]) -> RunConfig:
     for text in rewards:
         label, _, keys = text.partition("=")
         try:
-            spelled = yaml.safe_load(keys) if keys else {}
+            spelled = read_yaml(keys) if keys else {}
         except yaml.YAMLError as error:
             raise UserError(f"--reward {text!r}: {keys!r} is not YAML: {error}") from error
         if label in config.rewards or label in config.evaluation.judges or label in judges:

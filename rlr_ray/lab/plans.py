@@ -10,6 +10,7 @@ import yaml
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
+from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 
 Estimator = dict[str, Any]  # keys of config.estimator
@@ -87,7 +88,7 @@ def parse_plans(texts: list[str]) -> dict[str, Estimator]:
     for text in texts:
         name, _, value = text.partition("=")
         try:
-            keys = yaml.safe_load(value)
+            keys = read_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"--plan {text!r}: the value is not YAML: {error}") from error
         if not isinstance(keys, dict):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlr_ray.assets import PROMPTS
-from rlr_ray.config.run import PromptsConfig, RunConfig
+from rlr_ray.config.prompts import PromptsConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
-from rlr_ray.prompts.files import ENDINGS, rows_of
+from rlr_ray.prompts.files import ENDINGS, conversion, rows_of
 from rlr_ray.prompts.prompt import Prompt, prompt_of
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], None]  # is given what a person should know of the prompts
 
 
@@ -31,13 +35,13 @@ def shipped_lists() -> list[str]:
 def prompt_sets(config: RunConfig, say: Say = lambda text: None) -> PromptSets:
     """A run's prompts. Raises UserError if they cannot be had, or do not work with its sampler."""
     keys = config.prompts if isinstance(config.prompts, PromptsConfig) else PromptsConfig(source=config.prompts)
-    prompts = load_prompts(keys.source, say)
+    prompts = load_prompts(keys.source, say, keys.column)
     if isinstance(keys.held_out, float):
         sets = _split(prompts, keys.held_out, config.seed)
     elif keys.held_out is None:
         sets = PromptSets(prompts, prompts)
     else:
-        sets = PromptSets(prompts, _others(prompts, keys.held_out, say))
+        sets = PromptSets(prompts, _others(prompts, load_prompts(keys.held_out, say, keys.column), say))
     _check_guidance(sets, config.sampler.guidance_scale)
     _check_stages((*sets.train, *sets.held_out), staged=config.dcot is not None)
     return sets
@@ -84,22 +88,23 @@ def _split(prompts: list[Prompt], share: float, seed: int) -> PromptSets:
     return PromptSets(*sides)
 
 
-def _others(train: list[Prompt], source: str | Sequence[str], say: Say) -> list[Prompt]:
+def _others(train: list[Prompt], held_out: list[Prompt], say: Say) -> list[Prompt]:
     """Held-out prompts of their own source; `say` is told how many of them are trained on."""
-    held_out, trained = load_prompts(source, say), {prompt.drawn for prompt in train}
+    trained = {prompt.drawn for prompt in train}
     both = sum(prompt.drawn in trained for prompt in held_out)
     if both:
         say(f"{both} of {_many(len(held_out), 'held-out prompt')} {'is' if both == 1 else 'are'} in prompts.source too")
     return held_out
 
 
-def load_prompts(source: str | Sequence[str], say: Say = lambda text: None) -> list[Prompt]:
+def load_prompts(source: str | Sequence[str], say: Say = lambda text: None, column: str | None = None) -> list[Prompt]:
     """Prompts of a list, of a shipped list by its name, or of a file of the kind that its ending says.
 
-    Empty and repeated ones are left out; `say` is told how many. Raises UserError if none is left.
+    `column`: of a file's rows, which has the texts. Empty and repeated ones are left out; `say` is told how many.
+    Raises UserError if none is left.
     """
-    rows, name = _rows(source)
-    read = [prompt_of(row, place) for place, row in rows]
+    rows, name = _rows(source, column)
+    read = [prompt_of(row, place, column) for place, row in _watched(rows, name)]
     prompts = [prompt for prompt in read if prompt is not None]
     distinct = list(_distinct(prompts))
     if not distinct:
@@ -111,20 +116,33 @@ def load_prompts(source: str | Sequence[str], say: Say = lambda text: None) -> l
     return distinct
 
 
-def _rows(source: str | Sequence[str]) -> tuple[Iterable[tuple[str, Any]], str]:
+_SAY_S = 5.0  # between two words of how far a long file is read
+
+
+def _watched(rows: Iterable[tuple[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
+    due = time.monotonic() + _SAY_S
+    for count, row in enumerate(rows):
+        if count % 10_000 == 0 and time.monotonic() > due:
+            due += _SAY_S
+            logger.info(f"{name}: {count:,} rows read")
+        yield row
+
+
+def _rows(source: str | Sequence[str], column: str | None) -> tuple[Iterable[tuple[str, Any]], str]:
     """Rows with their places, and what to call the whole."""
     if not isinstance(source, str):
         return ((f"prompts, entry {number}", text) for number, text in enumerate(source, 1)), "the list of prompts"
     shipped = source in shipped_lists()
     path = PROMPTS / f"{source}.txt" if shipped else Path(source).expanduser()
     if path.suffix.lower() not in ENDINGS:
+        remedy = conversion(path.suffix.lower(), source)
         raise UserError(
             f"prompts file {source!r} ends in {path.suffix!r}; allowed: {', '.join(ENDINGS)}, or the name of a shipped "
-            f"list: {', '.join(shipped_lists())}"
+            f"list: {', '.join(shipped_lists())}" + (f"; {remedy}" if remedy else "")
         )
     if not path.is_file():
         raise UserError(f"prompts file {source!r} was not found (looked in {Path.cwd()}); write its path from there")
-    return rows_of(path, source), f"prompts file {source!r}"
+    return rows_of(path, source, column), f"prompts file {source!r}"
 
 
 def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,7 +17,12 @@ _GOLDEN = 2654435769  # the turn over the golden ratio
 def prompt_order(count: int, slot: int, *seed: int | str) -> int:
     """Index of the prompt that serves as number `slot`: each of `count` once, in random order, then all again."""
     round_number, position = divmod(slot, count)
-    return permutation(count, *seed, "prompts", round_number)[position]
+    return _round(count, *seed, "prompts", round_number)[position]
+
+
+@functools.lru_cache(maxsize=2)  # of a million prompts one takes a twentieth of a second
+def _round(count: int, *names: int | str) -> list[int]:
+    return permutation(count, *names)
 
 
 class PromptOrder:
@@ -29,8 +35,7 @@ class PromptOrder:
     """
 
     def __init__(self, weights: Sequence[float], *seed: int | str):
-        sums = list(accumulate(map(Fraction, weights)))  # exact, so that equal weights own [i, i + 1)
-        self._ends = [float(len(sums) * end / sums[-1]) for end in sums]  # [n]
+        self._ends = _ends(weights)
         self._seed = seed
 
     def __call__(self, slot: int) -> int:
@@ -38,3 +43,11 @@ class PromptOrder:
         turned = seed_of(*self._seed, "prompts", "offset") + slot // count * _GOLDEN
         point = prompt_order(count, slot, *self._seed) + turned % _TURN / _TURN  # exact below 2**21 prompts
         return bisect_right(self._ends, point)
+
+
+def _ends(weights: Sequence[float]) -> list[float]:  # [n]
+    """Where each prompt's interval ends; exact, so that equal weights own [i, i + 1)."""
+    if min(weights) == max(weights):
+        return [float(end) for end in range(1, len(weights) + 1)]
+    sums = list(accumulate(map(Fraction, weights)))
+    return [float(len(sums) * end / sums[-1]) for end in sums]

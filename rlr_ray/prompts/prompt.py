@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ NEGATIVE, WEIGHT = "negative_prompt", "weight"
 COLUMNS = (*TEXT, NEGATIVE, WEIGHT, *STAGES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Prompt:
     text: str
     negative: str = ""
@@ -34,22 +35,25 @@ class Prompt:
         return tuple(text for text in (self.text, self.negative, *(self.stages or ())) if text)
 
 
-def prompt_of(row: object, place: str) -> Prompt | None:
+def prompt_of(row: object, place: str, column: str | None = None) -> Prompt | None:
     """The prompt of a text or of a row, whose further columns are metadata; None if its text is empty.
 
-    Columns are found whatever their case. Raises UserError, which names the place.
+    `column` has the text; None: the first that is there of those that are known. Columns are found whatever their case.
+    Raises UserError, which names the place.
     """
     _check_encodes(row, place)
-    row = {TEXT[0]: row} if isinstance(row, str) else row
+    if isinstance(row, str):
+        return _of_text(row, place, column)
     columns = _Columns(row if isinstance(row, Mapping) else {}, place)
-    name = next((name for name in TEXT if name in columns.keys), None)
+    name = next((name for name in ((column.lower(),) if column else TEXT) if name in columns.keys), None)
     if name is None:
+        wanted = f'"{column}" (prompts.column)' if column else '"prompt" (or "prompts", "caption", "text")'
         raise UserError(
-            f'{place}: found {_short(row)}; allowed: a text "prompt" (or "prompts", "caption", "text"), e.g. '
-            '{"prompt": "a cat"}; name that column'
+            f'{place}: found {_short(row)}; allowed: a text {wanted}, e.g. {{"{column or "prompt"}": "a cat"}}; name '
+            "that column so, or set prompts.column to the one that has the texts"
         )
     text, negative = columns.text(name), columns.text(NEGATIVE)
-    stages = tuple(columns.text(name) for name in STAGES)
+    stages = tuple([columns.text(name) for name in STAGES])
     if any(stages) and not all(stages):
         missing = ", ".join(name for name, stage in zip(STAGES, stages, strict=True) if not stage)
         raise UserError(f"{place}: {missing} is empty; allowed: coarse, mid and fine, all three or none; fill it in")
@@ -58,9 +62,21 @@ def prompt_of(row: object, place: str) -> Prompt | None:
     return Prompt(text, negative, stages if all(stages) else None, weight, columns.left) if text else None
 
 
+def _of_text(text: str, place: str, column: str | None) -> Prompt | None:
+    if column and text:
+        raise UserError(
+            f"{place}: found a text, {_short(text)}, where prompts.column is {column!r}; allowed: rows with columns, "
+            "as CSV, TSV, JSON and Parquet have them; leave prompts.column out"
+        )
+    text = text.strip()
+    return Prompt(text) if text else None
+
+
 def _check_encodes(row: object, place: str) -> None:
     """Refuse half a character, which JSON's and YAML's escapes can write, but neither a tokenizer nor a file takes."""
     for text in _texts_in(row):
+        if text.isascii():
+            continue
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -71,12 +87,17 @@ def _check_encodes(row: object, place: str) -> None:
             ) from error
 
 
-def _texts_in(value: object) -> Iterator[str]:
+def _texts_in(value: object) -> list[str]:
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for part in (*value, *value.values()) if isinstance(value, Mapping) else value:
-            yield from _texts_in(part)
+        return [value]
+    parts = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in ([part] if isinstance(part, str) else _texts_in(part) if part else ())]
+
+
+@functools.lru_cache(maxsize=8)  # a file's rows mostly have the same
+def _spelled(*names: str) -> dict[str, str]:
+    """Columns by their names in lower case; of those alike, the first."""
+    return {name.lower(): name for name in reversed(names)}
 
 
 class _Columns:
@@ -84,7 +105,7 @@ class _Columns:
 
     def __init__(self, row: Mapping[str, Any], place: str):
         self.left, self.place = dict(row), place
-        self.keys = {key.lower(): key for key in reversed(list(row))}  # of those alike, the first
+        self.keys = _spelled(*row)
 
     def take(self, name: str) -> Any:
         return self.left.pop(self.keys[name], None) if name in self.keys else None

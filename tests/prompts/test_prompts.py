@@ -242,7 +242,7 @@ ALLOWED = ".txt, .jsonl, .csv, .tsv, .json, .parquet"
         ("empty.txt", b"\n \n", ["empty.txt", "no prompt"]),
         ("latin.txt", b"a\ncaf\xe9\n", ["latin.txt", "line 2", "byte 5 (0xe9)", "UTF-8"]),
         ("latin.csv", b"prompt\n1\n2\ncaf\xe9\n", ["latin.csv", "line 4", "UTF-8"]),
-        ("utf16.txt", "a cat".encode("utf-16"), ["utf16.txt", "line 1", "save the file as UTF-8"]),
+        ("utf16.txt", "a cat".encode("utf-16"), ["utf16.txt", "is UTF-16", "iconv -f UTF-16 -t UTF-8"]),
         ("table.xlsx", b"prompt", ["table.xlsx", ".xlsx", ALLOWED, "animals, hands"]),
         ("headed.csv", b"prompt,count\n", ["headed.csv", "no prompt"]),
         ("nothing.csv", b"", ["nothing.csv", "could not be read"]),
