@@ -161,7 +161,7 @@ def train_here(
     engine, folder = Engine(config), RunFolder(config)
     folder.check(resume=resume, overwrite=False)
     folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, report)
+    train(engine, None, report)
     return folder
 
 

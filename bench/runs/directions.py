@@ -144,7 +144,7 @@ def run(rate: float, seen: dict[str, Any]) -> None:
             measured[step] = measure(engine, state, half)
             write_json(FILE, seen)
         half += half_order_rows(engine, state.theta.detach(), state.step)
-        row = update(engine, state, engine.local_rollouts, Process())
+        row = update(engine, state, None, Process())
         print(f"update {step}: reward {row['reward_mean']:.2f}, {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -2,9 +2,9 @@
 
     python -m bench.speed.overlap --size digits       # or tiny_sd, tiny_sdxl; on a GPU also sd14, sdxl
 
-This process takes real updates (`loop.update`); their rollouts run in another, which a pipe joins to it, as actors do
-without Ray between. With two GPUs or more the other process has the second; with one they share it, and the kernels of
-two processes take turns on it. Each turn measures, one after the other:
+This process takes real updates (`update`) and samples their chains; the pairs' rollouts run in another, which a pipe
+joins to it, as actors do without Ray between. With two GPUs or more the other process has the second; with one they
+share it, and the kernels of two processes take turns on it. Each turn measures, one after the other:
 
 - each half alone: the update with rollouts that are there already, and the rollouts while this process waits;
 - each half beside the other: what the machine gives to two processes at once;
@@ -30,7 +30,7 @@ from bench.models import DEVICE, TRUE_SIZES, recipe
 from bench.speed.measuring import Kept, arguments, facts_of, rounded, seconds
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.zeroth_order import RolloutResult
-from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest
+from rlr_ray.train.engine import Engine, Request, RolloutBatch, RolloutRequest
 from rlr_ray.train.process import Process
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import update
@@ -54,7 +54,8 @@ def serve(config: RunConfig, pipe: Connection) -> None:
 class Other:
     """A process that runs rollouts; it has the second GPU if there is one."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, engine: Engine):
+        self.engine, config = engine, engine.config
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(config, theirs), daemon=True)
@@ -67,8 +68,10 @@ class Other:
     def start(self, request: RolloutRequest, chunks: Sequence[range]) -> None:
         self.pipe.send(pickle.dumps((request, list(chunks))))
 
-    def rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
-        """`Rollouts` of the engine."""
+    def rollouts(self, request: Request, chunks: Sequence[range]) -> RolloutBatch:
+        """`Rollouts` of the engine: pairs alone, chains are sampled by the process that asks."""
+        if not isinstance(request, RolloutRequest):
+            return self.engine.local_rollouts(request, chunks)
         self.asked = request, list(chunks)
         self.start(request, chunks)
         return RolloutBatch(self._results())
@@ -88,7 +91,8 @@ class Bench:
     def __init__(self, size: str, **changes: Any):
         config = recipe(size, **({"sampler": {"steps": 10}} if size in TRUE_SIZES else {}), **changes)
         prepare_process(config.threads)
-        self.engine, self.other = Engine(config), Other(config)
+        self.engine = Engine(config)
+        self.other = Other(self.engine)
         self.state = TrainState(self.engine.model.initial_theta, config.train, config.estimator)
         for _ in range(2):  # the second has guides
             self.step()
@@ -99,7 +103,12 @@ class Bench:
 
     def half(self, results: Sequence[RolloutResult]) -> float:
         """Seconds of an update whose rollouts are there already."""
-        return seconds(lambda: update(self.engine, self.state, lambda *asked: RolloutBatch(results), Process()), WALL)
+
+        def rollouts(request: Request, chunks: Sequence[range]) -> RolloutBatch:
+            pairs = isinstance(request, RolloutRequest)
+            return RolloutBatch(results) if pairs else self.engine.local_rollouts(request, chunks)
+
+        return seconds(lambda: update(self.engine, self.state, rollouts, Process()), WALL)
 
     def turn(self) -> dict[str, float]:
         step = self.step()

@@ -51,18 +51,21 @@ class SimulatedDeath(Exception):
     """A slot's actor is gone; it is back after RESTART_S."""
 
 
-def outcome(indices: range, dies: bool) -> RolloutResult:
+Chunks = Sequence[range]
+
+
+def outcome(chunks: Chunks, dies: bool) -> list[RolloutResult]:
     if dies:
         raise SimulatedDeath
-    return RolloutResult(indices, [0.0] * len(indices), [0.0] * len(indices))
+    return [RolloutResult(indices, [0.0] * len(indices), [0.0] * len(indices)) for indices in chunks]
 
 
 class Host:
     """Many simulated actors in one process of Ray's."""
 
-    async def run(self, theta: bytes, indices: range, seconds: float, dies: bool) -> RolloutResult:
+    async def run(self, theta: bytes, chunks: Chunks, seconds: float, dies: bool) -> list[RolloutResult]:
         await asyncio.sleep(seconds)
-        return outcome(indices, dies)
+        return outcome(chunks, dies)
 
 
 class OverRay:
@@ -71,8 +74,11 @@ class OverRay:
     def __init__(self, host: Any):
         self.host = host
 
-    def run(self, request: Any, indices: range, seconds: float, dies: bool = False) -> Future[RolloutResult]:
-        return actor_future(self.host.run.remote(request, indices, seconds, dies))
+    def run(self, request: Any, chunks: Chunks, seconds: float, dies: bool = False) -> Future[list[RolloutResult]]:
+        return actor_future(self.host.run.remote(request, chunks, seconds, dies))
+
+
+Sleeping = tuple[float, int, Chunks, bool, Future[list[RolloutResult]]]
 
 
 class InProcess:
@@ -80,23 +86,23 @@ class InProcess:
 
     def __init__(self) -> None:
         self.number = itertools.count()
-        self.asked: queue.SimpleQueue[tuple[float, int, range, bool, Future[RolloutResult]]] = queue.SimpleQueue()
+        self.asked: queue.SimpleQueue[Sleeping] = queue.SimpleQueue()
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def run(self, request: Any, indices: range, seconds: float, dies: bool = False) -> Future[RolloutResult]:
-        future: Future[RolloutResult] = Future()
-        self.asked.put((time.monotonic() + seconds, next(self.number), indices, dies, future))
+    def run(self, request: Any, chunks: Chunks, seconds: float, dies: bool = False) -> Future[list[RolloutResult]]:
+        future: Future[list[RolloutResult]] = Future()
+        self.asked.put((time.monotonic() + seconds, next(self.number), chunks, dies, future))
         return future
 
     def _serve(self) -> None:
-        sleeping: list[tuple[float, int, range, bool, Future[RolloutResult]]] = []
+        sleeping: list[Sleeping] = []
         while True:
             with contextlib.suppress(queue.Empty):
                 heapq.heappush(sleeping, self.asked.get(timeout=0.001))
             while sleeping and sleeping[0][0] <= time.monotonic():
-                *_, indices, dies, future = heapq.heappop(sleeping)
+                *_, chunks, dies, future = heapq.heappop(sleeping)
                 try:
-                    future.set_result(outcome(indices, dies))
+                    future.set_result(outcome(chunks, dies))
                 except SimulatedDeath as death:
                     future.set_exception(death)
 
@@ -111,15 +117,15 @@ class Slot:
         self.durations: list[float] = []  # of its chunks that went well
 
     def ready(self) -> Future[Any]:
-        return self.host.run(None, range(0), RESTART_S if self.died else 0.0)
+        return self.host.run(None, [], RESTART_S if self.died else 0.0)
 
-    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        seconds, dies = self.rollout_s, False
+    def run(self, request: Any, chunks: Chunks) -> Future[list[Any]]:
+        seconds, dies = self.rollout_s * len(chunks), False
         if self.spread:  # 20 % up or down, 2 % stragglers that take ten times as long, 1 % die half-way
             seconds *= self.random.lognormvariate(0, 0.2) * (10 if self.random.random() < 0.02 else 1)
             dies = self.random.random() < 0.01
         self.durations += [] if dies else [seconds]
-        return self.host.run(request, chunk, seconds / 2 if dies else seconds, dies)
+        return self.host.run(request, chunks, seconds / 2 if dies else seconds, dies)
 
     def end(self) -> None:
         raise AssertionError("nothing hangs here")
@@ -158,7 +164,7 @@ def bare_calls(hosts: Sequence[OverRay], actors: int) -> dict[str, Any]:
     row: dict[str, Any] = {"calls": "Ray alone", "actors": actors, "spread": False, "hedge": False, "ideal": ROLLOUT_S}
     with measured(row):
         request = ray.put(THETA)
-        calls = [hosts[k % len(hosts)].run(request, range(k, k + PAIRS), ROLLOUT_S) for k in range(actors)]
+        calls = [hosts[k % len(hosts)].run(request, [range(k, k + PAIRS)], ROLLOUT_S) for k in range(actors)]
         for call in calls:
             call.result()
     return row
@@ -176,10 +182,10 @@ def simulate(
     """A step of `rounds` chunks an actor: the time it takes against the ideal, which knows of no hedges."""
     slots = [Slot(f"{k}", hosts[k % len(hosts)], spread=spread, rollout_s=rollout_s) for k in range(actors)]
     there: Future[Sequence[RolloutWorker] | None] = Future()
-    there.set_result(slots)
+    there.set_result(list[RolloutWorker](slots))
     dispatcher = Dispatcher(lambda: there, Patience(hedge_after=2.0 if hedge else None))
     chunks = [range(first, first + PAIRS) for first in range(0, actors * rounds * PAIRS, PAIRS)]
-    while len(dispatcher.idle) < actors:
+    while len(dispatcher.roster.idle) < actors:
         time.sleep(0.1)
     alone = isinstance(hosts[0], InProcess)
     calls = "dispatcher alone" if alone else "dispatcher over Ray"
@@ -195,12 +201,12 @@ def simulate(
 def bytes_per_rollout(host: Any, calls: int = 1000) -> dict[str, float]:
     """What one rollout costs on the wire: counted on the loopback device, less what Ray sends when idle."""
     request = ray.put(THETA)
-    ray.get(host.run.remote(request, range(PAIRS), 0.0, False))
+    ray.get(host.run.remote(request, [range(PAIRS)], 0.0, False))
 
     def count(calls: int) -> tuple[int, float]:
         before, began = psutil.net_io_counters(pernic=True)["lo"].bytes_sent, time.monotonic()
         for _ in range(calls // 50):
-            ray.get([host.run.remote(request, range(PAIRS), 0.0, False) for _ in range(50)])
+            ray.get([host.run.remote(request, [range(PAIRS)], 0.0, False) for _ in range(50)])
         if not calls:
             time.sleep(3.0)
         return psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before, time.monotonic() - began
@@ -268,7 +274,7 @@ def main() -> None:
     facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
-        ray.get([host.run.remote(ray.put(THETA), range(PAIRS), 0.0, False) for host in hosts])  # all is imported
+        ray.get([host.run.remote(ray.put(THETA), [range(PAIRS)], 0.0, False) for host in hosts])  # all is imported
         facts["bytes"] = bytes_per_rollout(hosts[0])
         print(facts["bytes"], flush=True)
         for row in steps([OverRay(host) for host in hosts], args.actors):

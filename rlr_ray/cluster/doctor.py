@@ -25,7 +25,7 @@ def examine_cluster(config: RunConfig, cluster: ClusterConfig, token: str) -> tu
         nodes = [node for node in ray.nodes() if node["Alive"]]
         names = [f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})" for node in nodes]
         resources = [node["Resources"] for node in nodes]
-        actors = cluster.rollouts.min_actors if config.chooses_plan or config.plan_shape.has_zeroth_order else 0
+        actors = cluster.rollouts.min_actors if config.needs_actors else 0
         bundles = bundles_of(cluster, actors, config.remote_rewards)
         places = place([bundle for role in bundles for bundle in role], resources)
         writers = set(places[: len(bundles[0])])  # nodes of workers; actors write nothing

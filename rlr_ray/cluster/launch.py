@@ -1,4 +1,4 @@
-"""Start a run on Ray: a TorchTrainer for backpropagation, a pool of actors for the rollouts."""
+"""Start a run on Ray: a TorchTrainer for backpropagation, a pool of actors for what needs no gradient."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
     `begin` makes the run's folder, once there is room, and the first actors and the leading worker have built their
     engines.
     """
-    actors = cluster.rollouts.min_actors if config.plan_shape.has_zeroth_order else 0
+    actors = cluster.rollouts.min_actors if config.needs_actors else 0
     with (
         connected(cluster) as local,
         hold_resources(cluster, actors, local=local, remote=config.remote_rewards) as room,
         _coordinator() as coordinator,
         remote_rewards(config, room, coordinator) as remote,
-        ActorPool(config, cluster, room, coordinator, remote).running() if actors else nullcontext() as pool,
+        ActorPool(config, cluster, room, coordinator, remote).running()
+        if config.needs_actors
+        else nullcontext() as pool,
         forwarding(coordinator, report, lambda: missing_words(cluster)),
     ):
         room.release_workers()

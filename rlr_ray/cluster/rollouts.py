@@ -1,4 +1,4 @@
-"""Actors that run the perturbation rollouts, how the leading worker asks them, and waiting for actors to start."""
+"""Actors that run what needs no gradient, how a worker asks them, and waiting for actors to start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorDiedError,
@@ -19,6 +20,7 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
+from torch import Tensor
 
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
@@ -26,9 +28,8 @@ from rlr_ray.cluster.resources import enter
 from rlr_ray.cluster.seats import Seat
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import generator_checksum
-from rlr_ray.core.zeroth_order import RolloutResult
 from rlr_ray.errors import UserError
-from rlr_ray.train.engine import Engine, RemoteRewards, RolloutBatch, RolloutRequest
+from rlr_ray.train.engine import Engine, RemoteRewards, Request, Result, RolloutBatch
 from rlr_ray.utils.environment import prepare_process
 
 
@@ -57,8 +58,10 @@ class RolloutActor:
             raise self.crash
         _ = self.engine
 
-    def run(self, request: RolloutRequest, indices: range) -> RolloutResult:
-        return replace(self.engine.rollout(request, indices), reward_s=0.0)  # beside the update, not in it
+    def run(self, request: Request, theta: Tensor, chunks: Sequence[range]) -> list[Any]:
+        """The results of a request whose theta comes apart from it: it is sent once for all of an update's."""
+        asked = replace(request, theta=theta)
+        return [replace(asked.run(self.engine, chunk), reward_s=0.0) for chunk in chunks]  # beside the update
 
 
 def check_generator(checksum: float) -> None:
@@ -79,8 +82,8 @@ class ActorWorker:
     def ready(self) -> Future[None]:
         return actor_future(self.actor.ready.remote())
 
-    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        return actor_future(self.actor.run.remote(request, chunk))
+    def run(self, request: Any, chunks: Sequence[range]) -> Future[list[Any]]:
+        return actor_future(self.actor.run.remote(*request, chunks))
 
     def end(self) -> None:
         ray.kill(self.actor, no_restart=False)  # Ray starts it again
@@ -108,21 +111,32 @@ def actor_future(call: ray.ObjectRef) -> Future[Any]:
 
 
 class RolloutPool:
-    """Rollouts on actors that may change at any time, while the caller goes on.
+    """Work on actors that may change at any time, while the caller goes on.
 
-    Made in the driver and sent to the leading worker, where it is used.
+    Made in the driver and sent to the workers, where it is used.
     """
 
     def __init__(self, coordinator: ActorHandle, patience: Patience, seed: int):
         self.coordinator, self.patience, self.seed = coordinator, patience, seed
         self.known = 0  # version of the actors; 0: none yet
+        self.here: Callable[[Request, range], Result] | None = None
+        self.sent: tuple[Tensor, ray.ObjectRef] | None = None  # the last theta
 
-    def __call__(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
+    def share(self, workers: int, here: Callable[[Request, range], Result] | None) -> None:
+        """Note that so many workers ask the same actors, and how this one runs a chunk that none is free for."""
+        self.patience, self.here = replace(self.patience, timeout_s=workers * self.patience.timeout_s), here
+
+    def __call__(self, request: Request, chunks: Sequence[range]) -> RolloutBatch:
         def name(chunk: range) -> str:
-            return f"perturbation pairs {chunk.start} to {chunk.stop - 1} of update {request.step} (seed {self.seed})"
+            return f"{request.name(chunk)} (seed {self.seed})"
 
-        job = self._dispatcher.submit(ray.put(request), chunks, name)  # theta is sent once, for any number of actors
-        return RolloutBatch(job, job.counts)
+        if self.sent is None or self.sent[0] is not request.theta:
+            self.sent = request.theta, ray.put(request.theta)  # once, for any number of requests and actors
+        asked = ray.put(replace(request, theta=torch.empty(0))), self.sent[1]
+        here = functools.partial(self.here, request) if self.here else None
+        kind = type(request).__name__
+        job = self._dispatcher.submit(asked, chunks, name, kind=kind, partial=request.partial, here=here)
+        return RolloutBatch(job, job.counts, job.cancel)
 
     def close(self) -> None:
         """Hand out nothing more, where it was used."""

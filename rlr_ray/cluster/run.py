@@ -29,7 +29,7 @@ def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
         prepare_process(config.threads)
         engine = Engine(config)
         begin()
-        train(engine, engine.local_rollouts, report)
+        train(engine, None, report)
         return
     set_variables()
     from rlr_ray.cluster.launch import run_on_ray  # only here, so that all else works without Ray

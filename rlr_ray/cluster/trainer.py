@@ -185,6 +185,8 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
         try:
             prepare_process(config.threads)
             engine = Engine(config, loop_config["remote"])
+            if rollouts is not None:
+                rollouts.share(process.size, engine.run if config.actors_sample else None)
             if process.leads:
                 coordinator.note_built.remote()
             if not _begun(coordinator, alive):

@@ -243,6 +243,19 @@ class RunConfig(Strict):
         return forwards + 2 * compared + again, backwards
 
     @property
+    def actors_sample(self) -> bool:
+        """True if rollout actors, where there are any, draw the very chains of a worker: on the same kind of device."""
+        return self.cluster == "none" or bool(self.cluster.worker.gpus) == bool(self.cluster.rollouts.gpus)
+
+    @property
+    def needs_actors(self) -> bool:
+        """True if updates have work for rollout actors: perturbation pairs, or chains sampled without a gradient."""
+        shape = self.plan_shape
+        samples = shape.linear or shape.truncation != "fixed" or shape.first_order_steps < shape.trained
+        samples |= shape.residual or shape.switch  # until a surrogate is trusted
+        return self.chooses_plan or shape.has_zeroth_order or (samples and self.actors_sample)
+
+    @property
     def compared_steps(self) -> int:
         """Steps an update at which chains are compared with the base model's."""
         asked, steps = self.guards.kl_steps, self.sampler.steps

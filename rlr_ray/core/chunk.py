@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -31,19 +31,56 @@ class Forms:
 PLAIN = Forms()
 
 
-def begun(
-    sampler: Sampler, theta: Tensor, work: Mapping[int, tuple[Plan, Chains]], together: int
-) -> Iterator[tuple[int, Trajectory]]:
-    """Each chunk's number and its chains up to its first-order steps.
+@dataclass(frozen=True)
+class Begun:
+    """A chunk's chains up to first order's steps, and all that is known of them without a gradient."""
 
-    Chunks whose chains would stop at different steps (first order's depth is random) are sampled one by one.
+    trajectory: Trajectory  # with the latents that terms read
+    parts: Tensor | None = None  # [m, B] of the reward, of whole chains that no gradient of it meets
+    branches: Tensor | None = None  # [n, 2, B] half order's advantages: of the whole reward, of what first order leaves
+
+
+def begin(
+    sampler: Sampler,
+    theta: Tensor,  # [P]
+    work: Mapping[int, tuple[Plan, Chains]],
+    together: int = 1,
+    kept: Collection[int] = (),
+) -> Iterator[tuple[int, Begun]]:
+    """Each chunk's number and its chains up to its first-order steps: all sampling that needs no gradient.
+
+    Chunks whose chains would stop at different steps (first order's depth is random) are sampled one by one. Latents
+    stay at the steps that the plans read and at those `kept`.
     """
     for _, numbers in groupby(work, lambda c: c // together):
         group = list(numbers)
         alike = len({work[c][0].sampled for c in group}) == 1
         for batch in [group] if alike else [[c] for c in group]:
             starts, stop = [work[c][1].start for c in batch], work[batch[0]][0].sampled
-            yield from zip(batch, sampler.sample_together(theta, starts, stop=stop), strict=True)
+            read = (
+                None if _branches_at_once(work[batch[0]][0]) else {*kept, *(k for c in batch for k in work[c][0].read)}
+            )
+            for c, trajectory in zip(batch, sampler.sample_together(theta, starts, stop=stop, kept=read), strict=True):
+                yield c, _rated(sampler, theta, *work[c], trajectory, kept)
+
+
+def _branches_at_once(plan: Plan) -> bool:
+    """Whether partners of whole chains are drawn as soon as these are."""
+    return plan.score == "branches" and plan.sampled == plan.steps
+
+
+@torch.no_grad()
+def _rated(
+    sampler: Sampler, theta: Tensor, plan: Plan, chains: Chains, trajectory: Trajectory, kept: Collection[int]
+) -> Begun:
+    """Chains with what their rewards say, if they are whole and no gradient of those is asked."""
+    if plan.has_first_order:
+        return Begun(trajectory)
+    parts, branches = chains.rated(trajectory.latents[-1]), None
+    if _branches_at_once(plan):
+        branches = _branch_advantages(sampler, theta, plan, chains, trajectory, parts)
+        trajectory = trajectory.at_steps({*kept, *plan.read})
+    return Begun(trajectory, parts, branches)
 
 
 def backpropagate(
@@ -51,7 +88,7 @@ def backpropagate(
     theta: Tensor,  # [P]
     plan: Plan,
     chains: Chains,
-    trajectory: Trajectory,
+    begun: Begun,
     *,
     checkpoint_steps: bool,
     per_chain: bool,
@@ -61,7 +98,7 @@ def backpropagate(
     Runs first order's steps with gradients, meeting the rewards or their surrogate. What is left of the reward is what
     first order does not carry; all of it where that carries the whole.
     """
-    of_surrogate = chains.surrogate if plan.residual else None
+    trajectory, of_surrogate = begun.trajectory, chains.surrogate if plan.residual else None
     climbed, gradient, met = of_surrogate or chains.carried, None, None
     weights = plan.step_weights
     if plan.adjoint_steps:
@@ -80,7 +117,7 @@ def backpropagate(
         )
     if met is None or of_surrogate is not None:
         with torch.no_grad():
-            parts = chains.rated(trajectory.latents[-1])
+            parts = chains.rated(trajectory.latents[-1]) if begun.parts is None else begun.parts
         left = parts.sum(0, keepdim=True) - (0 if met is None else met)
         return trajectory, torch.cat([parts, left]), gradient
     parts = torch.atleast_2d(met)
@@ -97,6 +134,7 @@ def scored(
     trajectory: Trajectory,
     advantages: Tensor,  # [2, B]
     forms: Forms,
+    branches: Tensor | None = None,  # [n, 2, B] in their place, where they are known
 ) -> Tensor:  # [P]
     """Half order of one chunk, by the plan's score."""
     if plan.score == "forward":
@@ -118,7 +156,9 @@ def scored(
         )
     of = list(advantages[[int(plan.leaves(sub_chain.start)) for sub_chain in plan.sub_chains]])  # each [B]
     if plan.score == "branches":
-        of = _branch_advantages(sampler, theta, plan, chains, trajectory)
+        if branches is None:
+            branches = _branch_advantages(sampler, theta, plan, chains, trajectory)
+        of = [one[int(plan.leaves(at.start))] for one, at in zip(branches, plan.sub_chains, strict=True)]
     weights = plan.sub_chain_weights or (1.0,) * len(plan.sub_chains)
     each = (
         half_order(sampler, theta, trajectory, sub_chain, weight * advantage)
@@ -127,13 +167,17 @@ def scored(
     return functools.reduce(Tensor.add_, each)
 
 
+@torch.no_grad()
 def _branch_advantages(
-    sampler: Sampler, theta: Tensor, plan: Plan, chains: Chains, trajectory: Trajectory
-) -> list[Tensor]:  # each [B]
-    """Of each sub-chain: of the whole reward, or of what first order leaves of it."""
+    sampler: Sampler,
+    theta: Tensor,
+    plan: Plan,
+    chains: Chains,
+    trajectory: Trajectory,
+    parts: Tensor | None = None,  # [m, B]
+) -> Tensor:  # [n, 2, B]
+    """Of each sub-chain: of the whole reward, and of what first order leaves of it."""
     ends = [sub_chain[-1] for sub_chain in plan.sub_chains]
-    with torch.no_grad():
-        rewards = chains.whole_and_left(trajectory.latents[-1])
+    rewards = chains.whole_and_left(trajectory.latents[-1], parts)
     rows = 2 * len(chains.x_start)
-    both = branch_advantages(sampler, theta, trajectory, rewards, chains.whole_and_left, ends, rows=rows)
-    return [of[int(plan.leaves(sub_chain.start))] for of, sub_chain in zip(both, plan.sub_chains, strict=True)]
+    return branch_advantages(sampler, theta, trajectory, rewards, chains.whole_and_left, ends, rows=rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def first_order(
     the inverse probability of reaching it, if K is drawn at random. `per_chain` gives each chain's own gradient, whose
     mean is the other, for no further forward but B P numbers. Raises UserError if the rewards carry no gradient.
     """
-    theta = _leaf(theta, len(trajectory.latents[-1]), per_chain)
+    theta = _leaf(theta, trajectory.latents.shape[1], per_chain)
     assert trajectory.stop < sampler.trained, f"from step {trajectory.stop} on all steps are the base model's"
     thetas = [theta] * (sampler.trained - trajectory.stop)
     if step_weights is not None:
@@ -74,7 +75,7 @@ def linear_adjoint(
     gradient = torch.zeros_like(theta)
     for k, weight in zip(steps, [1.0] * len(steps) if step_weights is None else step_weights, strict=True):
         assert k < sampler.trained, f"step {k} is the base model's: first order there has no gradient"
-        mean = sampler.mean(theta, k, trajectory.latents[k], trajectory.conditioning)
+        mean = sampler.mean(theta, k, trajectory.at(k), trajectory.conditioning)
         carried = math.prod(sampler.schedule.latent_coefficient[k + 1 :])
         (through,) = torch.autograd.grad(mean, theta, slope)
         gradient.add_(through, alpha=weight * carried / (1 if per_chain else len(last)))
@@ -165,7 +166,8 @@ def _finish(
             latents.append(sampler.step(*arguments))
     rewards = _rated(objective, latents[-1])
     whole = torch.cat([trajectory.latents[:-1], torch.stack([latent.detach() for latent in latents])])
-    return rewards, Trajectory(whole, trajectory.noise, trajectory.conditioning)
+    steps = None if trajectory.steps is None else (*trajectory.steps[:-1], *range(trajectory.stop, len(sampler) + 1))
+    return rewards, replace(trajectory, latents=whole, steps=steps)
 
 
 def _rated(objective: Objective, latent: Tensor) -> Tensor:

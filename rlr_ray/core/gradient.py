@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.chunk import PLAIN, Forms, backpropagate, begun, scored
+from rlr_ray.core.chunk import PLAIN, Begun, Forms, backpropagate, begin, scored
 from rlr_ray.core.first_order import ClippedMean
 from rlr_ray.core.half_order import leave_one_out
 from rlr_ray.core.kl import divergence_gradient
@@ -75,7 +76,7 @@ def estimate_gradient(
     forms: Forms = PLAIN,
     baseline: Tensor | None = None,  # [m, all B] of each part, from earlier updates' chains; None: 0
     checkpoint_steps: bool = False,
-    sampled_together: int = 1,
+    begun: Iterable[tuple[int, Begun]] | None = None,
     penalty: Penalty | None = None,
     half_order_rows: int = 0,
     reduce: Reduce = lambda value: value,
@@ -83,21 +84,26 @@ def estimate_gradient(
     """The paper's equation 6 for any plan: first order + half order + zeroth order, each averaged over its samples.
 
     The batch is cut in chunks of equal size; each is computed by whichever process has it, and only exact sums of their
-    gradients are kept, so the result does not depend on how many processes share the work. So many chunks in a row are
-    `sampled_together`, without gradients, and belong to one process. Chunks' plans may differ in how deep first order
-    goes. A penalty's gradient is a term of its own. `zeroth_order` collects that term (None in the processes that do
-    not hold it) and is called last: its rollouts run meanwhile. `half_order_rows` asks for half order's means over so
-    many parts of the chunks.
+    gradients are kept, so the result does not depend on how many processes share the work. Chunks' plans may differ in
+    how deep first order goes. `begun` gives each chunk's number and what was sampled of it without gradients, wherever
+    that was, in any order (None: here, chunk by chunk), and is asked for the next when a chunk has been backpropagated.
+    A penalty's gradient is a term of its own. `zeroth_order` collects that term (None in the processes that do not hold
+    it) and is called last: its rollouts run meanwhile. `half_order_rows` asks for half order's means over so many parts
+    of the chunks.
     """
     plan, chains = next(iter(work.values()))
     count = len(groups) // len(chains.x_start)
     mean = ExactMean(theta, count, reduce)
     climbed = mean if forms.clip is None else ClippedMean(mean, forms.clip, reference=forms.typical)
     terms: dict[str, TermEstimate] = {}
-    trajectories, rewards, rows, divergence, median = {}, {}, list[Tensor](), None, None
-    for c, trajectory in begun(sampler, theta, work, sampled_together):
+    trajectories, rewards, branches = dict[int, Trajectory](), dict[int, Tensor](), dict[int, Tensor | None]()
+    rows, divergence, median = list[Tensor](), None, None
+    if begun is None:
+        begun = begin(sampler, theta, work, kept=penalty.steps if penalty else ())
+    for c, one in begun:
+        branches[c] = one.branches
         trajectories[c], rewards[c], gradient = backpropagate(
-            sampler, theta, *work[c], trajectory, checkpoint_steps=checkpoint_steps, per_chain=climbed is not mean
+            sampler, theta, *work[c], one, checkpoint_steps=checkpoint_steps, per_chain=climbed is not mean
         )
         if gradient is not None:
             climbed.add(c, gradient)
@@ -107,8 +113,11 @@ def estimate_gradient(
     *parts, left = gathered(rewards, count, reduce).transpose(0, 1).flatten(1)  # each [all B]
     if plan.has_half_order:
         advantages = _advantages(torch.stack(parts), left, plan, chains, groups, baseline)
-        each = {c: (*work[c], trajectory) for c, trajectory in trajectories.items()}
-        terms["half_order"], rows = _half_order(sampler, theta, each, advantages, forms, mean, half_order_rows)
+        each = {
+            c: functools.partial(scored, sampler, theta, *work[c], trajectory, advantages[:, c], forms, branches[c])
+            for c, trajectory in trajectories.items()
+        }
+        terms["half_order"], rows = _half_order(each, advantages.shape[1], theta, mean, half_order_rows)
     if penalty is not None:
         divergence = _penalise(sampler, theta, trajectories, penalty, mean, reduce)
         terms["kl_penalty"] = term_estimate(*mean.take(range(count)), count)
@@ -147,20 +156,18 @@ def _advantages(
 
 
 def _half_order(
-    sampler: Sampler,
-    theta: Tensor,
-    work: Mapping[int, tuple[Plan, Chains, Trajectory]],
-    advantages: Tensor,  # [2, chunks, B]: of the whole reward, of what first order leaves
-    forms: Forms,
+    scores: Mapping[int, Callable[[], Tensor]],  # chunk -> [P], of this process's chunks
+    count: int,  # of all chunks
+    theta: Tensor,  # [P]
     mean: ExactMean,
     parts: int,
 ) -> tuple[TermEstimate, list[Tensor]]:
     """Half order and, if they are asked for, its means over parts of the chunks, on the CPU."""
-    count, square, rows = advantages.shape[1], 0.0, list[Tensor]()
+    square, rows = 0.0, list[Tensor]()
     chunks = [part.tolist() for part in torch.arange(count).tensor_split(min(max(parts, 1), count))]
     for part in chunks:
-        for c in [c for c in part if c in work]:
-            mean.add(c, scored(sampler, theta, *work[c], advantages[:, c], forms))
+        for c in [c for c in part if c in scores]:
+            mean.add(c, scores[c]())
         row, mean_square = mean.take(part)
         square += len(part) / count * mean_square
         rows.append(row.cpu() if parts else row)

@@ -36,7 +36,7 @@ def half_order(
             "use a schedule with noise there (eta above 0), or leave that step to first order"
         )
     theta = theta.detach().requires_grad_()
-    latent = trajectory.latents[sub_chain[0]]
+    latent = trajectory.at(sub_chain[0])
     for k in sub_chain[:-1]:
         latent = sampler.step(theta, k, latent, trajectory.noise[k], trajectory.conditioning)
     mean = sampler.mean(theta, last, latent, trajectory.conditioning)
@@ -65,7 +65,7 @@ def branch_advantages(
     REINFORCE's at steps 0, 3 and 5 of 6. A tail costs T - 1 - j forwards and no backward; tails run in one batch from
     where they begin, at most `rows` chains at once (at least B). A step without noise gives 0; half order refuses it.
     """
-    size, tails = len(trajectory.latents[0]), dict[int, Tensor]()
+    size, tails = trajectory.latents.shape[1], dict[int, Tensor]()
     together = len(steps) if rows is None else max(rows // size, 1)
     for k in range(len(sampler)):
         for begun in _groups(sorted(tails), together):
@@ -74,7 +74,7 @@ def branch_advantages(
             after = sampler.step(theta, k, latent, noise, conditioning).split(size)
             tails |= zip(begun, after, strict=True)
         if k in steps:  # x_(k + 1) is mean + sigma z, so the partner's is mean - sigma z
-            tails[k] = trajectory.latents[k + 1] - 2 * sampler.schedule.sigma[k] * trajectory.noise[k]
+            tails[k] = trajectory.at(k + 1) - 2 * sampler.schedule.sigma[k] * trajectory.noise[k]
     partners = dict[int, Tensor]()
     for begun in _groups(sorted(tails), together):
         rated = objective(torch.cat([tails[j] for j in begun]))

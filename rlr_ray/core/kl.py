@@ -60,7 +60,7 @@ def divergence_gradient(
 
 
 def _step_divergence(sampler: Sampler, theta: Tensor, base: Tensor, trajectory: Trajectory, k: int) -> Tensor:  # [B]
-    arguments = (k, trajectory.latents[k], trajectory.conditioning)
+    arguments = (k, trajectory.at(k), trajectory.conditioning)
     with torch.no_grad():
         expected = sampler.mean(base, *arguments)
     moved = (sampler.mean(theta, *arguments) - expected) / sampler.schedule.sigma[k]

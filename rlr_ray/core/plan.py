@@ -54,8 +54,7 @@ class Plan:
     def forwards(self, checkpoint_steps: bool = False) -> int:
         """Denoiser forwards that a chain costs."""
         again = self._passed if checkpoint_steps else 0
-        tails = sum(self.steps - sub_chain.stop for sub_chain in self.sub_chains) if self.score == "branches" else 0
-        return self.steps + again + tails + self._differentiated
+        return self.steps + again + self._tails + self._differentiated
 
     @property
     def pair_forwards(self) -> int:
@@ -71,6 +70,22 @@ class Plan:
     def sampled(self) -> int:
         """Steps that are sampled without gradients: all before first order's."""
         return self.first_order.start if self.first_order else self.steps
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Steps whose latents are kept while chains are sampled: the terms read them later, beside the last."""
+        late = () if self.score != "branches" or self.sampled == self.steps else [one.stop for one in self.sub_chains]
+        return tuple(sorted({*(one.start for one in self.sub_chains), *late, *self.adjoint_steps}))
+
+    @property
+    def free_forwards(self) -> int:
+        """Of a chain's denoiser forwards, those without a gradient before or after them: any process may run them."""
+        return self.sampled + (self._tails if self.sampled == self.steps else 0)
+
+    @property
+    def _tails(self) -> int:
+        """Steps of half order's partners."""
+        return sum(self.steps - one.stop for one in self.sub_chains) if self.score == "branches" else 0
 
     @property
     def _passed(self) -> int:

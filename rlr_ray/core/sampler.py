@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -43,7 +43,8 @@ class Chains:
     parts: Objective | None = None  # of [m, B], if the objective is a sum
     differentiable: bool = True  # at least one part has a gradient
     black_box: tuple[int, ...] = ()  # which parts have none, where others do or heads stand in for them
-    replaced: Sequence[Tensor] = ()  # each [m, B]: of each call of `parts`, which scores were not finite
+    # Each [m, B]: of each call of `parts`, here or where chains were sampled, which scores were not finite
+    replaced: list[Tensor] = field(default_factory=list)
     heads: Objective | None = None  # of [h, B], differentiable: a surrogate of each part in black_box
     trusted: tuple[int, ...] = ()  # heads that first order carries in place of their parts
     # Steps and number K of draws -> a chain's steps [B, K] and noises [K, B, C, H, W] for the forward term
@@ -73,9 +74,9 @@ class Chains:
             return rated
         return torch.cat([rated, self.heads(latent)[list(self.trusted)]])
 
-    def whole_and_left(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [2, B]
-        """The reward, and what first order leaves of it."""
-        rated = self.rated(latent)
+    def whole_and_left(self, latent: Tensor, rated: Tensor | None = None) -> Tensor:  # [B, C, H, W], [m, B] -> [2, B]
+        """The reward, and what first order leaves of it; `rated`: its parts, where they are known."""
+        rated = self.rated(latent) if rated is None else rated
         whole = rated.sum(0)
         left = rated[self.left].sum(0) if self.surrogate is None else whole - self.surrogate(latent)
         return torch.stack([whole, left])
@@ -99,15 +100,25 @@ class Chains:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Chains sampled without gradients, up to the step `stop`: the latent at each step's input, and the noises."""
+    """Chains sampled without gradients, up to the step `stop`: latents at steps' inputs, and the noises."""
 
-    latents: Tensor  # [stop + 1, B, C, H, W]
+    latents: Tensor  # [stop + 1, B, C, H, W]: of each step, the last is what step stop - 1 put out; or of `steps`
     noise: Tensor  # [T, B, C, H, W]
     conditioning: Conditioning
+    steps: tuple[int, ...] | None = None  # whose inputs `latents` holds, in their order, `stop` the last; None: all
 
     @property
     def stop(self) -> int:
-        return len(self.latents) - 1
+        return len(self.latents) - 1 if self.steps is None else self.steps[-1]
+
+    def at(self, k: int) -> Tensor:  # [B, C, H, W]
+        """The latent at step k's input; k = stop is the last."""
+        return self.latents[k if self.steps is None else self.steps.index(k)]
+
+    def at_steps(self, kept: Collection[int]) -> Trajectory:
+        """The same with these steps' latents and the last alone: a copy, which holds no others in memory."""
+        steps = tuple(k for k in sorted({*kept, self.stop}) if k <= self.stop)
+        return replace(self, latents=torch.stack([self.at(k) for k in steps]), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -160,19 +171,27 @@ class Sampler:
         conditioning: Conditioning,
         *,
         stop: int | None = None,
+        kept: Collection[int] | None = None,
     ) -> Trajectory:
-        """Run steps 0 .. stop-1 (default: all) without gradients."""
-        latents = [x_start]
-        for k in range(len(self) if stop is None else stop):
-            latents.append(self.step(theta, k, latents[-1], noise[k], conditioning))
-        return Trajectory(torch.stack(latents), noise, conditioning)
+        """Run steps 0 .. stop-1 (default: all) without gradients; of the latents, the last and those `kept` stay."""
+        stop, latent, latents = len(self) if stop is None else stop, x_start, dict[int, Tensor]()
+        for k in range(stop):
+            if kept is None or k in kept:
+                latents[k] = latent
+            latent = self.step(theta, k, latent, noise[k], conditioning)
+        latents[stop] = latent
+        return Trajectory(
+            torch.stack(list(latents.values())), noise, conditioning, None if kept is None else tuple(latents)
+        )
 
-    def sample_together(self, theta: Tensor, starts: Sequence[Start], *, stop: int | None = None) -> list[Trajectory]:
+    def sample_together(
+        self, theta: Tensor, starts: Sequence[Start], *, stop: int | None = None, kept: Collection[int] | None = None
+    ) -> list[Trajectory]:
         """As `sample` for each of several chunks of chains, all of them in one batch."""
         if len(starts) == 1:
-            return [self.sample(theta, *starts[0], stop=stop)]
+            return [self.sample(theta, *starts[0], stop=stop, kept=kept)]
         x_start, noise, conditioning = zip(*starts, strict=True)
         prompts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
-        latents = self.sample(theta, torch.cat(x_start), torch.cat(noise, dim=1), prompts, stop=stop).latents
-        parts = latents.split([len(one) for one in x_start], dim=1)
-        return [Trajectory(part, *start[1:]) for part, start in zip(parts, starts, strict=True)]
+        whole = self.sample(theta, torch.cat(x_start), torch.cat(noise, dim=1), prompts, stop=stop, kept=kept)
+        parts = whole.latents.split([len(one) for one in x_start], dim=1)
+        return [Trajectory(part, *start[1:], whole.steps) for part, start in zip(parts, starts, strict=True)]

@@ -136,7 +136,7 @@ class Planner:
         engine = self.engine.under(config)
         state = TrainState(engine.model.initial_theta, config.train, config.estimator)
         state.rate = state.rate or 1e-3  # no memory depends on it
-        peak = peak_bytes(lambda: update(engine, state, engine.local_rollouts, ALONE, total=self.total), engine.device)
+        peak = peak_bytes(lambda: update(engine, state, None, ALONE, total=self.total), engine.device)
         return peak + engine.held_bytes()
 
     def rule(self, budget_gib: float | None) -> PaperRule | None:

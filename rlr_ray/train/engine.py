@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,31 @@ from rlr_ray.utils.memory import memory_errors
 _KEPT_BYTES = 2**30  # of an update's chains' gradients
 
 
+class Result(Protocol):
+    """What came of some indices of a request, a dataclass; little more than its numbers once it is pickled."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def indices(self) -> range: ...
+
+
+class Request(Protocol):
+    """Work at one theta that needs no gradient, a dataclass: any engine that runs forwards gets the same results."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def theta(self) -> Tensor: ...  # [P]
+
+    @property
+    def partial(self) -> bool: ...  # whether an update can do without its last results
+
+    def name(self, indices: range) -> str: ...  # for errors
+
+    def run(self, engine: Engine, indices: range) -> Result: ...
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
     """One update's perturbation rollouts: the parameters, which steps are perturbed, and where directions come from."""
@@ -49,20 +74,28 @@ class RolloutRequest:
     directions: Directions
     control_variate: float = 0.0  # the surrogate's coefficient
     total: WeightedSum | None = None  # what is maximised; None: no reward standardised
+    partial: bool = True
+
+    def name(self, indices: range) -> str:
+        return f"perturbation pairs {indices.start} to {indices.stop - 1} of update {self.step}"
+
+    def run(self, engine: Engine, indices: range) -> RolloutResult:
+        return engine.rollout(self, indices)
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Rollouts under way: their results, in any order, and what there is to count of them once all are in."""
+    """Work under way: its results, in any order, and what there is to count of it once all are in."""
 
-    results: Iterable[RolloutResult]
+    results: Iterable[Any]  # of what its request's run returns
     counts: Mapping[str, int] = field(default_factory=dict)  # columns of the update's row
+    cancel: Callable[[], None] = lambda: None  # nobody waits for it any more
 
 
 # Rewards by label that are elsewhere.
 RemoteRewards = Mapping[str, Callable[..., Tensor]]
-# Starts the rollouts of some chunks of perturbations.
-Rollouts = Callable[[RolloutRequest, Sequence[range]], RolloutBatch]
+# Starts some chunks of a request's indices.
+Rollouts = Callable[[Request, Sequence[range]], RolloutBatch]
 
 
 class Engine(PictureEngine):
@@ -250,6 +283,10 @@ class Engine(PictureEngine):
             clip=self.config.estimator.zeroth_order.clip,
         )
 
-    def local_rollouts(self, request: RolloutRequest, chunks: Sequence[range]) -> RolloutBatch:
-        """Rollouts in this process, one chunk after the other: `Rollouts` without a cluster."""
-        return RolloutBatch(self.rollout(request, chunk) for chunk in chunks)
+    def local_rollouts(self, request: Request, chunks: Sequence[range]) -> RolloutBatch:
+        """A request in this process, one chunk after the other: `Rollouts` without a cluster."""
+        return RolloutBatch(self.run(request, chunk) for chunk in chunks)
+
+    def run(self, request: Request, indices: range) -> Any:
+        """The result of some of a request's indices, in this process."""
+        return request.run(self, indices)

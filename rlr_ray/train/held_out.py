@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,50 +14,79 @@ from rlr_ray.core.sampler import Trajectory
 from rlr_ray.loggers.pictures import to_show
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
-from rlr_ray.train.engine import Engine
+from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.reference import numbered, picture_features
+from rlr_ray.train.sampling import Sampled
+from rlr_ray.utils.memory import memory_errors
 
 _COMPARED = 40  # first chains, whose divergence is measured, which takes as long as to sample them
 
 
+Look = Callable[[range, Tensor], Any]  # is shown a chunk's indices and images
+
+
+@dataclass(frozen=True)
+class HeldOutRequest:
+    """Held-out chains at one theta, with all that an evaluation makes of them. Indices are chains."""
+
+    theta: Tensor  # [P]
+    partial: bool = False
+
+    def name(self, indices: range) -> str:
+        return f"held-out chains {indices.start} to {indices.stop - 1}"
+
+    @memory_errors()
+    def run(self, engine: Engine, indices: range) -> Sampled:
+        return _measured(engine, self.theta.to(engine.device), indices)
+
+
 @torch.no_grad()
 def evaluate(
-    engine: Engine, theta: Tensor, look: Callable[[range, Tensor], Any] = lambda indices, images: None
+    engine: Engine, theta: Tensor, look: Look = lambda indices, images: None, rollouts: Rollouts | None = None
 ) -> Evaluation:
     """Sample the held-out chains at theta [P], in chunks of evaluation.chunk_size, and score them.
 
-    `look` is shown each chunk's indices and images.
+    Here, or by `rollouts` if they sample as this process does; `look` is shown only what is drawn here.
     """
     config, size = engine.config.evaluation, engine.config.sampled_at_once
-    judges = engine.judges.to(engine.device)
-    features_of = picture_features(engine)[1]
-    scores: dict[str, list[Tensor]] = {label: [] for label in (*engine.rewards.labels, *judges.labels)}
-    images, divergences, features, shown, invalid = [], [], [], [], 0
-    for first in range(0, config.chains, size):
-        indices = range(first, min(first + size, config.chains))
-        trajectory, pictures = engine.sample(theta, indices)
-        arguments = (pictures, *_asked(engine, indices))
-        for mixture in (engine.rewards, judges):
-            scored = mixture.score(*arguments)
-            invalid += scored.invalid
-            for label, row in zip(mixture.labels, scored.scores, strict=True):
-                scores[label].append(row.cpu())
-        if first < _COMPARED:
-            divergences.append(_divergence(engine, theta, _first(trajectory, _COMPARED - first)))
-        features.append(features_of(pictures).cpu())
-        shown += arguments[1]
-        if first < config.pictures:
-            images += list(to_show(pictures[: config.pictures - first]).cpu())
-        look(indices, pictures)
+    chunks = [range(first, min(first + size, config.chains)) for first in range(0, config.chains, size)]
+    if rollouts is not None and engine.config.actors_sample:
+        results = list(rollouts(HeldOutRequest(theta.cpu()), chunks).results)
+    else:
+        results = [_measured(engine, theta, indices, look) for indices in chunks]
     engine.judges.to(torch.device("cpu"))  # training needs the room
+    results.sort(key=lambda result: result.indices.start)
+
+    def of(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([result.tensors[name] for result in results if name in result.tensors], dim)
+
     return Evaluation(
-        {label: torch.cat(rows) for label, rows in scores.items()},
-        torch.stack(images),
-        torch.cat(divergences, dim=1),
-        torch.cat(features),
-        numbered(shown),
-        invalid,
+        {label: of(f"scores/{label}") for label in (*engine.rewards.labels, *engine.judges.labels)},
+        of("images"),
+        of("divergence", 1),
+        of("features"),
+        numbered(_asked(engine, range(config.chains))[0]),
+        sum(result.invalid for result in results),
     )
+
+
+@torch.no_grad()
+def _measured(engine: Engine, theta: Tensor, indices: range, look: Look = lambda indices, images: None) -> Sampled:
+    """A chunk's scores [b] by label, and of the chains that are asked for these, divergence, features and images."""
+    config, judges = engine.config.evaluation, engine.judges.to(engine.device)
+    trajectory, pictures = engine.sample(theta, indices)
+    tensors, invalid = {"features": picture_features(engine)[1](pictures)}, 0
+    arguments = (pictures, *_asked(engine, indices))
+    for mixture in (engine.rewards, judges):
+        scored = mixture.score(*arguments)
+        invalid += scored.invalid
+        tensors |= {f"scores/{label}": row for label, row in zip(mixture.labels, scored.scores, strict=True)}
+    if indices.start < _COMPARED:
+        tensors["divergence"] = _divergence(engine, theta, _first(trajectory, _COMPARED - indices.start))
+    if indices.start < config.pictures:
+        tensors["images"] = to_show(pictures[: config.pictures - indices.start])
+    look(indices, pictures)
+    return Sampled(indices, {name: value.cpu() for name, value in tensors.items()}, invalid)
 
 
 def _first(trajectory: Trajectory, count: int) -> Trajectory:

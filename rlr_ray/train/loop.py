@@ -33,11 +33,12 @@ def train(
 ) -> None:
     """Run a prepared run folder's updates from its newest checkpoint, if any, to the end, and leave its results there.
 
-    Every process takes the same updates; the leading one dispatches the rollouts, writes, and says what went wrong.
+    Every process takes the same updates; the leading one evaluates, writes, and says what went wrong. What needs no
+    gradient is run by `rollouts` (None: by this process).
     """
     config = engine.config
     folder = RunFolder(config)
-    state, online, results = _start(engine, folder, process)
+    state, online, results = _start(engine, folder, process, rollouts)
     total = _shared_sum(engine, results, process)
     recorder = Recorder(folder, state.step) if process.leads else None
 
@@ -66,7 +67,7 @@ def train(
 
 
 def _start(
-    engine: Engine, folder: RunFolder, process: Process
+    engine: Engine, folder: RunFolder, process: Process, rollouts: Rollouts | None
 ) -> tuple[TrainState, OnlineSurrogate | None, Results | None]:
     """All that there is to begin with or to go on from; only the leading process has results.
 
@@ -86,7 +87,9 @@ def _start(
         notes += [f"learning rate {state.rate:g}, measured (train.learning_rate: auto)"] if measured else []
         for note in filter(None, notes):
             logger.info(note)
-    results = Results(engine, folder, state.initial_theta, state.rate, saved) if process.leads else None
+    results = None
+    if process.leads:
+        results = Results(engine, folder, state.initial_theta, state.rate, saved, rollouts)
     return state, online, results
 
 

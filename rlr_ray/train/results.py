@@ -24,7 +24,7 @@ from rlr_ray.loggers.surrogate import surrogate_summary
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.likeness import Likeness, Reference, summarised
 from rlr_ray.rewards.scores import Evaluation, held_out_scores, mean_and_error
-from rlr_ray.train.engine import Engine
+from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate
 from rlr_ray.train.picture_engine import chain_rows
@@ -47,8 +47,9 @@ class Results:
         initial_theta: Tensor,  # [P]
         learning_rate: float | None,  # that the run's schedule starts from
         saved: Mapping[str, Any] | None,
+        rollouts: Rollouts | None = None,  # who draws held-out chains; None: this process
     ):
-        self.engine, self.folder, self.learning_rate = engine, folder, learning_rate
+        self.engine, self.folder, self.learning_rate, self.rollouts = engine, folder, learning_rate, rollouts
         if saved and saved["prompts"] != self._prompts:
             raise UserError(
                 f"the prompts are not those that the run in {folder.path} was begun with, whose scores they would be "
@@ -88,7 +89,7 @@ class Results:
             kept = load_sealed(file, torch.device("cpu"))
             if (kept.pop("format", None), kept.pop("asked", None)) == (_FORMAT, asked):
                 return Evaluation(**kept)
-        before = evaluate(self.engine, theta)
+        before = self._evaluated(theta)
         with disk_errors():
             save_grid(self.folder.samples / "before", before.images)
             save_sealed(file, vars(before) | {"asked": asked, "format": _FORMAT})
@@ -109,9 +110,12 @@ class Results:
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:
         """Evaluate theta [P] after so many updates; returns the columns that an update's row gets."""
-        self.latest = evaluate(self.engine, theta)
+        self.latest = self._evaluated(theta)
         self.guards.note(update, self.latest, theta)
         return self._columns(self.latest)
+
+    def _evaluated(self, theta: Tensor) -> Evaluation:
+        return evaluate(self.engine, theta, rollouts=self.rollouts)
 
     def _columns(self, after: Evaluation) -> dict[str, float]:
         """Means and standard errors: of what is maximised, and of each judge and of several rewards alone."""
@@ -140,13 +144,13 @@ class Results:
 
         Done again, all are the same, but for the report's date.
         """
-        after, kept, rows = evaluate(self.engine, theta), updates, recorder.rows
+        after, kept, rows = self._evaluated(theta), updates, recorder.rows
         if not self.stopped:
             self.guards.note(updates, after, theta, last=True)
         best, last = self.guards.best, after
         if self.engine.config.guards.keep == "best" and best.update != updates:
             theta, kept = best.theta.to(theta), best.update
-            after = evaluate(self.engine, theta) if kept else self.before
+            after = self._evaluated(theta) if kept else self.before
         with disk_errors():
             adapter = self.engine.model.save_adapter(theta, self.folder.path)
             kept_and_last = {"kept_update": kept, "reward_last": mean_and_error(last.of(self.total))[0]}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.kl import compared_steps, prediction_change
+from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
-from rlr_ray.train.engine import Engine, RolloutRequest, Rollouts
+from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
 from rlr_ray.train.process import Process
+from rlr_ray.train.sampling import ChainRequest, received
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
 
@@ -31,32 +33,35 @@ def update(
     online: OnlineSurrogate | None = None,
     total: WeightedSum | None = None,  # what is maximised; None: no reward standardised
 ) -> dict[str, Any]:
-    """One update: start the rollouts, backpropagate this process's chunks meanwhile, sum, take one optimizer step."""
+    """One update: start what needs no gradient, backpropagate this process's chunks, sum, take one optimizer step."""
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
     proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
     coefficient = proposal.control_variate
     trusted = online.trusted if online else ()
     plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0, trusted=trusted)
-    zeroth = config.estimator.zeroth_order
-    count, batch = zeroth.count if plans[0].zeroth_order else 0, None
-    if rollouts and count and process.leads:
-        request = RolloutRequest(step, plans[0], theta.cpu().clone(), proposal.directions, coefficient, total)
-        batch = rollouts(request, _chunks(count, zeroth.chunk_size))
-    chains = _own_chains(engine, step, process, online, total, tally)
+    penalty, at = _penalty(engine, step), theta.cpu().clone()
+    asked = ChainRequest(step, plans, at, tuple(penalty.steps) if penalty else (), coefficient, trusted, total)
+    own, count = _own_chunks(engine, process), config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
+    sampled = _sampled_elsewhere(engine, asked, own, rollouts)
+    request = RolloutRequest(step, plans[0], at, proposal.directions, coefficient, total)
+    pairs = _pairs(engine, request, rollouts) if count and process.leads else None
+    chains = {c: _with_surrogate(engine, asked.chains(engine, c, tally), online) for c in own}
+    work = {c: asked.ready(c, one) for c, one in chains.items()}
+    begun = received(sampled.results, work, config.train.chunk_size, tally) if sampled else asked.begin(engine, work)
     prompts = [prompt.text for prompt in engine.train_prompts(step, range(config.train.chains))]
     baseline = state.adaptive.baseline(prompts, len(total.labels))
     estimate = estimate_gradient(
         engine.sampler,
         theta,
-        {c: (plans[c], one.with_control_variate(coefficient).trusting(trusted)) for c, one in chains.items()},
+        work,
         engine.groups(),
-        lambda: engine.zeroth_order(request, batch.results, tally) if batch else None,
+        lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
         forms=engine.forms(state.theta_to_save, state.adaptive.typical),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
-        sampled_together=config.train.sampled_together,
-        penalty=_penalty(engine, step),
+        begun=begun,
+        penalty=penalty,
         half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
     )
@@ -74,7 +79,9 @@ def update(
     read = features_read(config, climbed=bool(trusted) or coefficient != 0)
     cost = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
     row["denoiser_forwards"], row["denoiser_backwards"] = map(sum, zip(cost, read, strict=True))
-    row |= batch.counts if batch else {}
+    row |= _by_actors(engine, process, [(pairs, count, plans[0].pair_forwards), (sampled, *_free(engine, plans, own))])
+    if "actor_forwards" in row:
+        row["actor_share"] = row["actor_forwards"] / (row["denoiser_forwards"] + 2 * row["denoiser_backwards"])
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
 
@@ -118,20 +125,57 @@ def _chunks(count: int, size: int) -> list[range]:
     return [range(first, first + size) for first in range(0, count, size)]
 
 
-def _own_chains(
-    engine: Engine, step: int, process: Process, online: OnlineSurrogate | None, total: WeightedSum, tally: Tally
-) -> dict[int, Chains]:
-    """This process's chunks of an update, with the surrogate at its full size."""
-    train, chains = engine.config.train, {}
-    for c, indices in enumerate(_chunks(train.chains, train.chunk_size)):
-        if c // train.sampled_together % process.size == process.rank:
-            one = engine.train_chains(step, indices, total, tally)
-            chains[c] = one if online is None else _with_surrogate(engine, one, online)
-    return chains
+def _own_chunks(engine: Engine, process: Process) -> list[int]:
+    """This process's chunks of an update, in whole groups that are sampled together."""
+    train = engine.config.train
+    chunks = range(train.chains // train.chunk_size)
+    return [c for c in chunks if c // train.sampled_together % process.size == process.rank]
 
 
-def _with_surrogate(engine: Engine, chains: Chains, online: OnlineSurrogate) -> Chains:
-    """With heads to switch to, or one surrogate to share the reward with."""
+def _sampled_elsewhere(
+    engine: Engine, asked: ChainRequest, own: Sequence[int], rollouts: Rollouts | None
+) -> RolloutBatch | None:
+    """This process's chunks on their way elsewhere; None if nobody is there who samples as this process does."""
+    train = engine.config.train
+    if rollouts is None or not engine.config.actors_sample or not any(asked.plans[c].sampled for c in own):
+        return None
+    groups = [list(chunks) for _, chunks in groupby(own, lambda c: c // train.sampled_together)]
+    return rollouts(asked, [range(one[0] * train.chunk_size, (one[-1] + 1) * train.chunk_size) for one in groups])
+
+
+def _pairs(engine: Engine, request: RolloutRequest, rollouts: Rollouts | None) -> RolloutBatch:
+    zeroth = engine.config.estimator.zeroth_order
+    return (rollouts or engine.local_rollouts)(request, _chunks(zeroth.count, zeroth.chunk_size))
+
+
+def _free(engine: Engine, plans: Sequence[Plan], own: Sequence[int]) -> tuple[int, float]:
+    """How many chains these chunks have, and a chain's forwards without a gradient, on average."""
+    return engine.config.train.chunk_size * len(own), sum(plans[c].free_forwards for c in own) / len(own)
+
+
+_SUMMED = ("rollouts_missing", "rollouts_rerun", "rollouts_hedged", "rollouts_here")
+
+
+def _by_actors(
+    engine: Engine, process: Process, parts: Sequence[tuple[RolloutBatch | None, int, float]]
+) -> dict[str, Any]:
+    """Columns of what actors did, over all processes; of each part its batch, its indices and an index's forwards."""
+    if engine.config.cluster == "none":
+        return {}
+    counts, forwards = [batch.counts if batch else {} for batch, *_ in parts], 0.0
+    for one, (_, indices, each) in zip(counts, parts, strict=True):
+        elsewhere = indices - one.get("rollouts_missing", 0) - one.get("rollouts_here", 0) if one else 0
+        forwards += elsewhere * each
+    sums = [*(float(sum(one.get(name, 0) for one in counts)) for name in _SUMMED), forwards]
+    reduced = process.reduce(torch.tensor(sums, dtype=torch.float64, device=engine.device)).tolist()
+    columns: dict[str, Any] = dict(zip((*_SUMMED, "actor_forwards"), map(round, reduced), strict=True))
+    return columns | {"rollout_actors": max(one.get("rollout_actors", 0) for one in counts)}
+
+
+def _with_surrogate(engine: Engine, chains: Chains, online: OnlineSurrogate | None) -> Chains:
+    """With heads to switch to, or one surrogate to share the reward with, at its full size."""
+    if online is None:
+        return chains
     if engine.shape.switch:
         return replace(chains, heads=online.heads(chains.conditioning))
     return replace(chains, surrogate=online.objective(chains.conditioning))

@@ -147,7 +147,7 @@ def _concurrent(base: RunConfig) -> int | None:
     if base.cluster == "none":
         return None  # Ray Tune counts these
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    actors = base.cluster.rollouts.min_actors if base.plan_shape.has_zeroth_order else 0
+    actors = base.cluster.rollouts.min_actors if base.needs_actors else 0
     one = [bundle for role in bundles_of(base.cluster, actors, base.remote_rewards) for bundle in role]
     count = 1
     while one and not missing_of(one * (count + 1), nodes):

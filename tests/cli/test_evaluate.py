@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finish(config: RunConfig) -> None:
     engine = Engine(config)
     RunFolder(config).begin(resume=False)
-    train(engine, engine.local_rollouts, lambda row: None)
+    train(engine, None, lambda row: None)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rlr_ray.cluster import dispatch
+from rlr_ray.cluster import dispatch, roster
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
 from rlr_ray.core.zeroth_order import RolloutResult
@@ -37,15 +37,17 @@ class Fake:
     def __init__(self, name: str, *plan: Exception | None, delay_s: float = 0.0):
         self.name, self.plan, self.delay_s = name, list(plan), delay_s
         self.calls: list[tuple[Any, range]] = []
+        self.sizes: list[int] = []  # of each call
         self.ended = 0
-        self.hanging: Future[RolloutResult] = Future()
+        self.hanging: Future[list[RolloutResult]] = Future()
 
     def ready(self) -> Future[None]:
         return _done(None)
 
-    def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-        self.calls.append((request, chunk))
-        future: Future[RolloutResult] = Future()
+    def run(self, request: Any, chunks: Sequence[range]) -> Future[list[RolloutResult]]:
+        self.calls += [(request, chunk) for chunk in chunks]
+        self.sizes.append(len(chunks))
+        future: Future[list[RolloutResult]] = Future()
         if self.plan:
             action = self.plan.pop(0)
             if action is None:
@@ -53,13 +55,13 @@ class Fake:
             else:
                 future.set_exception(action)
         elif self.delay_s:
-            threading.Timer(self.delay_s, future.set_result, (_result(chunk),)).start()
+            threading.Timer(self.delay_s, future.set_result, (list(map(_result, chunks)),)).start()
         else:
-            future.set_result(_result(chunk))
+            future.set_result(list(map(_result, chunks)))
         return future
 
     def release(self) -> None:
-        self.hanging.set_result(_result(self.calls[-1][1]))
+        self.hanging.set_result([_result(self.calls[-1][1])])
 
     def end(self) -> None:
         self.ended += 1
@@ -90,8 +92,11 @@ class Workers:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"_TICK_S": 0.01, "_LOOK_S": 0.02, "_RETURN_S": 0.02, "_SAY_S": 0.2}.items():
+    """And a chunk a call, unless a test has it otherwise: those here take no time."""
+    for name, seconds in {"_TICK_S": 0.01, "_SAY_S": 0.2, "_CALL_S": 0.0}.items():
         monkeypatch.setattr(dispatch, name, seconds)
+    for name, seconds in {"_LOOK_S": 0.02, "_RETURN_S": 0.02, "_SAY_S": 0.2}.items():
+        monkeypatch.setattr(roster, name, seconds)
 
 
 def run(actors: Workers, patience: Patience = FAST) -> tuple[list[range], dict[str, int]]:
@@ -179,10 +184,10 @@ def test_a_chunk_that_comes_back_twice_counts_once() -> None:
     straggler, other = Fake("a", None), Fake("c", None)
 
     class Taker(Fake):
-        def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-            if straggler.calls and chunk == straggler.calls[0][1]:
+        def run(self, request: Any, chunks: Sequence[range]) -> Future[list[RolloutResult]]:
+            if straggler.calls and straggler.calls[0][1] in chunks:
                 straggler.release()
-            return super().run(request, chunk)
+            return super().run(request, chunks)
 
     chunks, counts = run(Workers(straggler, Taker("b"), other), Patience(hedge_after=3.0))
     assert chunks == CHUNKS and counts["rollouts_hedged"] == 4
@@ -194,9 +199,9 @@ def test_a_chunk_that_no_idle_worker_may_take_counts_as_no_hedge() -> None:
     failed = Fake("a", RuntimeError("odd"))
 
     class Hangs(Fake):
-        def run(self, request: Any, chunk: range) -> Future[RolloutResult]:
-            self.plan = [None] if failed.calls and chunk == failed.calls[0][1] else []
-            return super().run(request, chunk)
+        def run(self, request: Any, chunks: Sequence[range]) -> Future[list[RolloutResult]]:
+            self.plan = [None] if failed.calls and failed.calls[0][1] in chunks else []
+            return super().run(request, chunks)
 
     hangs = Hangs("b")
     threading.Timer(0.5, hangs.release).start()
@@ -310,3 +315,108 @@ def test_an_error_between_jobs_is_logged_and_the_next_job_runs() -> None:
         job = dispatcher.submit("theta", CHUNKS, str)
         assert len(list(job)) == len(CHUNKS)
     assert len(said) == 1 and "between two jobs" in said[0]
+
+
+MANY = [range(first, first + 2) for first in range(0, 400, 2)]
+
+
+def test_short_chunks_are_called_for_several_at_a_time_and_all_workers_end_about_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 chunks for two workers: the first alone, later at most a quarter of a worker's share of what is left."""
+    monkeypatch.setattr(dispatch, "_CALL_S", 5.0)
+    workers = [Fake("a", delay_s=0.01), Fake("b", delay_s=0.01)]
+    with contextlib.closing(Dispatcher(Workers(*workers).look, FAST)) as dispatcher:
+        job = dispatcher.submit("theta", MANY, str)
+        assert sorted((result.indices for result in job), key=lambda chunk: chunk.start) == MANY
+    sizes = workers[0].sizes + workers[1].sizes
+    assert workers[0].sizes[0] == workers[1].sizes[0] == 1 and 20 <= max(sizes) <= 25 and sum(sizes) == 200
+    assert len(sizes) < 50 and abs(sum(workers[0].sizes) - sum(workers[1].sizes)) <= max(sizes)
+
+
+@pytest.mark.parametrize("trouble", [Lost(), Gone(), RuntimeError("odd"), UserError("the GPU's memory ran out"), None])
+def test_all_chunks_of_a_call_that_goes_wrong_run_again(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
+) -> None:
+    monkeypatch.setattr(dispatch, "_CALL_S", 5.0)
+
+    class Later(Fake):
+        """Its second call goes wrong, or hangs: the first of several chunks."""
+
+        def run(self, request: Any, chunks: Sequence[range]) -> Future[list[RolloutResult]]:
+            self.plan = [trouble] if len(self.sizes) == 1 else []
+            return super().run(request, chunks)
+
+    later, other = Later("a"), Fake("b", delay_s=0.002)
+    patience = Patience(hedge_after=None, timeout_s=5.0 if trouble else 0.1, max_retries=2)
+    with contextlib.closing(Dispatcher(Workers(later, other).look, patience)) as dispatcher:
+        dispatcher.durations[""].append(0.01)
+        job = dispatcher.submit("theta", MANY, str, partial=False)
+        assert sorted((result.indices for result in job), key=lambda chunk: chunk.start) == MANY
+    size = later.sizes[1]
+    assert size > 5 and job.counts["rollouts_rerun"] == 2 * size
+    if not isinstance(trouble, Gone):  # which is no fault of a chunk
+        assert later.sizes.count(1) + other.sizes.count(1) >= size
+
+
+def test_jobs_run_side_by_side_the_oldest_first_and_end_in_any_order() -> None:
+    slow = Fake("a", delay_s=0.01)
+    with contextlib.closing(Dispatcher(Workers(slow, Fake("b", delay_s=0.01)).look, FAST)) as dispatcher:
+        first, second = (dispatcher.submit(name, CHUNKS, str, kind=name) for name in ("first", "second"))
+        assert sorted(result.indices.start for result in second) == [chunk.start for chunk in CHUNKS]
+        assert sorted(result.indices.start for result in first) == [chunk.start for chunk in CHUNKS]
+    assert [request for request, _ in slow.calls] == sorted(request for request, _ in slow.calls)
+
+
+def test_an_error_ends_its_own_job_alone_and_a_cancelled_one_is_handed_out_no_more() -> None:
+    class Odd(Fake):
+        def run(self, request: Any, chunks: Sequence[range]) -> Future[list[RolloutResult]]:
+            self.plan = [UserError("the reward is not finite")] if request == "bad" else []
+            return super().run(request, chunks)
+
+    odd = Odd("a", delay_s=0.01)
+    with contextlib.closing(Dispatcher(Workers(odd).look, FAST)) as dispatcher:
+        bad, dropped, good = (dispatcher.submit(name, CHUNKS, str) for name in ("bad", "dropped", "good"))
+        dropped.cancel()
+        assert len(list(good)) == len(CHUNKS)
+        with pytest.raises(UserError, match="not finite"):
+            list(bad)
+    assert sum(request == "dropped" for request, _ in odd.calls) <= 1
+
+
+def test_a_quorum_is_for_jobs_that_can_do_without_the_rest() -> None:
+    late = Fake("a", None)
+    with contextlib.closing(Dispatcher(Workers(late, Fake("b")).look, Patience(0.5, None))) as dispatcher:
+        threading.Timer(0.3, late.release).start()
+        assert len(list(dispatcher.submit("all", CHUNKS, str, partial=False))) == len(CHUNKS)
+
+
+def test_who_waits_runs_what_no_worker_is_free_for() -> None:
+    """Also where there is no worker at all, or one that is lost meanwhile; never what a worker would have taken."""
+    here: list[range] = []
+
+    def run_here(chunk: range) -> RolloutResult:
+        here.append(chunk)
+        time.sleep(0.02)
+        return _result(chunk)
+
+    for workers, own in (((), 6), ((Fake("a", Lost(), delay_s=0.02),), 2), ((Fake("b", delay_s=0.001),) * 1, 0)):
+        here.clear()
+        with contextlib.closing(Dispatcher(Workers(*workers).look, FAST)) as dispatcher:
+            while len(dispatcher.roster.idle) < len(workers):
+                time.sleep(0.01)
+            job = dispatcher.submit("theta", CHUNKS, str, here=run_here)
+            chunks = sorted((result.indices for result in job), key=lambda chunk: chunk.start)
+        assert chunks == CHUNKS and len(here) >= own and job.counts["rollouts_here"] == 2 * len(here)
+        assert sum(len(worker.calls) for worker in workers) >= 6 - len(here)
+
+
+def test_an_error_of_who_waits_is_the_jobs() -> None:
+    def broken(chunk: range) -> RolloutResult:
+        raise UserError("the reward is not finite")
+
+    with (
+        contextlib.closing(Dispatcher(Workers().look, FAST)) as dispatcher,
+        pytest.raises(UserError, match="not finite"),
+    ):
+        list(dispatcher.submit("theta", CHUNKS, str, here=broken))

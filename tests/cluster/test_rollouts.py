@@ -1,4 +1,4 @@
-"""The pool against real actors that die, fail, or are replaced. They are light: none imports torch."""
+"""The pool against real actors that die, fail, or are replaced. They are light: none imports more than torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from rlr_ray.cluster.coordinator import RunCoordinator
 from rlr_ray.cluster.jobs import Patience
 from rlr_ray.cluster.rollouts import RolloutPool, check_generator
+from rlr_ray.core.plan import Plan
 from rlr_ray.core.seeds import generator_checksum
+from rlr_ray.core.zeroth_order import Directions
 from rlr_ray.errors import UserError
+from rlr_ray.train.engine import RolloutRequest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
-REQUEST: Any = SimpleNamespace(step=3, theta=[1, 2])
+REQUEST = RolloutRequest(3, Plan(4, range(0), (), (0,)), torch.ones(3), Directions(3, 0.1))
 CHUNKS = [range(first, first + 2) for first in range(0, 12, 2)]
 STARTED: list[Any] = []
 
@@ -34,16 +38,18 @@ def actor_class() -> Any:
         def ready(self) -> None:
             pass
 
-        def run(self, request: Any, indices: range) -> Any:
+        def run(self, request: Any, theta: Any, chunks: Any) -> Any:
             import os
 
-            if self.dies_at in indices and not (self.note and self.note.exists()):
-                if self.note:
-                    self.note.touch()
-                os._exit(1)
-            if self.fails_at in indices and self.error:
-                raise self.error
-            return SimpleNamespace(indices=indices, rewards_plus=[sum(request.theta) + index for index in indices])
+            for indices in chunks:
+                if self.dies_at in indices and not (self.note and self.note.exists()):
+                    if self.note:
+                        self.note.touch()
+                    os._exit(1)
+                if self.fails_at in indices and self.error:
+                    raise self.error
+            total = float(theta.sum())
+            return [SimpleNamespace(indices=one, rewards_plus=[total + index for index in one]) for one in chunks]
 
     return Actor
 

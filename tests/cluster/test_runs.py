@@ -44,7 +44,7 @@ def summary_on_ray(config: RunConfig, report: Callable[[dict[str, Any]], None] =
 def summary_here(config: RunConfig) -> dict[str, Any]:
     RunFolder(config).begin(resume=False)
     engine = Engine(config)
-    train(engine, engine.local_rollouts, ignore)
+    train(engine, None, ignore)
     return RunFolder(config).load_summary()
 
 

@@ -97,9 +97,12 @@ class Seen(Exception):
 
 
 def test_what_only_saves_memory_reaches_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seen(*_: Any, sampled_together: int, checkpoint_steps: bool, **others: Any) -> None:
-        raise Seen(sampled_together, checkpoint_steps)
+    together: list[int] = []
 
+    def seen(*_: Any, checkpoint_steps: bool, **others: Any) -> None:
+        raise Seen(together[-1], checkpoint_steps)
+
+    monkeypatch.setattr("rlr_ray.train.sampling.begin", lambda *arguments: together.append(arguments[3]))
     monkeypatch.setattr("rlr_ray.train.update.estimate_gradient", seen)
     for size, saves, chunks in ((None, True, 1), (2, False, 1), (5, False, 2)):
         config = small_run(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.core.chunk import begin
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
 from rlr_ray.core.half_order import half_order, leave_one_out
@@ -44,15 +45,20 @@ def zeroth_term(chains: Chains, indices: list[int]) -> TermEstimate:
     return zeroth_order(DIRECTIONS, list(seeds.values()), plus, minus, torch.float64, clip=1.0)
 
 
-def estimate(chains: Chains, own: list[int], leads: bool = True, **options) -> GradientEstimate:
-    count = len(chains.x_start)
-    order = list(reversed(range(count)))
+def estimate(
+    chains: Chains, own: list[int], leads: bool = True, together: int = 1, backwards: bool = False, **options: Any
+) -> GradientEstimate:
+    """`backwards`: chains come in the opposite order of the chunks, as from elsewhere."""
+    count, kept = len(chains.x_start), options["penalty"].steps if "penalty" in options else ()
+    order, work = list(reversed(range(count))), {c: (PLAN, chunk(chains, c)) for c in own}
+    begun = list(begin(SAMPLER, toy_theta(), work, together, kept))
     return estimate_gradient(
         SAMPLER,
         toy_theta(),
-        {c: (PLAN, chunk(chains, c)) for c in own},
+        work,
         torch.arange(count) // 4,
         lambda: zeroth_term(chains, order) if leads else None,
+        begun=begun[::-1] if backwards else begun,
         **options,
     )
 
@@ -93,9 +99,9 @@ def test_chunks_sampled_together_are_the_same_chains() -> None:
         plans = [Plan(STEPS, range(start, STEPS), (range(0, 2),), ()) for start in starts]
         work = {c: (plan, chunk(chains, c)) for c, plan in enumerate(plans)}
         groups = torch.arange(32) // 4
-        return estimate_gradient(
-            Sampler(counted, SAMPLER.schedule), toy_theta(), work, groups, lambda: None, sampled_together=together
-        )
+        sampler = Sampler(counted, SAMPLER.schedule)
+        begun = begin(sampler, toy_theta(), work, together)
+        return estimate_gradient(sampler, toy_theta(), work, groups, lambda: None, begun=begun)
 
     alone = run(1, [4] * 4)
     for together, sampled in ((2, [16] * 8), (3, [24] * 4 + [8] * 4), (9, [32] * 4)):
@@ -116,11 +122,13 @@ SHARES = [(1, [[0, 2], [1, 3]]), (2, [[0, 1], [2, 3]]), (1, [[3], [1, 0], [2]])]
 def test_several_processes_find_the_same_bits_as_one(together: int, shares: list[list[int]]) -> None:
     """Every term, half order's rows and variances; whoever has which chunk, in whichever order."""
     chains, penalty = toy_chains(32, seed=3), Penalty(0.3, toy_theta() + 0.1, [1, 3])
-    options: dict[str, Any] = {"sampled_together": together, "penalty": penalty, "half_order_rows": 3}
+    options: dict[str, Any] = {"together": together, "penalty": penalty, "half_order_rows": 3}
     alone = estimate(chains, [0, 1, 2, 3], **options)
-    for part in shared(
-        len(shares), lambda rank, reduce: estimate(chains, shares[rank], rank == 0, reduce=reduce, **options)
-    ):
+
+    def share(rank: int, reduce: Reduce) -> GradientEstimate:
+        return estimate(chains, shares[rank], rank == 0, reduce=reduce, backwards=rank == 1, **options)
+
+    for part in shared(len(shares), share):
         for name, term in alone.terms.items():
             assert torch.equal(part.terms[name].gradient, term.gradient) and part.terms[name].variance == term.variance
             assert part.terms[name].cut == term.cut and (term.cut is not None) == (name == "zeroth_order")

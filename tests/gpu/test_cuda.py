@@ -69,7 +69,7 @@ def test_an_update_repeats(tmp_path: Path) -> None:
         config = short_run(tmp_path, device="cuda")
         engine = Engine(config)
         state = TrainState(engine.model.initial_theta, config.train, config.estimator)
-        update(engine, state, engine.local_rollouts, Process())
+        update(engine, state, None, Process())
         thetas.append(state.theta.detach().cpu())
     torch.testing.assert_close(*thetas, atol=1e-6, rtol=0)
 
@@ -78,7 +78,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     config: RunConfig = short_run(tmp_path, device="cuda")
     folder, engine = RunFolder(config), Engine(config)
     folder.begin(resume=False)
-    train(engine, engine.local_rollouts, lambda row: None)
+    train(engine, None, lambda row: None)
     assert folder.load_summary()["steps"] == 4
 
 

@@ -141,7 +141,7 @@ def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = Non
 
     folder, engine = RunFolder(config), Engine(config)
     folder.begin(resume=resume)
-    train(engine, engine.local_rollouts, report)
+    train(engine, None, report)
     return folder.load_summary()
 
 

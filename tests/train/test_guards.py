@@ -186,7 +186,7 @@ def test_an_update_maximises_the_standardised_score_in_every_term(tmp_path: Path
     total, rows = WeightedSum(("digits",), (1.0,), ((-3.0, 2.0),)), []
     for maximised in (None, total):
         state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
-        rows.append(one_update.update(engine, state, engine.local_rollouts, ALONE, total=maximised))
+        rows.append(one_update.update(engine, state, None, ALONE, total=maximised))
     raw, standardised_row = rows
     assert standardised_row["reward_mean"] == pytest.approx((raw["reward_mean"] + 3) / 2)
     for term in ("first_order", "half_order", "zeroth_order"):

@@ -136,7 +136,7 @@ def theta_after(changes: dict[str, Any], updates: int) -> Tensor:  # [P]
     state = TrainState(engine.model.initial_theta, config.train, config.estimator, config.guards)
     online = online_surrogate(engine)
     for _ in range(updates):
-        update(engine, state, engine.local_rollouts, ALONE, online)
+        update(engine, state, None, ALONE, online)
     return state.theta_to_save
 
 

@@ -121,7 +121,7 @@ def test_an_update_measures_the_change_at_noisy_copies_of_its_chains(tmp_path: P
         engine = Engine(short_run(tmp_path, name=f"at-most-{most:g}", train={"max_change": most, "warmup": 0}))
         state = TrainState(engine.model.initial_theta, engine.config.train, engine.config.estimator)
         rows[most] = (
-            one_update.update(engine, state, engine.local_rollouts, ALONE),
+            one_update.update(engine, state, None, ALONE),
             state.theta.detach() - state.initial_theta,
         )
     (short, moved), (free, whole) = rows[1e-6], rows[10.0]
@@ -262,7 +262,7 @@ def test_two_processes_decide_alike_and_as_one_does(tmp_path: Path, falling: Non
 
     def work(rank: int, reduce: Any) -> list[Any]:
         engine, rows = engines[rank], list[dict[str, Any]]()
-        train(engine, engine.local_rollouts if rank == 0 else None, rows.append, Process(rank, 2, reduce))
+        train(engine, None, rows.append, Process(rank, 2, reduce))
         return [(row["learning_rate"], row["stepped_back"], row["gradient_norm"]) for row in rows]
 
     leading, other = shared(2, work)

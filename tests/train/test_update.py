@@ -45,7 +45,7 @@ def test_every_update_has_chains_and_directions_of_its_own(tmp_path: Path, monke
     engine = Engine(config)
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
     for _ in range(3):
-        update(engine, state, engine.local_rollouts, Process())
+        update(engine, state, None, Process())
     held_out = engine.start(*engine.held_out(range(2)))
     starts.extend(held_out[0])
     noises.extend(held_out[1].unbind(1))

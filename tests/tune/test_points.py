@@ -124,5 +124,5 @@ def test_the_predicted_peak_is_that_of_a_real_update(tmp_path: Path) -> None:
         run = made.run({H: length}, 4.0, "a")
         engine = Engine(run)
         state = TrainState(engine.model.initial_theta, run.train, run.estimator)
-        took = peak_bytes(lambda: update(engine, state, engine.local_rollouts, Process()), engine.device)  # noqa: B023
+        took = peak_bytes(lambda: update(engine, state, None, Process()), engine.device)  # noqa: B023
         assert estimates.peak_gib(run) == pytest.approx((took + engine.held_bytes()) / GIB, rel=0.05)

@@ -1,0 +1,110 @@
+"""An update's chains as work for whoever runs forwards: asked for by numbers, and back as tensors by name.
+
+B chains of a chunk, T steps, m parts of the reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rlr_ray.core.chunk import Begun, begin
+from rlr_ray.core.plan import Plan
+from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.rewards.mixture import Tally, WeightedSum
+from rlr_ray.train.engine import Engine
+from rlr_ray.utils.memory import memory_errors
+
+Work = Mapping[int, tuple[Plan, Chains]]  # chunk's number -> its plan and chains
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What came of some chains, as tensors by name; pickled it is their bytes and little else."""
+
+    indices: range
+    tensors: Mapping[str, Tensor]
+    invalid: int = 0  # rewards that were not finite and replaced
+    reward_s: float = 0.0  # spent in rewards, in the process that shares the update's clock
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        tensors = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.tensors.items()
+        }
+        return _unpacked, (self.indices, safetensors.torch.save(tensors), self.invalid)
+
+    def of(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name begins so, by the rest of it."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def _unpacked(indices: range, tensors: bytes, invalid: int) -> Sampled:
+    return Sampled(indices, safetensors.torch.load(tensors), invalid)
+
+
+@dataclass(frozen=True)
+class ChainRequest:
+    """An update's chains up to first order's steps, by their numbers, and what is known of them without a gradient.
+
+    Of each chunk come back its latents at the steps that terms read and, of whole chains, the parts of their reward and
+    half order's branches. Indices are chains, in whole groups that are sampled together.
+    """
+
+    step: int  # the update
+    plans: Sequence[Plan]  # of every chunk
+    theta: Tensor  # [P]
+    kept: tuple[int, ...] = ()  # steps whose latents are wanted beside those that plans read
+    control_variate: float = 0.0  # the surrogate's coefficient
+    trusted: tuple[int, ...] = ()  # heads of an online surrogate that first order carries
+    total: WeightedSum | None = None  # what is maximised; None: no reward standardised
+    partial: bool = False
+
+    def name(self, indices: range) -> str:
+        return f"chains {indices.start} to {indices.stop - 1} of update {self.step}"
+
+    def chains(self, engine: Engine, chunk: int, tally: Tally) -> Chains:
+        """A chunk's chains; what an online surrogate says of them is not among it."""
+        size = engine.config.train.chunk_size
+        return engine.train_chains(self.step, range(chunk * size, (chunk + 1) * size), self.total, tally)
+
+    def ready(self, chunk: int, chains: Chains) -> tuple[Plan, Chains]:
+        """The chunk's plan, and its chains as that has them."""
+        return self.plans[chunk], chains.with_control_variate(self.control_variate).trusting(self.trusted)
+
+    def begin(self, engine: Engine, work: Work) -> Iterator[tuple[int, Begun]]:
+        together = engine.config.train.sampled_together
+        return begin(engine.sampler, self.theta.to(engine.device), work, together, self.kept)
+
+    @memory_errors()
+    def run(self, engine: Engine, indices: range) -> Sampled:
+        tally, size = Tally(), engine.config.train.chunk_size
+        chunks = range(indices.start // size, indices.stop // size)
+        work = {c: self.ready(c, self.chains(engine, c, tally)) for c in chunks}
+        tensors = dict[str, Tensor]()
+        for c, begun in self.begin(engine, work):
+            parts = {"latents": begun.trajectory.latents, "parts": begun.parts, "branches": begun.branches}
+            parts["steps"] = None if begun.trajectory.steps is None else torch.tensor(begun.trajectory.steps)
+            parts["replaced"] = work[c][1].replaced[0] if begun.parts is not None else None
+            tensors |= {f"{c}/{name}": value for name, value in parts.items() if value is not None}
+        return Sampled(indices, tensors, tally.invalid, tally.seconds)
+
+
+def received(results: Iterable[Sampled], work: Work, size: int, tally: Tally) -> Iterator[tuple[int, Begun]]:
+    """Each chunk's number and its chains as they come back; `size` is a chunk's, `tally` counts their rewards."""
+    for result in results:
+        tally.invalid += result.invalid
+        tally.seconds += result.reward_s
+        for c in range(result.indices.start // size, result.indices.stop // size):
+            chains = work[c][1]
+            there = {name: value.to(chains.x_start.device) for name, value in result.of(f"{c}/").items()}
+            steps = tuple(there["steps"].tolist()) if "steps" in there else None
+            if "replaced" in there:
+                chains.replaced.append(there["replaced"])
+            trajectory = Trajectory(there["latents"], chains.noise, chains.conditioning, steps)
+            yield c, Begun(trajectory, there.get("parts"), there.get("branches"))
