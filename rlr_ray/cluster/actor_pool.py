@@ -55,7 +55,8 @@ class ActorPool:
     def running(self) -> Iterator[ActorPool]:
         """Start the first actors, which then build their engines; grow and shrink until the block ends, then end."""
         count, group = self.rollouts.min_actors, self.room.actors
-        logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
+        if count:
+            logger.info(f"starting {count} rollout actor{'s' * (count > 1)}")
         place = PlacementGroupSchedulingStrategy(group) if group else "DEFAULT"
         try:
             for _ in range(count):

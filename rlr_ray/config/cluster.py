@@ -48,10 +48,10 @@ class WorkerRange(Strict):
 
 
 class RolloutsConfig(Role):
-    """The pool of actors that runs the perturbation rollouts; it grows and shrinks while the run goes on."""
+    """The pool of actors that run what needs no gradient; it grows and shrinks while the run goes on."""
 
     cpus: float = Field(0.5, ge=0, allow_inf_nan=False)  # of one actor
-    min_actors: int = Field(1, ge=1)  # the run starts once these are there
+    min_actors: int = Field(1, ge=0)  # the run starts once these are there
     max_actors: int = Field(2, ge=1)  # actors at most
     # Share of an update's perturbation pairs that it waits for. 1: all, so the update repeats bit for bit; lower: it
     # goes on without late ones, which costs variance

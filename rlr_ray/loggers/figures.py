@@ -111,6 +111,7 @@ def cost_figures(rows: Rows) -> dict[str, go.Figure]:
         "Seconds an update": _lines(rows, {"in all": "seconds", "in the reward": "reward_s"}),
         "Rollouts a second": _lines(rows, {"rollouts": "rollouts_per_s"}, zeros=False),
         "Rollout actors": _lines(rows, {"actors": "rollout_actors"}),
+        "Share of the denoiser's work by actors": _lines(rows, {"share": "actor_share"}),
         "Rollouts missing, rerun or hedged": _lines(
             rows, {name.removeprefix("rollouts_"): name for name in counts}, zeros=False
         ),

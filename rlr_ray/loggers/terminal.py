@@ -58,9 +58,9 @@ def describe(row: dict[str, Any]) -> str:
     for label, column in explained_columns([row]).items():
         trusted = "trusted" if row[f"surrogate_trusted_{label}"] else "not trusted"
         parts.append(f"Q explains {row[column]:.0%} of {label}, {trusted}")
-    for name, words in (("rollouts_missing", "not waited for"), ("rollouts_rerun", "run again")):
+    for name, words in (("rollouts_missing", "pairs not waited for"), ("rollouts_rerun", "rollouts run again")):
         if row.get(name):
-            parts.append(f"{row[name]} pairs {words}")
+            parts.append(f"{row[name]} {words}")
     if row["rollouts_per_s"]:
         parts.append(f"{row['rollouts_per_s']:.0f} rollouts/s")
     return "  ".join(parts)

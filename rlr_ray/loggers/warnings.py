@@ -132,7 +132,7 @@ def _counts(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> li
         "reward_invalid": "images had a score that was not finite, which was replaced; mend the reward",
         "evaluation_invalid": "held-out images had a score that was not finite, which was replaced",
         "rollouts_missing": "perturbation pairs were not waited for (cluster.rollouts.quorum)",
-        "rollouts_rerun": "perturbation pairs ran again, since their actor was lost or late; the result is the same",
+        "rollouts_rerun": "rollouts ran again, since their actor was lost or late; the result is the same",
     }
     sums = {name: sum(row.get(name) or 0 for row in rows) for name in words}
     sums["evaluation_invalid"] += summary.get("invalid_before", 0) + summary.get("invalid_after", 0)

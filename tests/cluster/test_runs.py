@@ -99,6 +99,42 @@ def test_workers_that_come_and_actors_that_die_end_with_the_local_weights(
         assert found[name] == expected[name]
 
 
+FORWARD: dict[str, Any] = {"preset": "awm", "half_order": {"draws": 1}}
+OTHERS = ({"preset": "branches", "half_order": {"branch_steps": 2}}, {"preset": "rlr", "zeroth_order": {"count": 4}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [FORWARD, *OTHERS], ids=["forward", "branches", "all orders"])
+def test_chains_of_actors_that_die_and_of_two_workers_end_with_the_local_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: dict[str, Any]
+) -> None:
+    """Also what evaluations measure. Both actors are killed, so for a while the workers sample by themselves."""
+    monkeypatch.chdir(tmp_path)
+    Path("slow_digits.py").write_text(SLOW_DIGITS)
+    keys: dict[str, Any] = {"reward": {"name": "slow_digits:Reward"}, "evaluation": {"every": 2}}
+    base = small_run(tmp_path, name="here", **keys)
+    config = RunConfig.model_validate(base.model_dump() | {"estimator": estimator})
+    killed: list[int] = []
+    rows: list[dict[str, Any]] = []
+
+    def kill_all(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if not killed:
+            for child in filter(_is_actor, psutil.Process().children(recursive=True)):
+                child.send_signal(signal.SIGKILL)
+                killed.append(child.pid)
+
+    cluster = CLUSTER | {"workers": 2, "rollouts": {"cpus": 0.25, "min_actors": 2}}
+    found = summary_on_ray(
+        RunConfig.model_validate(config.model_dump() | {"name": "on-ray", "cluster": cluster}), kill_all
+    )
+    expected = summary_here(config)
+    assert len(killed) == 2 and sum(row["rollouts_rerun"] for row in rows) > 0
+    assert 0 < rows[0]["actor_share"] < 1 and rows[0]["actor_forwards"] > 0
+    for name in ("theta_sha256", "gain", "scores", "kl", "diversity_after"):
+        assert found[name] == expected[name]
+
+
 def _is_actor(process: psutil.Process) -> bool:
     return "RolloutActor" in " ".join(process.cmdline())
 
@@ -132,7 +168,7 @@ def test_an_error_in_one_of_two_workers_ends_the_run_with_its_message(
 def test_a_model_that_cannot_be_loaded_ends_the_run_before_it_begins(tmp_path: Path) -> None:
     """So --overwrite has deleted nothing. There are no rollout actors, which would find it out first."""
     nowhere = {"name": "stable_diffusion", "path": "./nowhere"}
-    config = small_run(tmp_path, cluster=CLUSTER, model=nowhere, estimator={"rest": "half_order"})
+    config = small_run(tmp_path, cluster=CLUSTER, model=nowhere, estimator=ONE_TERM)
     with pytest.raises(UserError, match="there is no such folder"):
         summary_on_ray(config)
     assert not config.folder.exists()

@@ -209,7 +209,7 @@ def test_warnings_of_held_out_scores(config: RunConfig, after: Evaluation, words
     [
         ({"reward_invalid": [0, 2, None]}, {}, "2 images had a score that was not finite"),
         ({"rollouts_missing": [None, 3, 4]}, {}, "7 perturbation pairs were not waited for"),
-        ({"rollouts_rerun": [1, 0, 0]}, {}, "1 perturbation pairs ran again"),
+        ({"rollouts_rerun": [1, 0, 0]}, {}, "1 rollouts ran again"),
         ({}, {"stopped": "KL reached 3 nats"}, "stopped early: KL reached 3 nats"),
         (
             {},

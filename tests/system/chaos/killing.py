@@ -27,6 +27,10 @@ _COMMANDS = {"actor": "ray::RolloutActor", "worker": "ray::RayTrainWorker"}  # a
 _ENOUGH = 20  # times that a run is started again
 
 
+# What actors do: pairs beside the other orders' chains, or nothing but chains.
+PLANS: dict[str, dict[str, Any]] = {"all orders": {}, "forward term": {"preset": "awm"}}
+
+
 def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     """A short run of the embedded model on Ray, every update of which writes half of a checkpoint's worth."""
     parts: dict[str, Any] = {  # small chunks, so that an update takes long enough for a kill to fall into it
@@ -35,6 +39,12 @@ def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     }
     cluster = {"worker": {"cpus": 0.5}, "rollouts": {"cpus": 0.25, "min_actors": 2}, "max_failures": 5}
     return merge(RECIPE | {"output_dir": str(folder), "cluster": cluster}, merge(parts, changes))
+
+
+def planned(folder: Path, plan: str, **changes: Any) -> dict[str, Any]:
+    """A chaos recipe with one of PLANS in place of its estimator, unless that is empty."""
+    recipe = chaos_recipe(folder, **changes)
+    return recipe | ({"estimator": PLANS[plan]} if PLANS[plan] else {})
 
 
 class Run:
@@ -135,12 +145,14 @@ class Trial:
     checkpointed: bool = False  # the kill waited for a checkpoint
 
 
-def trial(folder: Path, kind: Kind, seed: int, span_s: float, *, checkpointed: bool = False) -> Trial | None:
+def trial(
+    folder: Path, kind: Kind, seed: int, span_s: float, *, checkpointed: bool = False, plan: str = "all orders"
+) -> Trial | None:
     """Kill at a random moment within `span_s`, let the run finish. None if it was over before.
 
     The span begins when there is something to kill; `checkpointed`: when there also is a checkpoint, a random one.
     """
-    run, chance = Run(folder, chaos_recipe(folder)), random.Random(f"{kind}/{seed}")
+    run, chance = Run(folder, planned(folder, plan)), random.Random(f"{kind}/{seed}")
     moment, awaited = chance.uniform(0, span_s), chance.randrange(CHECKPOINT_EVERY, 10, CHECKPOINT_EVERY)
     run.start()
     run.wait_for(kind)

@@ -1,6 +1,6 @@
 """Processes killed, nodes that come and go, rewards that hang: a run ends with the same weights, or says why not.
 
-Not part of `make test`: `python -m pytest -m system tests/system/chaos`, about 10 minutes on two cores.
+Not part of `make test`: `python -m pytest -m system tests/system/chaos`, about 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.chaos.killing import KINDS, Kind, Run, chaos_recipe, lost, trial
+from tests.system.chaos.killing import KINDS, PLANS, Kind, Run, lost, planned, trial
 
 pytestmark = pytest.mark.system
 
@@ -32,33 +32,38 @@ class Reward(Digits):
 """
 
 
+@pytest.fixture(scope="module", params=PLANS)
+def plan(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def sha(tmp_path_factory: pytest.TempPathFactory) -> str:
+def sha(tmp_path_factory: pytest.TempPathFactory, plan: str) -> str:
     """The weights of the run when nothing happens to it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run = Run(folder, chaos_recipe(folder))
+    run = Run(folder, planned(folder, plan))
     run.start()
     assert run.finish() == 0
     return str(run.summary()["theta_sha256"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kill_changes_nothing(tmp_path: Path, sha: str, kind: Kind) -> None:
-    came = trial(tmp_path, kind, seed=0, span_s=10.0)
+def test_a_kill_changes_nothing(tmp_path: Path, sha: str, plan: str, kind: Kind) -> None:
+    came = trial(tmp_path, kind, seed=0, span_s=10.0, plan=plan)
     assert came is not None and came.theta_sha256 == sha
     assert lost(came) <= 0
 
 
-def local_sha(folder: Path, iterations: int) -> str:
+def local_sha(folder: Path, plan: str, iterations: int) -> str:
     """The weights of a longer run in a single process."""
-    run = Run(folder, chaos_recipe(folder, train={"iterations": iterations}) | {"cluster": "none"})
+    run = Run(folder, planned(folder, plan, train={"iterations": iterations}) | {"cluster": "none"})
     run.start()
     assert run.finish() == 0
     return str(run.summary()["theta_sha256"])
 
 
-def test_actors_killed_again_and_again(tmp_path: Path) -> None:
-    run = Run(tmp_path, chaos_recipe(tmp_path, train={"iterations": 40}))
+def test_actors_killed_again_and_again(tmp_path: Path, plan: str) -> None:
+    run = Run(tmp_path, planned(tmp_path, plan, train={"iterations": 40}))
     run.start()
     run.wait_for("worker")
     killed = 0
@@ -70,31 +75,31 @@ def test_actors_killed_again_and_again(tmp_path: Path) -> None:
                 killed += 1
         time.sleep(3.0)
     assert run.finish() == 0 and killed > 2
-    assert run.summary()["theta_sha256"] == local_sha(tmp_path / "local", 40)
+    assert run.summary()["theta_sha256"] == local_sha(tmp_path / "local", plan, 40)
 
 
-def hanging(tmp_path: Path, role: bytes, **cluster: Any) -> Run:
+def hanging(tmp_path: Path, plan: str, role: bytes, **cluster: Any) -> Run:
     """A run whose reward hangs once, in a process of this role."""
     source = HANGING.format(note=str(tmp_path / "note"), role=role)
     (tmp_path / "hanging.py").write_text(source)
-    return Run(tmp_path, chaos_recipe(tmp_path, reward={"name": "hanging:Reward"}, cluster=cluster))
+    return Run(tmp_path, planned(tmp_path, plan, reward={"name": "hanging:Reward"}, cluster=cluster))
 
 
-def test_a_reward_that_hangs_in_a_rollout_costs_its_actor(tmp_path: Path, sha: str) -> None:
-    run = hanging(tmp_path, b"RolloutActor", rollouts={"timeout_s": 10, "hedge_after": None})
+def test_a_reward_that_hangs_in_a_rollout_costs_its_actor(tmp_path: Path, sha: str, plan: str) -> None:
+    run = hanging(tmp_path, plan, b"RolloutActor", rollouts={"timeout_s": 10, "hedge_after": None})
     run.start()
     assert run.finish() == 0 and (tmp_path / "note").exists()
     assert run.summary()["theta_sha256"] == sha
 
 
 def test_a_reward_that_hangs_in_the_trainer_ends_the_run_saying_where(tmp_path: Path) -> None:
-    run = hanging(tmp_path, b"RayTrainWorker", stall_s=30)
+    run = hanging(tmp_path, "all orders", b"RayTrainWorker", stall_s=30)
     run.start()
     assert run.process is not None and run.process.wait() == 2
     assert re.search(r"no update came back for 30 s .*hanging\.py.*time\.sleep", run.said(), re.DOTALL)
 
 
-def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None:
+def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, plan: str) -> None:
     """Half of the actors' node is lost, then another joins; elastic workers take the new one too."""
     from ray.cluster_utils import Cluster
 
@@ -108,7 +113,7 @@ def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None
             "rollouts": {"min_actors": 1, "max_actors": 4},
             "wait_s": 60,
         }
-        run = Run(tmp_path, chaos_recipe(tmp_path, cluster=keys, train={"iterations": 40}))
+        run = Run(tmp_path, planned(tmp_path, plan, cluster=keys, train={"iterations": 40}))
         run.start()
         assert run.process is not None
         while run.newest_checkpoint() < 4:
@@ -119,6 +124,6 @@ def test_nodes_that_go_and_come_change_nothing(tmp_path: Path, sha: str) -> None
         assert run.finish() <= 1
     finally:
         cluster.shutdown()
-    assert run.summary()["theta_sha256"] == local_sha(tmp_path / "local", 40)
+    assert run.summary()["theta_sha256"] == local_sha(tmp_path / "local", plan, 40)
     sizes = set(re.findall(r"training on (\d) worker", run.said()))
     assert {"1", "2"} <= sizes, run.said()
