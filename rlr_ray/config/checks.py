@@ -124,7 +124,7 @@ def _reward_actors(config: RunConfig) -> None:
 
 def _reward_patience(config: RunConfig) -> None:
     """A reward that hangs must be told of before the rollouts that wait for it are taken to hang."""
-    if config.cluster == "none" or not config.needs_actors:
+    if config.cluster == "none" or config.chooses_plan or not config.needs_actors:
         return
     limit = config.cluster.rollouts.timeout_s
     for label, reward in config.rewards.items():

@@ -57,10 +57,11 @@ def test_a_config_that_is_to_choose_its_plan_loads_as_itself_and_owns_no_step(be
 def test_a_plan_that_is_yet_to_be_chosen_refuses_nothing_that_only_other_plans_need() -> None:
     """Rewards' actors are as patient as a recipe without rollouts may have them: the laboratory looks at it too."""
     actors = {"reward": {"name": "digits", "actors": {"timeout_s": 900}}, "cluster": {}}
-    ddpo = parse_config(RECIPE | actors | {"estimator": {"preset": "ddpo"}})
-    assert with_plan(ddpo, NEUTRAL).rewards == ddpo.rewards
-    with pytest.raises(UserError, match="timeout_s is 900"):
-        with_plan(ddpo, {"preset": "es"})
+    alone = parse_config(RECIPE | actors | {"estimator": {"preset": "full_bp"}})
+    assert with_plan(alone, NEUTRAL).rewards == alone.rewards
+    for preset in ("es", "ddpo"):
+        with pytest.raises(UserError, match="timeout_s is 900"):
+            with_plan(alone, {"preset": preset})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

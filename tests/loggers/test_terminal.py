@@ -21,7 +21,7 @@ def test_a_row_in_one_line() -> None:
 
 def test_what_went_wrong_with_rollouts_is_in_the_line() -> None:
     line = describe(row(0) | {"rollouts_missing": 8, "rollouts_rerun": 16, "rollouts_hedged": 4})
-    assert "8 pairs not waited for  16 pairs run again  40 rollouts/s" in line
+    assert "8 pairs not waited for  16 rollouts run again  40 rollouts/s" in line
 
 
 def test_time_left_counts_updates_and_not_the_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
