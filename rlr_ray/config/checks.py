@@ -15,7 +15,7 @@ from rlr_ray.utils.environment import VARIABLE, names_secret
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    of_plan = (_plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
+    of_plan = (_denoiser, _plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
     for check in (_secrets, _dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
         check(config)
 
@@ -147,6 +147,30 @@ def _dcot(config: RunConfig) -> None:
         raise UserError(
             f"dcot.fine begins at step {dcot.fine}, but the last of the {steps} steps is {steps - 1}; allowed: "
             "0 < mid < fine < sampler.steps; lower dcot.fine or raise sampler.steps"
+        )
+
+
+def _denoiser(config: RunConfig) -> None:
+    """A denoiser without gradients can be perturbed, and nothing else."""
+    if config.model.differentiable:
+        return
+    if config.chooses_plan:
+        raise UserError(
+            "model.differentiable is false, so there are no gradients that plans could be compared by "
+            "(estimator.preset: measure, and `rlr-ray plan`, `lab` and `tune`); set estimator.preset: auto, which is es"
+        )
+    shape, guards = config.plan_shape, config.guards
+    asks = {
+        "first order": shape.first_order_steps,
+        "half order": shape.has_half_order,
+        "a surrogate": config.estimator.surrogate,
+        "guards.kl_penalty": guards.kl_penalty,
+    }
+    wrong = [name for name, asked in asks.items() if asked]
+    if wrong:
+        raise UserError(
+            f"model.differentiable is false, but {', '.join(wrong)} would differentiate the denoiser; allowed: zeroth "
+            "order alone; set estimator.preset: auto or es and leave the rest out, or model.differentiable: true"
         )
 
 

@@ -31,6 +31,8 @@ class ModelConfig(Strict):
     width: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
+    # Whether gradients pass through the denoiser; false: it is only run, and preset auto is es, zeroth order alone
+    differentiable: bool = True
     # The denoiser's activations are computed again for the gradient, by blocks
     gradient_checkpointing: Annotated[bool, FREE] = False
     # Pictures, frames or Wan's videos decoded at once; None: all
@@ -264,10 +266,10 @@ class RunConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, given: Any) -> Any:
-        """`estimator: measure` is short for its preset, `reward` for `rewards` of one."""
+        """`estimator: measure` is short for its preset, `reward` for `rewards` of one; auto may be es."""
         if isinstance(given, dict) and isinstance(given.get("estimator"), str):
             given = given | {"estimator": {"preset": given["estimator"]}}
-        return gathered(given, "reward", "rewards")
+        return gathered(_without_gradients(given), "reward", "rewards")
 
     @field_validator("loggers", mode="before")
     @classmethod
@@ -281,3 +283,12 @@ class RunConfig(Strict):
         """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""
         device = self.device if self.device != "auto" else "cuda" if gpus else "cpu"
         return self.model_copy(update={"device": device})
+
+
+def _without_gradients(given: Any) -> Any:
+    """Unchecked values of a run whose denoiser has no gradients, with preset es for auto; others as they are."""
+    model, estimator = (given.get(key) if isinstance(given, dict) else None for key in ("model", "estimator"))
+    if not isinstance(model, dict) or model.get("differentiable", True) is not False:
+        return given
+    keys = estimator if isinstance(estimator, dict) else {}
+    return given | {"estimator": keys | {"preset": "es"}} if keys.get("preset", "auto") == "auto" else given

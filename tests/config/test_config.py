@@ -193,6 +193,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         ["half_order.pull", "guards.ema, e.g. 0.95", "pull_to: base"],
     ),
     ({"reward": {"gradient": "none"}}, ["gradient", "'none'", "'own' or 'surrogate'"]),
+    (
+        {"model": {"differentiable": False}},
+        ["model.differentiable is false", "first order, half order", "preset: auto or es", "differentiable: true"],
+    ),
+    ({"model": {"differentiable": "perhaps"}}, ["model.differentiable", "'perhaps'", "valid boolean"]),
     ({"estimator": {"sub_chain": {"place": [3, 1]}}}, ["estimator.sub_chain.place", "[3, 1]"]),
     ({"prompts": []}, ["prompts", "found []", "at least 1"]),
     ({"prompts": {"sauce": "a.txt"}}, ["prompts.sauce", "no such key", "held_out, source"]),

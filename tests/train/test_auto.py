@@ -14,11 +14,13 @@ from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
+from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import update
-from tests.runs import RECIPE, outcome, small_run, train_here
+from tests.runs import RECIPE, outcome, small_run, tiny, train_here
 
 BARE = {key: value for key, value in RECIPE.items() if key not in ("estimator", "train")}
 
@@ -64,6 +66,40 @@ def test_keys_beside_auto_stay() -> None:
     assert config.estimator.first_order.clip is None and config.estimator.half_order.score == "forward"
     said = describe_plan(config)
     assert all(word in said for word in ("3 draws a chain", "once a surrogate is trusted", "explains 70%"))
+
+
+def test_a_denoiser_without_gradients_is_perturbed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the learning rate, the limit of a change, the average and the KL are measured."""
+    predict = PipelineModel._predict
+
+    def not_differentiable(self: Any, theta: torch.Tensor, *rest: Any, **keys: Any) -> torch.Tensor:
+        assert not (theta.requires_grad and torch.is_grad_enabled())
+        return predict(self, theta, *rest, **keys).detach()
+
+    monkeypatch.setattr(PipelineModel, "_predict", not_differentiable)
+    values = {"model": tiny() | {"differentiable": False}, "sampler": {"steps": 4}, "evaluation": {"chains": 2}}
+    estimator = {"preset": "auto", "zeroth_order": {"count": 4, "chunk_size": 4}}
+    values |= {"estimator": estimator, "output_dir": str(tmp_path)}
+    config = parse_config(BARE | values | {"train": {"iterations": 2, "chains": 2, "chunk_size": 2}})
+    assert config.estimator.preset == "es" and config.estimator.zeroth_order.count == 4
+    assert config.plan_shape.has_zeroth_order and not config.plan_shape.has_half_order
+    assert resolve(config) == config == parse_config(config.model_dump())
+    told = outcome(train_here(config).path)
+    assert all(row["zeroth_order_norm"] > 0 and row["prediction_change"] > 0 for row in told["rows"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"estimator": "measure"}, r"compared by .*set estimator\.preset: auto"),
+        ({"guards": {"kl_penalty": 1.0}}, r"but guards\.kl_penalty would .*allowed: zeroth order alone"),
+    ],
+)
+def test_what_differentiates_a_denoiser_without_gradients_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=f"model.differentiable is false.*{words}"):
+        plan_of(model={"name": "digits", "differentiable": False}, **changes)
 
 
 AUTO: dict[str, Any] = {  # over the keys of the tests' recipe
