@@ -42,6 +42,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume-or-start", action="store_true", help="the same if there is such a run, else start it"
     )
     earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on with prompts, reward modules or weights that have changed; the base model is measured again",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
     again = "with --resume (in place of --overwrite) the same command goes on from the last checkpoint, if there is one"
     parser.set_defaults(command=train_command, again=again)
@@ -62,16 +67,16 @@ def train_command(options: argparse.Namespace) -> None:
     logger.info(prompts)
     with locked(config.folder):
         resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
-        _train(config, resume=resume, overwrite=options.overwrite)
+        _train(config, resume=resume, overwrite=options.overwrite, accept_changes=options.accept_changes)
 
 
-def _train(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+def _train(config: RunConfig, *, resume: bool, overwrite: bool, accept_changes: bool) -> None:
     """Run what nobody else runs now, after the plan is chosen if it is to be."""
     if resume and config.chooses_plan:
         from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
 
         config = as_chosen(config, RunFolder(config).path)
-    RunFolder(config).check(resume=resume, overwrite=overwrite)
+    RunFolder(config).check(resume=resume, overwrite=overwrite, accept_changes=accept_changes)
     config, leave = _choose(config) if config.chooses_plan else (config, _leave_nothing)
     folder = RunFolder(config)
 

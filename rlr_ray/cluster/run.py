@@ -37,9 +37,16 @@ def run(config: RunConfig, report: Report, begin: Callable[[], None]) -> None:
     run_on_ray(config, config.cluster, report, begin)
 
 
-def run_recipe(config: RunConfig, report: Report = lambda row: None, *, resume: bool = False) -> dict[str, Any]:
+def run_recipe(
+    config: RunConfig,
+    report: Report = lambda row: None,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Train in the recipe's folder, output_dir/name, as `rlr-ray train` does; the summary. The public API's `run`.
 
+    `accept_changes`: a run is resumed though its prompts, reward modules or weights have changed.
     `report` is given every update's row. Raises UserError for a bad recipe, a folder that holds another run, or none to
     resume.
     """
@@ -50,6 +57,6 @@ def run_recipe(config: RunConfig, report: Report = lambda row: None, *, resume: 
     check_optimizer(config.train)
     folder = RunFolder(config)
     with locked(config.folder):
-        folder.check(resume=resume, overwrite=False)
+        folder.check(resume=resume, overwrite=False, accept_changes=accept_changes)
         run(config, report, lambda: folder.begin(resume=resume))
         return folder.load_summary()

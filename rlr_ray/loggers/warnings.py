@@ -33,12 +33,21 @@ def warnings(
 ) -> list[str]:
     """The gravest first; empty if there is nothing to say."""
     texts = [f"stopped early: {summary['stopped']}"] if summary.get("stopped") else []
+    texts += _changes(summary)
     texts += _gaming(scores) or _gamed(summary)
     texts += _pictures(summary, scores["reward"])
     texts += _start_kept(summary) or _gain(scores["reward"])
     texts += _steps_back(summary)
     texts += [*never_trusted(summary.get("surrogate")), *_variance(summary["noise_shares"]), *_counts(rows, summary)]
     return texts + bias_notes(config)
+
+
+def _changes(summary: Mapping[str, Any]) -> list[str]:
+    return [
+        f"after update {change['update']} other contents of {', '.join(change['what'])} were accepted: what was "
+        "measured before compares with nothing after"
+        for change in summary.get("changes") or ()
+    ]
 
 
 def _gaming(scores: Mapping[str, Scores]) -> list[str]:

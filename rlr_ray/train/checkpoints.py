@@ -21,7 +21,7 @@ from rlr_ray.utils.files import Unreadable, load_sealed, save_sealed
 logger = logging.getLogger(__name__)
 
 _SHOWN_S = 60.0  # that a network disk may take to show a file: as long as NFS keeps the attributes of a folder
-_FORMAT = 5  # of what a checkpoint holds; raise it when a key comes, goes or means something else
+_FORMAT = 6  # of what a checkpoint holds; raise it when a key comes, goes or means something else
 
 
 class Checkpoints:

@@ -10,6 +10,7 @@ import torch
 
 from rlr_ray.loggers import Report
 from rlr_ray.rewards.mixture import WeightedSum
+from rlr_ray.train.contents import trained_on
 from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.learning_rate import set_learning_rate
 from rlr_ray.train.online import online_surrogate
@@ -79,6 +80,8 @@ def _start(
     saved = _saved(folder, process, engine.device)
     if saved:
         state.load_state_dict(saved)
+        if state.step_back is not None and trained_on(saved["contents"]) != trained_on(folder.contents):
+            state.step_back.forget()
         if online is not None:
             online.load_state_dict(saved["online_surrogate"])
     measured = set_learning_rate(engine, state, process)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
-from rlr_ray.errors import UserError, first_line
+from rlr_ray.errors import first_line
 from rlr_ray.loggers.figures import held_out_points
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
@@ -50,11 +50,6 @@ class Results:
         rollouts: Rollouts | None = None,  # who draws held-out chains; None: this process
     ):
         self.engine, self.folder, self.learning_rate, self.rollouts = engine, folder, learning_rate, rollouts
-        if saved and saved["prompts"] != self._prompts:
-            raise UserError(
-                f"the prompts are not those that the run in {folder.path} was begun with, whose scores they would be "
-                "compared with; put the old file back, or start a new run with --set name=..."
-            )
         real = real_reference(engine)  # it may be refused, so before what takes longer
         self.before = self._before(initial_theta)
         self.references = {"base": Reference.base(self.before.pictures)} | ({"real": real} if real else {})
@@ -72,12 +67,7 @@ class Results:
         return self.guards.stopped is not None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"guards": self.guards.state_dict(), "asked": self._asked, "prompts": self._prompts}
-
-    @property
-    def _prompts(self) -> str:
-        """A digest of what trained and held-out chains are drawn from: their file may change, and the recipe not."""
-        return hashlib.sha256(repr((self.engine.prompts, self.engine.held_out_prompts)).encode()).hexdigest()
+        return {"guards": self.guards.state_dict(), "asked": self._asked, "contents": self.folder.contents}
 
     def _before(self, theta: Tensor) -> Evaluation:
         """The evaluation at the start, measured once and kept for a resumed run.
@@ -97,7 +87,7 @@ class Results:
 
     @property
     def _asked(self) -> dict[str, Any]:
-        """Keys that scores, diversity and pictures depend on and a resumed run may change."""
+        """What scores, diversity and pictures depend on and a resumed run may change: keys, and accepted contents."""
         rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
         return {
             "invalid": {label: reward.invalid for label, reward in rewards.items()},
@@ -106,6 +96,7 @@ class Results:
             },
             "features": [evaluation.clip, picture_features(self.engine)[0]],
             "pictures": evaluation.pictures,
+            "contents": self.folder.contents,
         }
 
     def measure(self, update: int, theta: Tensor) -> dict[str, float]:
@@ -206,6 +197,7 @@ class Results:
             "invalid_before": self.before.invalid,
             "invalid_after": after.invalid,
             "best_update": self.guards.best.update,
+            "changes": self.folder.changes,
             "learning_rate": self.learning_rate,
             "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
             "plan": str(self.engine.shape),

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,10 +23,20 @@ from rlr_ray.errors import UserError
 from rlr_ray.loggers.jsonl import Journal
 from rlr_ray.loggers.registry import LOGGERS, Loggers
 from rlr_ray.train.checkpoints import Checkpoints, changed_keys
+from rlr_ray.train.contents import contents_of
 from rlr_ray.utils.files import PARTS, disk_errors, make_folder, refuse_foreign, remove_parts, replace_file
 
 _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its folder
-    *("config.yaml", "plan.*", "metrics.*", "summary.json", "report.html", "reward_curve.png", "over_budget.json"),
+    *(
+        "config.yaml",
+        "contents.json",
+        "plan.*",
+        "metrics.*",
+        "summary.json",
+        "report.html",
+        "reward_curve.png",
+        "over_budget.json",
+    ),
     *(f"{name}/*" for name in ("samples", "lora", "adapter", "evaluate", "sample", "trackers", *LOGGERS)),
     *("checkpoints/update_[0-9]*.pt", PARTS, f"*/{PARTS}"),
 )
@@ -55,8 +65,11 @@ class RunFolder:
         """Whether it holds a run that went to its end."""
         return (self.path / "summary.json").is_file()
 
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raise UserError if a run is in the folder that would be lost, or none that could be resumed."""
+    def check(self, *, resume: bool, overwrite: bool, accept_changes: bool = False) -> None:
+        """Raise UserError if a run is in the folder that would be lost, or none that could be resumed.
+
+        `accept_changes`: a run whose prompts, reward modules or weights have changed may be resumed all the same.
+        """
         steps = self.checkpoints.steps()
         if resume and not self.holds_run:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
@@ -67,6 +80,8 @@ class RunFolder:
             )
         if resume:
             self._check_unchanged()
+            if not accept_changes:
+                self._check_contents()
         elif not steps and not (self.holds_run and self.checkpoints.folder.is_dir()):
             refuse_foreign(self.path, "run", _BEFORE)
         elif steps and not overwrite:
@@ -88,11 +103,50 @@ class RunFolder:
                 "them away, or start another run with --set name=..."
             )
 
+    def _check_contents(self) -> None:
+        changed = self._changed_contents(contents_of(self.config))
+        if changed:
+            raise UserError(
+                f"{self.path} was begun with other contents of {', '.join(changed)}, whose scores would be compared "
+                "with today's; put the old ones back, start a new run with --set name=..., or add --accept-changes, "
+                "which measures the base model again with what there is now"
+            )
+
+    def _changed_contents(self, now: dict[str, str]) -> list[str]:
+        """What differs from when the run was begun or changes were last accepted; of an earlier version nothing."""
+        before = self.contents
+        return sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of what the run is made of; see `contents_of`."""
+        return self._accepted().get("contents", {})
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Changes of the contents that were accepted: after which update, and of what."""
+        return self._accepted().get("changes", [])
+
+    def _accepted(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):  # of an earlier version, or damaged
+            accepted: dict[str, Any] = json.loads((self.path / "contents.json").read_text("utf-8"))
+            return accepted
+        return {}
+
+    def _note_contents(self) -> None:
+        now, changes = contents_of(self.config), self.changes
+        changed = self._changed_contents(now)
+        if changed:
+            changes = [*changes, {"update": max(self.checkpoints.steps(), default=0), "what": changed}]
+        text = json.dumps({"contents": now, "changes": changes}, indent=2)
+        replace_file(self.path / "contents.json", lambda file: file.write_text(text + "\n", "utf-8"))
+
     @disk_errors()
     def begin(self, *, resume: bool, leave: Callable[[Path], Any] = lambda folder: None) -> None:
         """Make the folder; what an earlier run left there goes, unless it is resumed.
 
-        `leave` writes what the config was made from, before config.yaml makes the folder a run.
+        What its contents are now is noted as accepted; see `check`. `leave` writes what the config was made from,
+        before config.yaml makes the folder a run.
         """
         anew = not resume and self.holds_run
         if anew:
@@ -101,6 +155,7 @@ class RunFolder:
         for folder in (self.checkpoints.folder, self.samples):
             folder.mkdir(exist_ok=True)
         remove_parts(self.path)
+        self._note_contents()
         leave(self.path)
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         replace_file(self.path / "config.yaml", lambda file: file.write_text(text, "utf-8"))

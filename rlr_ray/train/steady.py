@@ -150,6 +150,10 @@ class StepBack:
     def _count(self, told: str) -> None:
         self.steps_back, self.told, self.seen = self.steps_back + 1, told, []
 
+    def forget(self) -> None:
+        """No reward so far compares with those to come."""
+        self.seen, self.best, self.windows, self.last_mean, self.jumps = [], None, 0, None, None
+
     def state_dict(self) -> dict[str, Any]:
         names = ("seen", "best", "windows", "near", "steps_back", "told", "last_mean", "jumps")
         return {name: getattr(self, name) for name in names}

@@ -33,6 +33,8 @@ def run_here(config: RunConfig, report: Report) -> None:
     folder = RunFolder(config)
     resume = folder.holds_run
     with locked(config.folder):
+        if resume:
+            folder.check(resume=True, overwrite=False)
         run(config, report, lambda: folder.begin(resume=resume))
 
 

@@ -86,11 +86,31 @@ def own_module(name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     with apart(name):
-        return _file_module(name) if "/" in name or name.endswith(".py") else importlib.import_module(name)
+        return _file_module(name) if _is_file(name) else importlib.import_module(name)
+
+
+def module_file(name: str) -> str | None:
+    """Where a user's module lies, which is not imported; None if it is not found here."""
+    if _is_file(name):
+        return str(_file_of(name))
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    with suppress(ImportError, ValueError):  # the latter: a module without a spec
+        spec = importlib.util.find_spec(name)
+        return spec.origin if spec else None
+    return None
+
+
+def _is_file(name: str) -> bool:
+    return "/" in name or name.endswith(".py")
+
+
+def _file_of(name: str) -> Path:
+    return Path(os.path.abspath(Path(os.path.expandvars(name)).expanduser().with_suffix(".py")))
 
 
 def _file_module(name: str) -> ModuleType:
-    file = Path(os.path.abspath(Path(os.path.expandvars(name)).expanduser().with_suffix(".py")))
+    file = _file_of(name)
     if not file.is_file():
         raise UserError(f"{name}: there is no file {file}; write its path from {os.getcwd()}, or as a whole")
     key = "".join(letter if letter.isalnum() else "_" for letter in str(file))

@@ -141,7 +141,7 @@ def test_a_run_does_not_go_on_with_other_prompts_of_the_same_name(
     Path("mine.txt").write_text("a handwritten three\na handwritten eight\n")
     run(config)
     Path("mine.txt").write_text("a handwritten three\na handwritten nine\n")
-    with pytest.raises(UserError, match=r"prompts are not those that the run .* was begun with"):
+    with pytest.raises(UserError, match=r"begun with other contents of prompts, .*--accept-changes"):
         run(config, resume=True)
 
 
