@@ -113,6 +113,9 @@ class RunConfig(Strict):
     cluster: Annotated[Literal["none"] | ClusterConfig, FREE] = ClusterConfig()
     # Where numbers and pictures go: names, or their options by name; see docs/loggers.md
     loggers: Annotated[dict[str, dict[str, Any]], FREE] = {"parquet": {}, "tensorboard": {}}  # noqa: RUF012
+    # GiB of chains that the run keeps beside its results, the newest: chains/*.parquet, prompt, seed, rewards and last
+    # latent of each; null: none
+    save_chains: Annotated[float | None, FREE] = Field(None, gt=0, allow_inf_nan=False)
     # Of a process; a run that needs more ends, saying so
     memory_budget_gib: Annotated[float | None, FREE] = Field(None, gt=0)
 

@@ -192,12 +192,15 @@ class Engine(PictureEngine):
         first = step * (train.chains // train.chains_per_prompt)
         return [self.prompts[self._order(first + index // train.chains_per_prompt)] for index in indices]
 
+    def train_seeds(self, step: int, indices: range) -> list[int]:
+        """The seeds of an update's chains, from which plain diffusers draws them at the base model."""
+        return [seed_of(self.config.seed, "chain", step, index) for index in indices]
+
     def train_chains(
         self, step: int, indices: range, total: WeightedSum | None = None, tally: Tally | None = None
     ) -> Chains:
         """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
-        seeds = [seed_of(self.config.seed, "chain", step, index) for index in indices]
-        chains = self.chains(seeds, self.train_prompts(step, indices), total, tally)
+        chains = self.chains(self.train_seeds(step, indices), self.train_prompts(step, indices), total, tally)
         drawn_by = [(self.config.seed, "forward", step, index) for index in indices]
         return replace(chains, draws=lambda steps, draws: self._draws(steps, draws, drawn_by))
 

@@ -10,6 +10,7 @@ import torch
 
 from rlr_ray.loggers import Report
 from rlr_ray.rewards.mixture import WeightedSum
+from rlr_ray.train.chain_log import ChainLog
 from rlr_ray.train.contents import trained_on
 from rlr_ray.train.engine import Engine, Rollouts
 from rlr_ray.train.learning_rate import set_learning_rate
@@ -47,10 +48,11 @@ def train(
         learned = {} if online is None else {"online_surrogate": online.state_dict()}
         return state.state_dict() | learned | (results.state_dict() if results else {})
 
+    log = None if config.save_chains is None else ChainLog(engine, process, config.save_chains, state.step)
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
     stopped, _ = _verdict(engine, results, process)
     while state.step < config.train.iterations and not stopped:
-        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total))
+        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total, log))
         row |= {} if peak is None else {"peak_memory_gib": peak}
         measured = _due(state.step, config.evaluated_every, config.train.iterations)
         if measured and recorder is not None and results is not None:
@@ -59,8 +61,10 @@ def train(
         if measured:
             stopped = _judged(engine, state, results, process, row)
         stopped = _told(state, results, row) or stopped
+        last = stopped or state.step == config.train.iterations
+        if log is not None and (last or state.step % config.train.checkpoint_every == 0):
+            log.save()  # before the checkpoint, with which a resumed run goes on
         if recorder is not None and results is not None:
-            last = stopped or state.step == config.train.iterations
             recorder.add(row, whole, results.draft if measured else None, last=last)
         report(row)
     if recorder is not None and results is not None:

@@ -37,7 +37,7 @@ _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its 
         "reward_curve.png",
         "over_budget.json",
     ),
-    *(f"{name}/*" for name in ("samples", "lora", "adapter", "evaluate", "sample", "trackers", *LOGGERS)),
+    *(f"{name}/*" for name in ("samples", "chains", "lora", "adapter", "evaluate", "sample", "trackers", *LOGGERS)),
     *("checkpoints/update_[0-9]*.pt", PARTS, f"*/{PARTS}"),
 )
 _BEFORE = ("checkpoints", "samples", "plan.yaml", "plan.json")  # in a run's folder before config.yaml

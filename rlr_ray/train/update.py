@@ -17,6 +17,7 @@ from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
+from rlr_ray.train.chain_log import ChainLog
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
 from rlr_ray.train.process import Process
@@ -32,6 +33,7 @@ def update(
     process: Process,
     online: OnlineSurrogate | None = None,
     total: WeightedSum | None = None,  # what is maximised; None: no reward standardised
+    log: ChainLog | None = None,  # of chains
 ) -> dict[str, Any]:
     """One update: start what needs no gradient, backpropagate this process's chunks, sum, take one optimizer step."""
     started = time.monotonic()
@@ -65,6 +67,8 @@ def update(
         half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
     )
+    if log is not None:
+        log.add(step, estimate, total)
     weights = state.adaptive.observe(plans[0], estimate)
     state.adaptive.observe_rewards(prompts, estimate.parts)
     mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())

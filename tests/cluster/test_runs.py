@@ -111,7 +111,8 @@ def test_chains_of_actors_that_die_and_of_two_workers_end_with_the_local_weights
     """Also what evaluations measure. Both actors are killed, so for a while the workers sample by themselves."""
     monkeypatch.chdir(tmp_path)
     Path("slow_digits.py").write_text(SLOW_DIGITS)
-    keys: dict[str, Any] = {"reward": {"name": "slow_digits:Reward"}, "evaluation": {"every": 2}}
+    reward = {"name": "slow_digits:Reward", "differentiable": True}
+    keys: dict[str, Any] = {"reward": reward, "evaluation": {"every": 2}}
     base = small_run(tmp_path, name="here", **keys)
     config = RunConfig.model_validate(base.model_dump() | {"estimator": estimator})
     killed: list[int] = []
