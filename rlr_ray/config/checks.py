@@ -15,7 +15,7 @@ from rlr_ray.utils.environment import VARIABLE, names_secret
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    of_plan = (_denoiser, _plan_owns_something, _surrogate, _half_order, _zeroth_order, _reward_patience)
+    of_plan = (_denoiser, _plan_owns_something, _ahead, _surrogate, _half_order, _zeroth_order, _reward_patience)
     for check in (_secrets, _dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
         check(config)
 
@@ -180,6 +180,14 @@ def _plan_owns_something(config: RunConfig) -> None:
         raise UserError(
             "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
             "estimator.rest: half_order or zeroth_order, or estimator.first_order.steps above 0"
+        )
+
+
+def _ahead(config: RunConfig) -> None:
+    if config.train.ahead and not config.samples:
+        raise UserError(
+            "train.ahead is 1, but this plan backpropagates every step, so that nothing is sampled ahead; allowed: 0; "
+            "leave it out, or lower estimator.first_order.steps"
         )
 
 

@@ -50,6 +50,13 @@ def _notes(config: RunConfig) -> list[str]:
             "unless the recipe says `differentiable: false`"
         )
     notes += _clip_notes(config)
+    if config.train.ahead:
+        corrected = shape.has_half_order and shape.score == "path"
+        notes.append(
+            "ahead: chains are sampled at the theta of the update before, so "
+            + ("half order weighs each step by its ratio, and what else reads them is" if corrected else "updates are")
+            + " off-policy (biased)"
+        )
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
     if weighed and not shape.residual:

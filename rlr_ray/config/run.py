@@ -255,10 +255,14 @@ class RunConfig(Strict):
     @property
     def needs_actors(self) -> bool:
         """True if updates have work for rollout actors: perturbation pairs, or chains sampled without a gradient."""
+        return self.chooses_plan or self.plan_shape.has_zeroth_order or (self.samples and self.actors_sample)
+
+    @property
+    def samples(self) -> bool:
+        """True if some update samples steps without a gradient, as it may until a surrogate is trusted."""
         shape = self.plan_shape
-        samples = shape.linear or shape.truncation != "fixed" or shape.first_order_steps < shape.trained
-        samples |= shape.residual or shape.switch  # until a surrogate is trusted
-        return self.chooses_plan or shape.has_zeroth_order or (samples and self.actors_sample)
+        some = shape.linear or shape.truncation != "fixed" or shape.first_order_steps < shape.trained
+        return some or shape.residual or shape.switch
 
     @property
     def compared_steps(self) -> int:

@@ -18,6 +18,9 @@ class TrainConfig(Strict):
     chunk_size: int = Field(10, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)
+    # 1: chains are sampled at the theta of the update before, while that backpropagates (off-policy; half order by path
+    # weighs them by their ratio, the forward term, branches and the steps before first order's do not)
+    ahead: Literal[0, 1] = 0
     # By how much an update moves each number; auto: by how much that changes predictions, measured at the start and,
     # where there are max_change and a warm-up, along that
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"

@@ -26,6 +26,7 @@ class Forms:
     weighting: Weighting = "uniform"  # forward term: of a drawn step
     pull: float = 0.0  # forward term: how much its predictions are held to the reference's
     reference: Tensor | None = None  # [P]
+    behind: bool = False  # half order by path: the chains are another theta's
 
 
 PLAIN = Forms()
@@ -161,7 +162,9 @@ def scored(
         of = [one[int(plan.leaves(at.start))] for one, at in zip(branches, plan.sub_chains, strict=True)]
     weights = plan.sub_chain_weights or (1.0,) * len(plan.sub_chains)
     each = (
-        half_order(sampler, theta, trajectory, sub_chain, weight * advantage)
+        half_order(
+            sampler, theta, trajectory, sub_chain, weight * advantage, behind=forms.behind and plan.score == "path"
+        )
         for sub_chain, weight, advantage in zip(plan.sub_chains, weights, of, strict=True)
     )
     return functools.reduce(Tensor.add_, each)

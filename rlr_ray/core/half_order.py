@@ -11,6 +11,8 @@ from rlr_ray.core.sampler import Objective, Sampler, Trajectory
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
 
+_MOST_RATIO = 2.0  # of densities, by which a chain of another theta counts
+
 
 def half_order(
     sampler: Sampler,
@@ -18,6 +20,8 @@ def half_order(
     trajectory: Trajectory,
     sub_chain: range,
     advantage: Tensor,  # [B]
+    *,
+    behind: bool = False,
 ) -> Tensor:  # [P]
     """Likelihood-ratio gradient for the steps of `sub_chain`, averaged over the chains.
 
@@ -26,6 +30,11 @@ def half_order(
     chains of `advantage * (dm/dtheta)^T z_j / sigma_j`. One step is REINFORCE (DDPO without its clipping).
     Its expectation is the part of grad E[R] that passes through theta at those steps, if the advantage is the reward
     minus a baseline that does not use the chain's own reward. Raises UserError where the last step has no noise.
+
+    `behind`: the chains are another theta's. Then each is weighted by the ratio of the densities of what step j put
+    out, at most 2, and its noise is what theta would have needed: exact for that step but for the cut, as in DDPO's own
+    importance weights, not for how often the other theta visits a state nor for what its later steps do. Needs the
+    latent that step j put out.
     """
     last = sub_chain[-1]
     assert last < sampler.trained, f"step {last} is the base model's: half order there has no gradient"
@@ -40,7 +49,12 @@ def half_order(
     for k in sub_chain[:-1]:
         latent = sampler.step(theta, k, latent, trajectory.noise[k], trajectory.conditioning)
     mean = sampler.mean(theta, last, latent, trajectory.conditioning)
-    score = trajectory.noise[last] / sigma  # d log p(x_next | x) / d mean
+    noise = trajectory.noise[last]
+    if behind:
+        needed = (trajectory.at(last + 1) - mean.detach()) / sigma
+        ratio = ((noise.square() - needed.square()).flatten(1).sum(1) / 2).exp().clamp(max=_MOST_RATIO)  # [B]
+        advantage, noise = advantage * ratio, needed
+    score = noise / sigma  # d log p(x_next | x) / d mean
     per_chain = (mean * score).flatten(1).sum(1)  # densities sum over C, H, W
     (gradient,) = torch.autograd.grad((advantage * per_chain).mean(), theta)
     return gradient

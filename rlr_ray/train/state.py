@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.adaptive import Adaptive, Proposal
 from rlr_ray.core.gradient import GradientEstimate
 from rlr_ray.errors import UserError
+from rlr_ray.train.engine import RolloutBatch
 from rlr_ray.train.steady import Sizes, StepBack
 
 # Learning rate at a part 0 <= t < 1 of the run, as a factor that falls from 1 towards `final`.
@@ -95,6 +97,16 @@ def adaptive_of(parameters: int, estimator: EstimatorConfig) -> Adaptive:
     )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What an update's chains are drawn by: theta, and what its plan follows from beside the seed."""
+
+    theta: Tensor  # [P] on the CPU
+    position_weights: Sequence[float] | None  # [T] law of a sub-chain's place
+    control_variate: float  # the surrogate's coefficient
+    trusted: tuple[int, ...]  # heads of an online surrogate
+
+
 class TrainState:
     """One run's state; `update` is one optimizer step on the weighted sum of the terms, upwards.
 
@@ -120,6 +132,9 @@ class TrainState:
         self.sizes = Sizes(own_norms=train.own_norms, clip=train.clip_update)
         self.averaging = guards.ema if guards else None
         self.average = self.initial_theta if self.averaging else None  # moving average of theta
+        # train.ahead: what the update before sampled by, as the next one's chains are; and these, on their way
+        self.sampling: Sampling | None = None
+        self.pending: RolloutBatch | None = None  # in no checkpoint: they can be asked for again
         self.step_back = StepBack(guards.step_back, self.initial_theta) if guards and guards.step_back else None
 
     @property
@@ -214,6 +229,7 @@ class TrainState:
         self.theta.copy_(theta)
         self.average = None if self.average is None else theta.clone()
         self.optimizer.state.clear()
+        self.sampling = None
         return True
 
     def _check(self, estimate: GradientEstimate) -> None:
@@ -242,7 +258,7 @@ class TrainState:
             "step_back": self.step_back.state_dict() if self.step_back else None,
             "optimizer": self.optimizer.state_dict(),
             "adaptive": self.adaptive.state_dict(),
-        }
+        } | ({"sampling": self.sampling and vars(self.sampling)} if self.train.ahead else {})
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         with torch.no_grad():
@@ -254,3 +270,5 @@ class TrainState:
             self.step_back.load_state_dict(saved["step_back"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.adaptive.load_state_dict(saved["adaptive"])
+        if self.train.ahead and saved["sampling"] is not None:
+            self.sampling = Sampling(**saved["sampling"] | {"theta": saved["sampling"]["theta"].cpu()})

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlr_ray.core.gradient import GradientEstimate, Penalty, estimate_gradient
-from rlr_ray.core.kl import compared_steps, prediction_change
+from rlr_ray.core.chunk import Begun
+from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
+from rlr_ray.core.kl import prediction_change
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
+from rlr_ray.train.asking import Asked, ask, ask_ahead, penalty_of
 from rlr_ray.train.chain_log import ChainLog
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
 from rlr_ray.train.process import Process
-from rlr_ray.train.sampling import ChainRequest, received
-from rlr_ray.train.state import TrainState
+from rlr_ray.train.sampling import Work, received
+from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
 
 
@@ -39,18 +41,16 @@ def update(
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
     proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
-    coefficient = proposal.control_variate
-    trusted = online.trusted if online else ()
-    plans = engine.plans(step, proposal.position_weights, surrogate=coefficient != 0, trusted=trusted)
-    penalty, at = _penalty(engine, step), theta.cpu().clone()
-    asked = ChainRequest(step, plans, at, tuple(penalty.steps) if penalty else (), coefficient, trusted, total)
-    own, count = _own_chunks(engine, process), config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
-    sampled = _sampled_elsewhere(engine, asked, own, rollouts)
-    request = RolloutRequest(step, plans[0], at, proposal.directions, coefficient, total)
+    coefficient, trusted = proposal.control_variate, online.trusted if online else ()
+    now = Sampling(theta.cpu().clone(), proposal.position_weights, coefficient, trusted)
+    asked = ask(engine, state, now, process, rollouts, total)
+    plans, own = asked.request.plans, asked.own
+    count = config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
+    request = RolloutRequest(step, plans[0], now.theta, proposal.directions, coefficient, total)
     pairs = _pairs(engine, request, rollouts) if count and process.leads else None
-    chains = {c: _with_surrogate(engine, asked.chains(engine, c, tally), online) for c in own}
-    work = {c: asked.ready(c, one) for c, one in chains.items()}
-    begun = received(sampled.results, work, config.train.chunk_size, tally) if sampled else asked.begin(engine, work)
+    ask_ahead(engine, state, now, own, rollouts, total)
+    chains = {c: _with_surrogate(engine, asked.request.chains(engine, c, tally), online) for c in own}
+    work = {c: asked.request.ready(c, one) for c, one in chains.items()}
     prompts = [prompt.text for prompt in engine.train_prompts(step, range(config.train.chains))]
     baseline = state.adaptive.baseline(prompts, len(total.labels))
     estimate = estimate_gradient(
@@ -59,11 +59,11 @@ def update(
         work,
         engine.groups(),
         lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
-        forms=engine.forms(state.theta_to_save, state.adaptive.typical),
+        forms=replace(engine.forms(state.theta_to_save, state.adaptive.typical), behind=asked.behind),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
-        begun=begun,
-        penalty=penalty,
+        begun=_begun(engine, asked, work, tally),
+        penalty=penalty_of(engine, step),
         half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
     )
@@ -75,6 +75,7 @@ def update(
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
     row |= _step(engine, state, process, chains, estimate, weights)
+    row |= {"chains_behind": int(asked.behind)} if config.train.ahead else {}
     row["stepped_back"] = int(state.watch(estimate.rewards))
     if config.estimator.surrogate is not None:
         row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
@@ -83,7 +84,9 @@ def update(
     read = features_read(config, climbed=bool(trusted) or coefficient != 0)
     cost = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
     row["denoiser_forwards"], row["denoiser_backwards"] = map(sum, zip(cost, read, strict=True))
-    row |= _by_actors(engine, process, [(pairs, count, plans[0].pair_forwards), (sampled, *_free(engine, plans, own))])
+    row |= _by_actors(
+        engine, process, [(pairs, count, plans[0].pair_forwards), (asked.batch, *_free(engine, plans, own))]
+    )
     if "actor_forwards" in row:
         row["actor_share"] = row["actor_forwards"] / (row["denoiser_forwards"] + 2 * row["denoiser_backwards"])
     row["seconds"] = time.monotonic() - started
@@ -129,22 +132,11 @@ def _chunks(count: int, size: int) -> list[range]:
     return [range(first, first + size) for first in range(0, count, size)]
 
 
-def _own_chunks(engine: Engine, process: Process) -> list[int]:
-    """This process's chunks of an update, in whole groups that are sampled together."""
-    train = engine.config.train
-    chunks = range(train.chains // train.chunk_size)
-    return [c for c in chunks if c // train.sampled_together % process.size == process.rank]
-
-
-def _sampled_elsewhere(
-    engine: Engine, asked: ChainRequest, own: Sequence[int], rollouts: Rollouts | None
-) -> RolloutBatch | None:
-    """This process's chunks on their way elsewhere; None if nobody is there who samples as this process does."""
-    train = engine.config.train
-    if rollouts is None or not engine.config.actors_sample or not any(asked.plans[c].sampled for c in own):
-        return None
-    groups = [list(chunks) for _, chunks in groupby(own, lambda c: c // train.sampled_together)]
-    return rollouts(asked, [range(one[0] * train.chunk_size, (one[-1] + 1) * train.chunk_size) for one in groups])
+def _begun(engine: Engine, asked: Asked, work: Work, tally: Tally) -> Iterator[tuple[int, Begun]]:
+    """What was sampled of this process's chunks, as it comes."""
+    if asked.batch is None:
+        return asked.request.begin(engine, work)
+    return received(asked.batch.results, work, engine.config.train.chunk_size, tally)
 
 
 def _pairs(engine: Engine, request: RolloutRequest, rollouts: Rollouts | None) -> RolloutBatch:
@@ -183,15 +175,6 @@ def _with_surrogate(engine: Engine, chains: Chains, online: OnlineSurrogate | No
     if engine.shape.switch:
         return replace(chains, heads=online.heads(chains.conditioning))
     return replace(chains, surrogate=online.objective(chains.conditioning))
-
-
-def _penalty(engine: Engine, step: int) -> Penalty | None:
-    """What this update's chains pay for their divergence, at steps drawn evenly from all at which it is finite."""
-    config, steps = engine.config, compared_steps(engine.sampler)
-    if not config.compared_steps:
-        return None
-    drawn = permutation(len(steps), config.seed, "penalty", step)[: config.compared_steps]
-    return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
 
 
 def _rewards(

@@ -100,20 +100,25 @@ def test_workers_that_come_and_actors_that_die_end_with_the_local_weights(
 
 
 FORWARD: dict[str, Any] = {"preset": "awm", "half_order": {"draws": 1}}
-OTHERS = ({"preset": "branches", "half_order": {"branch_steps": 2}}, {"preset": "rlr", "zeroth_order": {"count": 4}})
+BRANCHES: dict[str, Any] = {"preset": "branches", "half_order": {"branch_steps": 2}}
+RLR: dict[str, Any] = {"preset": "rlr", "zeroth_order": {"count": 4}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [FORWARD, *OTHERS], ids=["forward", "branches", "all orders"])
+@pytest.mark.parametrize(
+    ("estimator", "ahead"),
+    [(FORWARD, 0), (BRANCHES, 0), (RLR, 1)],
+    ids=["forward", "branches", "all orders, an update ahead"],
+)
 def test_chains_of_actors_that_die_and_of_two_workers_end_with_the_local_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: dict[str, Any], ahead: int
 ) -> None:
     """Also what evaluations measure. Both actors are killed, so for a while the workers sample by themselves."""
     monkeypatch.chdir(tmp_path)
     Path("slow_digits.py").write_text(SLOW_DIGITS)
     reward = {"name": "slow_digits:Reward", "differentiable": True}
     keys: dict[str, Any] = {"reward": reward, "evaluation": {"every": 2}}
-    base = small_run(tmp_path, name="here", **keys)
+    base = small_run(tmp_path, name="here", train={"ahead": ahead}, **keys)
     config = RunConfig.model_validate(base.model_dump() | {"estimator": estimator})
     killed: list[int] = []
     rows: list[dict[str, Any]] = []

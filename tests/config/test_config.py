@@ -220,6 +220,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         {"estimator": {"first_order": {"steps": 0}, "sub_chain": {"length": 0}, "rest": "none"}},
         ["leaves every step out", "estimator.rest: half_order"],
     ),
+    (
+        {"train": {"ahead": 1}, "estimator": {"preset": "full_bp"}},
+        ["train.ahead is 1", "nothing is sampled ahead", "estimator.first_order.steps"],
+    ),
     ({"train": {"betas": [1.5, 0.9]}}, ["train.betas.0", "1.5", "less than 1"]),
     ({"train": {"learning_rate": float("inf")}}, ["train.learning_rate", "finite"]),
     ({"estimator": {"half_order": {"weight": -1}}}, ["half_order.weight", "-1", "'auto'", "or equal to 0"]),

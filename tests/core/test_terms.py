@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import rlr_ray.core.half_order as half_order_module
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Chains
+from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.core.weighting import Cut
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout, zeroth_order
 from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
@@ -298,3 +299,33 @@ def test_deliberate_errors_are_seen(error: str) -> None:
     z = ERRORS[error]()
     assert z > 5, f"a term with this error passes: worst z {z:.2f}"
     assert math.isfinite(z)
+
+
+def test_half_order_behind_is_exact_for_its_step_but_for_the_cut_and_wrong_without_ratios(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At step 0, whose input is no theta's: the derivative at theta's step 0, where the later ones are the other's."""
+    chains, theta = toy_chains(60_000, seed=5), toy_theta()
+    other = theta + 0.15 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1), dtype=theta.dtype)
+    trajectory = SAMPLER.sample(other, *chains.start)
+    reward = toy_reward(trajectory.latents[-1])
+    leaf = theta.clone().requires_grad_()
+    latent = SAMPLER.step(leaf, 0, chains.x_start, chains.noise[0], {})
+    for k in range(1, STEPS):
+        latent = SAMPLER.step(other, k, latent, chains.noise[k], {})
+    (exact,) = torch.autograd.grad(toy_reward(latent).mean(), leaf)
+
+    def part(first: int, behind: bool) -> Tensor:  # [P]
+        rows = slice(first, first + 1000)
+        some = Trajectory(trajectory.latents[:, rows], chains.noise[:, rows], {})
+        return half_order(SAMPLER, theta, some, range(1), reward[rows] - reward.mean(), behind=behind)
+
+    cut = part(0, True)
+    monkeypatch.setattr(half_order_module, "_MOST_RATIO", math.inf)
+    for behind in (True, False):
+        each = torch.stack([part(first, behind) for first in range(0, 60_000, 1000)]) - exact
+        z = each.mean(0) / (each.std(0) / len(each) ** 0.5)
+        assert float(z.abs().max()) < 3.5 if behind else float(z.abs().max()) > 7
+    assert not torch.allclose(cut, part(0, True))
+    ours = half_order(SAMPLER, other, trajectory, range(2), reward, behind=True)
+    torch.testing.assert_close(ours, half_order(SAMPLER, other, trajectory, range(2), reward), rtol=1e-6, atol=1e-9)

@@ -87,6 +87,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("estimator.surrogate.steps_per_update", 2, SURROGATE),
     ("estimator.surrogate.batch_size", 2, SURROGATE),
     ("train.chains", 8, {}),
+    ("train.ahead", 1, {}),
     ("train.chains_per_prompt", 4, {}),
     ("train.chunk_size", 1, {}),
     ("train.learning_rate", 0.01, {}),

@@ -12,21 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.estimator import merge
+from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.train.asking import ask, ask_ahead
 from rlr_ray.train.engine import Engine, Request, RolloutBatch
 from rlr_ray.train.held_out import HeldOutRequest, evaluate
 from rlr_ray.train.online import online_surrogate
 from rlr_ray.train.process import ALONE
 from rlr_ray.train.sampling import ChainRequest
-from rlr_ray.train.state import TrainState
+from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.update import update
-from tests.runs import RECIPE, small_run
+from tests.runs import RECIPE, small_run, train_here
 
 BLACK = {"reward": {"differentiable": False}}
 PENALTY = {"guards": {"kl_penalty": 1.0, "kl_steps": "all"}}
 LEARNS = {"steps_per_update": 2, "batch_size": 4}
 # By preset: what else is set, and which chains come from elsewhere.
+AHEAD: dict[str, Any] = {"train": {"ahead": 1}}
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "awm": ({}, True),
     "ddpo": (PENALTY, True),
@@ -73,12 +77,12 @@ def theta_after(config: RunConfig, elsewhere: Elsewhere | None, updates: int = 2
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("preset", CASES)
-def test_chains_from_elsewhere_leave_the_same_bits(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "ahead"), [*((preset, 0) for preset in CASES), ("rlr", 1), ("ddpo", 1)])
+def test_chains_from_elsewhere_leave_the_same_bits(preset: str, ahead: int) -> None:
     changes, some = CASES[preset]
-    config = config_of(preset, changes)
+    config = config_of(preset, merge(changes, AHEAD) if ahead else changes)
     elsewhere = Elsewhere(config)
-    assert torch.equal(theta_after(config, elsewhere), theta_after(config, None))
+    assert torch.equal(theta_after(config, elsewhere, 2 + ahead), theta_after(config, None, 2 + ahead))
     assert ("ChainRequest" in elsewhere.sent) == some
 
 
@@ -124,6 +128,63 @@ def test_replaced_scores_of_chains_from_elsewhere_are_counted_and_teach_a_surrog
 
 def first_is_lost(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
     return images.mean((1, 2, 3)).index_fill(0, torch.tensor(0), torch.nan)
+
+
+def test_ahead_an_update_has_the_chains_of_the_theta_before_its_own() -> None:
+    """Asked for one update early, and not asked for again; the first and the last of a run have none to spare."""
+    config = config_of("awm", merge(AHEAD, {"train": {"iterations": 3}}))
+    engine, elsewhere, thetas = Engine(config), Elsewhere(config), list[Tensor]()
+    asked: list[tuple[int, Tensor]] = []
+
+    def watched(request: Any, chunks: Sequence[range]) -> RolloutBatch:
+        asked.append((request.step, request.theta))
+        return elsewhere(request, chunks)
+
+    state, rows = TrainState(engine.model.initial_theta, config.train, config.estimator), list[dict[str, Any]]()
+    for _ in range(3):
+        thetas.append(state.theta.detach().clone())
+        rows.append(update(engine, state, watched, ALONE))
+    assert [row["chains_behind"] for row in rows] == [0, 1, 1]
+    assert [step for step, _ in asked] == [0, 1, 2]
+    for (_, theta), at in zip(asked, (0, 0, 1), strict=True):
+        assert torch.equal(theta, thetas[at])
+
+
+def test_chains_ahead_are_left_out_when_the_plan_has_changed_or_theta_stepped_back() -> None:
+    config = config_of("ddpo", AHEAD)
+    engine, cancelled = Engine(config), list[int]()
+    state = TrainState(engine.model.initial_theta, config.train, config.estimator)
+    now = Sampling(state.theta.detach().clone(), None, 0.0, ())
+    total = engine.rewards.weighted_sum()
+
+    def asked(request: Any, chunks: Sequence[range]) -> RolloutBatch:
+        return RolloutBatch([], cancel=lambda: cancelled.append(request.step))
+
+    ask_ahead(engine, state, now, [0, 1], asked, total)
+    assert state.pending is not None
+    state.step = 1
+    same, state.pending = state.pending, state.pending
+    assert ask(engine, state, now, ALONE, asked, total).batch is same and state.pending is None and not cancelled
+    state.pending, state.sampling = same, replace(now, trusted=(0,))  # as if a surrogate had been trusted then
+    assert not ask(engine, state, now, ALONE, asked, total).behind and cancelled == [1]
+    state.pending = same
+    state._return_to(state.initial_theta)
+    assert not ask(engine, state, now, ALONE, asked, total).behind and cancelled == [1, 1]
+
+
+@pytest.mark.parametrize("preset", ["awm", "ddpo"])
+def test_a_run_that_samples_ahead_goes_on_exactly(tmp_path: Path, preset: str) -> None:
+    config = resolve(config_of(preset, merge(AHEAD, {"train": {"iterations": 4}, "output_dir": str(tmp_path)})))
+    whole = train_here(config).load_summary()["theta_sha256"]
+    cut = config.model_copy(update={"name": "cut"})
+    with pytest.raises(KeyboardInterrupt):
+        train_here(cut, stop_after=2)
+    assert train_here(cut, resume=True).load_summary()["theta_sha256"] == whole
+
+
+def test_a_plan_says_what_sampling_ahead_makes_of_it() -> None:
+    for preset, words in (("ddpo", "half order weighs each step by its ratio"), ("awm", "so updates are off-policy")):
+        assert words in describe_plan(config_of(preset, AHEAD)) and words not in describe_plan(config_of(preset, {}))
 
 
 def test_a_request_says_which_chains_it_is() -> None:
