@@ -221,7 +221,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         ["leaves every step out", "estimator.rest: half_order"],
     ),
     (
-        {"train": {"ahead": 1}, "estimator": {"preset": "full_bp"}},
+        {"train": {"ahead": 1}, "estimator": {"first_order": {"steps": "all"}, "sub_chain": {"length": 0}}},
         ["train.ahead is 1", "nothing is sampled ahead", "estimator.first_order.steps"],
     ),
     ({"train": {"betas": [1.5, 0.9]}}, ["train.betas.0", "1.5", "less than 1"]),
