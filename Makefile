@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CPU build of torch where the index has one; with a GPU, install your own torch in .venv first.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all mutations system check format clean
+.PHONY: demo test test-all models mutations system check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --set name=demo --overwrite
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m tests.budget test-all
+
+models: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m models
 
 mutations: $(INSTALLED)
 	$(BIN)/python -m tests.mutations.run

@@ -24,7 +24,8 @@ from rlr_ray.core.schedule import Schedule, steps_off
 
 
 class ModelConfig(Strict):
-    name: str = "stable_diffusion"  # a line of the table in rlr_ray/models/loading.py
+    # A line of the table in rlr_ray/models/loading.py; auto: by the class of the pipeline at `path`
+    name: str = "auto"
     path: str | None = None  # folder or hub name of the pipeline
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
@@ -33,6 +34,8 @@ class ModelConfig(Strict):
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
     # Whether gradients pass through the denoiser; false: it is only run, and preset auto is es, zeroth order alone
     differentiable: bool = True
+    # Arguments of the pipeline's own call that all chains share, e.g. {max_sequence_length: 256}; of name: pipeline
+    call: dict[str, Any] = Field(default_factory=dict)
     # The denoiser's activations are computed again for the gradient, by blocks
     gradient_checkpointing: Annotated[bool, FREE] = False
     # Pictures, frames or Wan's videos decoded at once; None: all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ def chain_noise(seed: int, steps: int, shape: tuple[int, ...]) -> tuple[Tensor, 
     source = torch.Generator().manual_seed(seed)
     start, *noise = [torch.randn(shape, generator=source) for _ in range(steps + 1)]
     return start, torch.stack(noise)
+
+
+def chains_noise(seeds: Sequence[int], steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Starts [B, C, H, W] and noises [T, B, C, H, W] of chains, each as `chain_noise`."""
+    starts, noises = zip(*(chain_noise(seed, steps, shape) for seed in seeds), strict=True)
+    return torch.stack(starts), torch.stack(noises, dim=1)
 
 
 def generator_checksum() -> float:

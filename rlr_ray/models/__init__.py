@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from rlr_ray.core.sampler import Conditioning
+from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.schedule import Schedule
 
 
@@ -16,18 +16,28 @@ class Model(Protocol):
     """A pipeline seen as a denoiser (see rlr_ray.core.sampler.Denoiser) with what the chain needs around it."""
 
     schedule: Schedule
-    latent_shape: tuple[int, ...]  # C, H, W; of a video C, F, H, W
+    latent_shape: tuple[int, ...]  # C, H, W; of a video C, F, H, W; as it is packed, of some
     frames: int | None  # of a video that `decode` gives; None: it gives images
     initial_theta: Tensor  # [P]
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
 
-    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning: ...  # (): all empty
+    def encode(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), columns: Sequence[Mapping[str, Any]] = ()
+    ) -> Conditioning: ...  # negatives (): all empty; columns: the prompts' others, as pictures to start from
+
+    def begin(self, seeds: Sequence[int], conditioning: Conditioning) -> Start:
+        """First latents, noises and conditioning of chains that the plain pipeline draws with one generator a seed."""
 
     def truncated(self, texts: Sequence[str]) -> list[str]: ...  # those that a tokenizer cuts
 
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        """Images [B, 3, h, w], or videos [B, n, 3, h, w] of these frames (None: of all), in [0, 1]; differentiable."""
+    def decode(
+        self, latents: Tensor, frames: Sequence[int] | None = None, conditioning: Conditioning | None = None
+    ) -> Tensor:
+        """Images [B, 3, h, w], or videos [B, n, 3, h, w] of these frames (None: of all), in [0, 1]; differentiable.
+
+        Latents may be of the chains of a conditioning n times over; without it, of any.
+        """
 
     def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
         """What the base model sees in its middle of last latents [B, C, H, W]: [B, C', H', W'], differentiable."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import diffusers
@@ -21,37 +22,58 @@ from rlr_ray.models import Model
 class Entry(NamedTuple):
     """A model without its code, which takes seconds to import."""
 
-    place: str  # file:Class of rlr_ray/models/families; the file has `load(config, adapter, sampler, device) -> Class`
+    place: str  # file:Class of rlr_ray/models; the file has `load(config, adapter, sampler, device, request) -> Class`
     pipeline: str  # the class of diffusers
     frames_a_second: int = 8  # of the videos that it was trained on
     path: Path | None = None  # of a model that lies in the package; else model.path says where it is
 
 
 MODELS = {  # by model.name
-    "stable_diffusion": Entry("stable_diffusion:StableDiffusion", "StableDiffusionPipeline"),
-    "stable_diffusion_xl": Entry("stable_diffusion_xl:StableDiffusionXL", "StableDiffusionXLPipeline"),
-    "stable_diffusion_3": Entry("stable_diffusion_3:StableDiffusion3", "StableDiffusion3Pipeline"),
-    "flux": Entry("flux:Flux", "FluxPipeline"),
-    "animatediff": Entry("animatediff:AnimateDiff", "AnimateDiffPipeline"),
-    "wan": Entry("wan:Wan", "WanPipeline", frames_a_second=16),
+    "stable_diffusion": Entry("families.stable_diffusion:StableDiffusion", "StableDiffusionPipeline"),
+    "stable_diffusion_xl": Entry("families.stable_diffusion_xl:StableDiffusionXL", "StableDiffusionXLPipeline"),
+    "stable_diffusion_3": Entry("families.stable_diffusion_3:StableDiffusion3", "StableDiffusion3Pipeline"),
+    "flux": Entry("families.flux:Flux", "FluxPipeline"),
+    "animatediff": Entry("families.animatediff:AnimateDiff", "AnimateDiffPipeline"),
+    "wan": Entry("families.wan:Wan", "WanPipeline", frames_a_second=16),
+    # any other class of one denoising loop, by its own call
+    "pipeline": Entry("program:Program", "DiffusionPipeline"),
     # small ones, which write handwritten digits (rlr_ray/assets/*/README.md)
-    "digits": Entry("stable_diffusion:StableDiffusion", "StableDiffusionPipeline", path=DIGITS / "pipeline"),
-    "moving_digits": Entry("animatediff:AnimateDiff", "AnimateDiffPipeline", path=MOVING_DIGITS / "pipeline"),
+    "digits": Entry("families.stable_diffusion:StableDiffusion", "StableDiffusionPipeline", path=DIGITS / "pipeline"),
+    "moving_digits": Entry("families.animatediff:AnimateDiff", "AnimateDiffPipeline", path=MOVING_DIGITS / "pipeline"),
 }
 
 
-def load_model(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Model:
-    """The model that `config.name` says, with its adapter. Raises UserError if there is none of that name."""
-    family = importlib.import_module(f"rlr_ray.models.families.{entry_of(config).place.partition(':')[0]}")
-    model: Model = family.load(with_path(config), adapter, sampler, device)
+_ANY_REQUEST: Mapping[str, Any] = MappingProxyType({"prompt": "", "negative": "", "columns": {}})
+
+
+def load_model(
+    config: Any, adapter: Any, sampler: Any, device: torch.device, request: Mapping[str, Any] = _ANY_REQUEST
+) -> Model:
+    """The model that `config.name` says, with its adapter; `request` is one of those that it will be encoding.
+
+    Raises UserError if there is none of that name.
+    """
+    file = importlib.import_module(f"rlr_ray.models.{entry_of(config).place.partition(':')[0]}")
+    model: Model = file.load(with_path(config), adapter, sampler, device, request)
     return model
 
 
 def entry_of(config: Any) -> Entry:
-    """Raises UserError if there is no model of this name."""
-    if config.name not in MODELS:
-        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(MODELS)}")
-    return MODELS[config.name]
+    """The line of a model's name; of auto that of the class of its pipeline, and `pipeline` for one that has no line.
+
+    Raises UserError if there is no model of this name, or its files cannot be had.
+    """
+    if config.name not in (*MODELS, "auto"):
+        raise UserError(f"model.name is {config.name!r}; allowed: auto, {', '.join(MODELS)}")
+    if config.name != "auto":
+        entry = MODELS[config.name]
+    else:
+        kind = pipeline_index(config, diffusers.DiffusionPipeline, "diffusers")["_class_name"]
+        others = (entry for entry in MODELS.values() if entry.path is None and entry.pipeline == kind)
+        entry = MODELS["pipeline"] if config.call else next(others, MODELS["pipeline"])
+    if config.call and entry is not MODELS["pipeline"]:
+        raise UserError(f"model.call is set, but model.name is {config.name!r}; allowed with it: pipeline, or auto")
+    return entry
 
 
 def with_path(config: Any) -> Any:
@@ -114,7 +136,7 @@ def refuse_other_class(config: Any, found: str, family: Any, also: Sequence[str]
     remedy = f"set model.name: {names[found]}" if found in names else f"pipelines that work are {', '.join(names)}"
     raise UserError(
         f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
-        f"{remedy}"
+        f"{remedy}, or model.name: pipeline for any"
     )
 
 

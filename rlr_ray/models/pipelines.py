@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from rlr_ray.core.sampler import Conditioning
+from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.schedule import Schedule
+from rlr_ray.core.seeds import chains_noise
 from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
-from rlr_ray.models.adapters import ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
 from rlr_ray.models.features import middle_of, outputs_of, pooled
+from rlr_ray.models.trained import Trained
 from rlr_ray.utils.memory import GIB
 
 EMBEDDINGS_BYTES = 2 * GIB  # of prompts' embeddings that are kept in main memory; T5's are megabytes each
-_LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
 
 class PipelineModel(ABC):
@@ -47,17 +46,13 @@ class PipelineModel(ABC):
         self.pipeline = pipeline.to(device)
         self.device, self.dtype = device, getattr(pipeline, self.trained).dtype
         self.guidance_scale = sampler.guidance_scale
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
         self.frames, self.decode_slice = self._frames(config), config.decode_slice
         self.latent_shape = self._latent_shape(config.height, config.width)
         self.schedule = self._schedule(sampler)
-        self.adapter_type = adapter.type
-        self.module: Any = add_adapter(getattr(pipeline, self.trained), adapter.type, adapter.options, adapter.seed)
-        self.parameters = ParameterVector(trainable(self.module))
-        self.initial_theta = self.parameters.flatten(trainable(self.module)).float()
-        self.per_chain = take_per_chain_weights(self.module)
+        self.tuned = Trained(pipeline, [self.trained], adapter)
+        self.initial_theta, self.per_chain = self.tuned.now, self.tuned.per_chain
+        self.module: Any = self.tuned.modules[self.trained]
+        self.parameters = self.tuned.vectors[self.trained]
         if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
             getattr(pipeline, self.trained).enable_gradient_checkpointing(recomputed)
         if config.compile:  # dynamic shapes are slower; there are few here, each compiled when it first comes
@@ -161,11 +156,17 @@ class PipelineModel(ABC):
         parts = [conditioning[name] for name in (negative, positive) if name in conditioning]
         return torch.cat(parts).to(self.dtype)
 
-    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Text embeddings by name, each [B, L, D]; a pair's embedding is computed once. Negatives (): all empty."""
+    def encode(
+        self, prompts: Sequence[str], negatives: Sequence[str] = (), columns: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Tensor]:
+        """Text embeddings by name, each [B, L, D]; a pair's embedding is computed once. Other columns are not drawn."""
         pairs = zip(prompts, negatives or [""] * len(prompts), strict=True)
         rows = [self._encode_one(prompt, negative) for prompt, negative in pairs]
         return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+
+    def begin(self, seeds: Sequence[int], conditioning: Conditioning) -> Start:
+        starts, noises = chains_noise(seeds, len(self.schedule), self.latent_shape)
+        return starts.to(self.device), noises.to(self.device), conditioning
 
     @functools.cached_property
     def _encode_one(self) -> Callable[[str, str], dict[str, Tensor]]:
@@ -185,7 +186,9 @@ class PipelineModel(ABC):
             cut |= {text for text, row in zip(texts, rows, strict=True) if len(row) > limit}
         return [text for text in texts if text in cut]
 
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, frames: Sequence[int] | None = None, conditioning: Conditioning | None = None
+    ) -> Tensor:
         """Images [B, 3, h, w] in [0, 1] of latents [B, C, H, W]; differentiable."""
         return self._in_slices(self._pictures, latents)
 
@@ -210,45 +213,12 @@ class PipelineModel(ABC):
         return sum(module_bytes(part) for part in self.pipeline.components.values())
 
     def save_adapter(self, theta: Tensor, folder: Path) -> Path:
-        """Save theta: LoRA as lora/ for diffusers' `load_lora_weights`, others as adapter/ in PEFT's format."""
-        for name, value in self.parameters.unflatten(theta).items():
-            self.module.get_parameter(name).data.copy_(value)
-        if self.adapter_type != "LORA":  # `PeftModel.from_pretrained(unet, folder)` loads it, diffusers does not
-            self.module.save_pretrained(folder / "adapter")
-            return folder / "adapter"
-        layers = get_peft_model_state_dict(self.module)
-        metadata = self.module.peft_config["default"].to_dict()  # without it, alpha would be read as r
-        arguments = {f"{self.trained}_lora_layers": layers, f"{self.trained}_lora_adapter_metadata": metadata}
-        self.pipeline.save_lora_weights(folder / "lora", **arguments)
-        return folder / "lora" / _LORA_FILE
+        """See Trained.save."""
+        return self.tuned.save(theta, folder)
 
     def load_adapter(self, folder: Path) -> Tensor:  # [P]
-        """Theta as `save_adapter` left it in the folder, bit for bit. Raises UserError if it is of another adapter."""
-        lora = self.adapter_type == "LORA"
-        place = folder / "lora" / _LORA_FILE if lora else folder / "adapter"
-        if not place.exists():
-            raise UserError(
-                f"{folder} holds no adapter of type {self.adapter_type} (looked for {place}); a run leaves it when it "
-                "ends: go on with it by `rlr-ray train --resume`, or give the recipe the type with which it was saved"
-            )
-        set_adapter(self.module, self._saved_lora(place) if lora else load_peft_weights(str(place), "cpu"), place)
-        return self.parameters.flatten(trainable(self.module)).float()
-
-    def _saved_lora(self, place: Path) -> dict[str, Tensor]:
-        """The LoRA in a file of diffusers. Raises UserError if it is scaled otherwise than this model's."""
-        saved, *_, metadata = self.pipeline.lora_state_dict(  # between them, of some, alphas of other programs' files
-            place.parent, weight_name=place.name, return_lora_metadata=True
-        )
-        config, prefix = self.module.peft_config["default"], f"{self.trained}."
-        unsaid = {"lora_alpha": config.r, "use_rslora": False, "alpha_pattern": {}}  # as diffusers reads no metadata
-        told = {name: (metadata or {}).get(prefix + name, value) for name, value in unsaid.items()}
-        expected = {name: getattr(config, name) for name in unsaid}
-        if told != expected:
-            raise UserError(
-                f"{place} was saved with {told}, the recipe's adapter has {expected}; give the recipe the adapter "
-                "with which it was saved"
-            )
-        return {name.removeprefix(prefix): value for name, value in saved.items()}
+        """See Trained.load."""
+        return self.tuned.load(folder)
 
 
 def recomputed(block: nn.Module, *arguments: Any) -> Any:

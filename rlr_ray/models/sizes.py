@@ -48,6 +48,8 @@ class Sizes:
 def sizes_of(config: RunConfig) -> Sizes:
     """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
     keys, entry = with_path(config.model), entry_of(config.model)
+    if entry.pipeline == "DiffusionPipeline":
+        raise Unknown("they are not told of a pipeline that is run by its own call")
     folder = _config_files(source_of(keys, keys.name))
     family = getattr(diffusers, entry.pipeline)
     if keys.motion_adapter is not None:
@@ -61,7 +63,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise Unknown(_NEEDED.format(path=keys.path, error=first_line(error))) from error
     file, _, kind = entry.place.partition(":")
-    model_class = getattr(importlib.import_module(f"rlr_ray.models.families.{file}"), kind)
+    model_class = getattr(importlib.import_module(f"rlr_ray.models.{file}"), kind)
     model = model_class(pipeline, keys, config.adapter, config.sampler, _META)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})

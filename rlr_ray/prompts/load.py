@@ -105,6 +105,8 @@ def load_prompts(source: str | Sequence[str], say: Say = lambda text: None, colu
     """
     rows, name = _rows(source, column)
     read = [prompt_of(row, place, column) for place, row in _watched(rows, name)]
+    folder = Path(source).expanduser().absolute().parent if isinstance(source, str) else Path.cwd()
+    read = [prompt if prompt is None or not prompt.metadata else prompt.seen_from(folder) for prompt in read]
     prompts = [prompt for prompt in read if prompt is not None]
     distinct = list(_distinct(prompts))
     if not distinct:

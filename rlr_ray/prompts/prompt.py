@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rlr_ray.config.estimator import STAGES
@@ -13,6 +14,10 @@ from rlr_ray.errors import UserError
 
 TEXT = ("prompt", "prompts", "caption", "text")  # the first of these that a row has; the rest is for public lists
 NEGATIVE, WEIGHT = "negative_prompt", "weight"
+# Columns that a pipeline's call may take besides: pictures by their paths, and texts.
+PICTURES = ("image", "mask_image", "control_image", "last_image", "mask", "control_mask", "ip_adapter_image", "video")
+TEXTS = tuple(f"{kind}prompt_{i}" for kind in ("", "negative_") for i in (2, 3, 4))
+_DRAWN = {*PICTURES, *TEXTS}
 COLUMNS = (*TEXT, NEGATIVE, WEIGHT, *STAGES)
 
 
@@ -25,14 +30,31 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)  # handed to the reward
 
     @property
+    def drawn_columns(self) -> dict[str, Any]:
+        """Its columns that a pipeline's call may take."""
+        return {name: value for name, value in self.metadata.items() if name in _DRAWN or is_tensor(value)}
+
+    @property
     def drawn(self) -> tuple[object, ...]:
-        """The texts that its pictures are drawn from; prompts that differ in the rest alone are one to a model."""
-        return self.text, self.negative, self.stages
+        """What its pictures are drawn from; prompts that differ in the rest alone are one to a model."""
+        texts = (self.text, self.negative, self.stages)
+        return (*texts, repr(sorted(self.drawn_columns.items()))) if self.drawn_columns else texts
+
+    def seen_from(self, folder: Path) -> Prompt:
+        """With the files that a model may draw from as paths, if they lie in the folder by the names that it has."""
+        files = {name: value for name, value in self.drawn_columns.items() if name not in TEXTS}
+        files = {name: _in_folder(value, folder) for name, value in files.items()}
+        return replace(self, metadata=self.metadata | files) if files else self
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All that a model may be given of it."""
         return tuple(text for text in (self.text, self.negative, *(self.stages or ())) if text)
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a column is a file of one tensor, as an embedding that was computed before."""
+    return isinstance(value, str) and value.endswith(".safetensors")
 
 
 def prompt_of(row: object, place: str, column: str | None = None) -> Prompt | None:
@@ -60,6 +82,12 @@ def prompt_of(row: object, place: str, column: str | None = None) -> Prompt | No
     weight = columns.weight()
     assert len(stages) == 3
     return Prompt(text, negative, stages if all(stages) else None, weight, columns.left) if text else None
+
+
+def _in_folder(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_in_folder(one, folder) for one in value]
+    return str(folder / value) if isinstance(value, str) and (folder / value).is_file() else value
 
 
 def _of_text(text: str, place: str, column: str | None) -> Prompt | None:

@@ -23,7 +23,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.core.chunk import Forms
 from rlr_ray.core.forward_term import forward_draws
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Chains
+from rlr_ray.core.sampler import Chains, Conditioning
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
@@ -215,22 +215,23 @@ class Engine(PictureEngine):
 
         They are rated by `total` (None: no reward standardised); each call of the rewards is added to the `tally`.
         """
+        start = self.start(seeds, prompts)
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
         maximised, spent = total or self.rewards.weighted_sum(), tally or Tally()
 
         replaced: list[Tensor] = []
 
         def parts(latents: Tensor) -> Tensor:  # [m, B]
-            scored = self._score(self.rewards, latents, texts, metadata)
+            scored = self._score(self.rewards, latents, texts, metadata, start[2])
             spent.add(scored)
             replaced.append(scored.replaced)
             return maximised.parts(scored.scores)
 
         def surrogate(latents: Tensor) -> Tensor:  # [B]
-            return self._score(self.surrogate, latents, texts, metadata).scores[0]
+            return self._score(self.surrogate, latents, texts, metadata, start[2]).scores[0]
 
         return Chains(
-            *self.start(seeds, prompts),
+            *start,
             lambda latents: parts(latents).sum(0),
             surrogate if self.surrogate.labels else None,
             parts,
@@ -245,10 +246,18 @@ class Engine(PictureEngine):
         drawn, noise = forward_draws(steps, draws, self.model.latent_shape, seeds)
         return drawn.to(self.device), noise.to(self.device)
 
-    def _score(self, rewards: Mixture, latents: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> Scored:
+    def _score(
+        self,
+        rewards: Mixture,
+        latents: Tensor,
+        texts: list[str],
+        metadata: list[dict[str, Any]],
+        conditioning: Conditioning,
+    ) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""
         times = len(latents) // len(texts)
-        return rewards.score(self.model.decode(latents, rewards.frames or None), texts * times, metadata * times)
+        images = self.model.decode(latents, rewards.frames or None, conditioning)
+        return rewards.score(images, texts * times, metadata * times)
 
     @memory_errors()
     def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:

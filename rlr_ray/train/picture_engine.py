@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.sampler import Conditioning, Sampler, Start, Trajectory
-from rlr_ray.core.seeds import chain_noise, seed_of
+from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
 from rlr_ray.models.loading import load_model
@@ -30,9 +30,17 @@ def pick_device(name: str) -> torch.device:
 def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """What plain diffusers needs to draw these chains again."""
     return [
-        {"prompt": prompt.text} | ({"negative_prompt": prompt.negative} if prompt.negative else {}) | {"seed": seed}
+        {"prompt": prompt.text}
+        | ({"negative_prompt": prompt.negative} if prompt.negative else {})
+        | prompt.drawn_columns
+        | {"seed": seed}
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+
+
+def request_of(prompt: Prompt) -> dict[str, Any]:
+    """What a model that asks for one to learn its shapes from is given."""
+    return {"prompt": prompt.text, "negative": prompt.negative, "columns": prompt.drawn_columns}
 
 
 class PictureEngine:
@@ -52,7 +60,9 @@ class PictureEngine:
         self.device = pick_device(config.device)
         sets = prompt_sets(config)
         self.prompts, self.held_out_prompts = sets.train, sets.held_out
-        self.model: Model = load_model(config.model, config.adapter, config.sampler, self.device)
+        self.model: Model = load_model(
+            config.model, config.adapter, config.sampler, self.device, request_of(self.prompts[0])
+        )
         if config.dcot is not None:
             self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
 
@@ -80,19 +90,18 @@ class PictureEngine:
 
     def start(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Start:
         """How a plain diffusers pipeline begins with these prompts and one generator a seed."""
-        schedule, shape = self.model.schedule, self.model.latent_shape
-        starts, noises = zip(*(chain_noise(seed, len(schedule), shape) for seed in seeds), strict=True)
-        noise = torch.stack(noises, dim=1).to(self.device)
-        return torch.stack(starts).to(self.device), noise, self.encode(prompts)
+        return self.model.begin(seeds, self.encode(prompts))
 
     @torch.no_grad()
     def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
         """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
         trajectory = self.sampler.sample(theta, *self.start(*self.held_out(indices)))
-        return trajectory, self.model.decode(trajectory.latents[-1])
+        return trajectory, self.model.decode(trajectory.latents[-1], None, trajectory.conditioning)
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         negatives = [prompt.negative for prompt in prompts]
         if isinstance(self.model, Staged):
-            return self.model.encode_stages([prompt.stages or (prompt.text,) * 3 for prompt in prompts], negatives)
-        return self.model.encode([prompt.text for prompt in prompts], negatives)
+            stages = [prompt.stages or (prompt.text,) * 3 for prompt in prompts]
+            return self.model.encode_stages(stages, negatives, [prompt.drawn_columns for prompt in prompts])
+        columns = [prompt.drawn_columns for prompt in prompts]
+        return self.model.encode([prompt.text for prompt in prompts], negatives, columns)

@@ -119,7 +119,7 @@ def test_eta_1_is_euler_ancestral_on_a_scaled_latent(prediction_type: str) -> No
 
 def flow(steps: int, eta: float, **config: Any) -> Schedule:
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    return flow_schedule_of(scheduler.config, SamplerConfig(steps=steps, eta=eta), tokens=1024)
+    return flow_schedule_of(scheduler, SamplerConfig(steps=steps, eta=eta), tokens=1024)
 
 
 @pytest.mark.parametrize("config", [{"shift": 3.0}, {"use_dynamic_shifting": True, "max_shift": 1.15}], ids=str)
@@ -210,7 +210,7 @@ def test_a_flow_samples_two_points_with_the_mean_and_variance_of_the_data(level:
 
 def test_timestep_spacings_of_a_flow_are_refused() -> None:
     with pytest.raises(UserError, match="'leading', but a flow model's times are its scheduler's; leave the key out"):
-        flow_schedule_of({}, SamplerConfig(timestep_spacing="leading"), 1)
+        flow_schedule_of(FlowMatchEulerDiscreteScheduler(), SamplerConfig(timestep_spacing="leading"), 1)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -22,6 +22,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.models.families.stable_diffusion import StableDiffusion
 from rlr_ray.models.loading import MODELS, load_model
 from rlr_ray.models.pipelines import PipelineModel
+from rlr_ray.models.program import Program
 from tests.models.common import (
     assert_close_in_float32,
     assert_last_step_is_the_base_models,
@@ -218,15 +219,16 @@ def test_initial_values_follow_the_seed_and_leave_the_global_generator_alone() -
 def test_every_line_of_the_table_names_a_family_and_a_pipeline(name: str) -> None:
     entry = MODELS[name]
     file, _, kind = entry.place.partition(":")
-    family: Any = importlib.import_module(f"rlr_ray.models.families.{file}")
-    assert issubclass(getattr(family, kind), PipelineModel) and callable(family.load)
+    family: Any = importlib.import_module(f"rlr_ray.models.{file}")
+    assert issubclass(getattr(family, kind), PipelineModel if file.startswith("families") else Program)
+    assert callable(family.load)
     assert issubclass(getattr(diffusers, entry.pipeline), diffusers.DiffusionPipeline)
     assert entry.path is None or (entry.path / "model_index.json").is_file()
     assert entry.frames_a_second == (16 if name == "wan" else 8)
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.name is 'sd3'; allowed: stable_diffusion, .*, moving_digits"):
+    with pytest.raises(UserError, match=r"model\.name is 'sd3'; allowed: auto, stable_diffusion, .*, moving_digits"):
         load_model(ModelConfig(name="sd3"), AdapterConfig(**LORA), SamplerConfig(), torch.device("cpu"))
 
 

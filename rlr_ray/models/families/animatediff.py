@@ -13,6 +13,7 @@ import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 from torch import Tensor
 
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.errors import UserError
 from rlr_ray.models.families.stable_diffusion import StableDiffusion
 from rlr_ray.models.loading import could_not, load_pipeline, pipeline_index, place_of
@@ -21,7 +22,7 @@ _FRAMES = 16  # of the pipeline's own call
 _BASE = "StableDiffusionPipeline"
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> AnimateDiff:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> AnimateDiff:
     """The pipeline at `config.path`, or Stable Diffusion's there with the modules at `config.motion_adapter`.
 
     Then its noise levels are those that AnimateDiff's modules were trained with: betas that are linear.
@@ -92,7 +93,9 @@ class AnimateDiff(StableDiffusion):
         hidden = inputs["encoder_hidden_states"].repeat_interleave(self.frames, dim=0)  # a video's frames
         return inputs | {"encoder_hidden_states": hidden}
 
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, frames: Sequence[int] | None = None, conditioning: Conditioning | None = None
+    ) -> Tensor:
         """Videos [B, n, 3, h, w] in [0, 1] of these frames of latents [B, C, F, H, W]; the others are not decoded."""
         chosen = latents if frames is None else latents[:, :, list(frames)]
         pictures = self._in_slices(self._pictures, chosen.transpose(1, 2).flatten(0, 1))

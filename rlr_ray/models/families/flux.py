@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _EMBEDDED = 3.5  # guidance_scale of the pipeline's own call
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Flux:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> Flux:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
     return Flux(load_pipeline(config, FluxPipeline, "FLUX.1"), config, adapter, sampler, device)
 
@@ -76,7 +76,7 @@ class Flux(PipelineModel):
     def _schedule(self, sampler: Any) -> Schedule:
         _, height, width = self.latent_shape
         sigmas = numpy.linspace(1.0, 1 / sampler.steps, sampler.steps)  # as the pipeline has them
-        return flow_schedule_of(self.pipeline.scheduler.config, sampler, (height // 2) * (width // 2), sigmas.tolist())
+        return flow_schedule_of(self.pipeline.scheduler, sampler, (height // 2) * (width // 2), sigmas.tolist())
 
     def _inputs(self, latents: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Any]:
         prompt, count = self._both(conditioning, "negative", "prompt"), len(latents)

@@ -13,9 +13,10 @@ from rlr_ray.core.schedule import Schedule
 from rlr_ray.models.loading import load_pipeline
 from rlr_ray.models.pipelines import PipelineModel
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of
+from rlr_ray.models.solvers import refuse_other_kind
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> StableDiffusion:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
     options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     pipeline = load_pipeline(config, StableDiffusionPipeline, "Stable Diffusion 1.x or 2.x", **options)
@@ -33,6 +34,7 @@ class StableDiffusion(PipelineModel):
         return side, side
 
     def _schedule(self, sampler: Any) -> Schedule:
+        refuse_other_kind(self.pipeline.scheduler, "ddim")
         scheduler = ddim_scheduler(self.pipeline.scheduler.config, sampler.timestep_spacing)
         return schedule_of(scheduler, sampler.steps, sampler.eta)
 

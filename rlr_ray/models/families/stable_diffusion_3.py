@@ -18,7 +18,7 @@ from rlr_ray.models.schedulers import flow_schedule_of
 _TOKENS = 256  # that T5 is given, as in the pipeline
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusion3:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> StableDiffusion3:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
     pipeline = load_pipeline(config, StableDiffusion3Pipeline, "Stable Diffusion 3 or 3.5")
     return StableDiffusion3(pipeline, config, adapter, sampler, device)
@@ -59,7 +59,7 @@ class StableDiffusion3(PipelineModel):
     def _schedule(self, sampler: Any) -> Schedule:
         _, height, width = self.latent_shape
         tokens = (height // self.patch) * (width // self.patch)
-        return flow_schedule_of(self.pipeline.scheduler.config, sampler, tokens)
+        return flow_schedule_of(self.pipeline.scheduler, sampler, tokens)
 
     def _inputs(self, latents: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Any]:
         return {

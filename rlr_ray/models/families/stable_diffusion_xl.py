@@ -13,7 +13,7 @@ from rlr_ray.models.families.stable_diffusion import StableDiffusion
 from rlr_ray.models.loading import load_pipeline
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> StableDiffusionXL:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> StableDiffusionXL:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
     pipeline = load_pipeline(config, StableDiffusionXLPipeline, "Stable Diffusion XL", add_watermarker=False)
     return StableDiffusionXL(pipeline, config, adapter, sampler, device)

@@ -15,6 +15,7 @@ from diffusers import WanPipeline
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlr_ray.core.sampler import Conditioning
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_pipeline, pipeline_index
@@ -25,7 +26,7 @@ _FRAMES, _HEIGHT, _WIDTH = 81, 480, 832  # of the pipeline's own call
 _TOKENS = 512  # that UMT5 is given there
 
 
-def load(config: Any, adapter: Any, sampler: Any, device: torch.device) -> Wan:
+def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request: Any) -> Wan:
     """The pipeline at `config.path` (a folder or a hub name) with its adapter."""
     index = pipeline_index(config, WanPipeline, "Wan")
     if index.get("transformer_2", [None, None]) != [None, None]:
@@ -102,7 +103,9 @@ class Wan(PipelineModel):
     def _tokenizers(self) -> list[tuple[Any, int]]:
         return [(self.pipeline.tokenizer, self.tokens)]
 
-    def decode(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, frames: Sequence[int] | None = None, conditioning: Conditioning | None = None
+    ) -> Tensor:
         """Videos [B, n, 3, h, w] in [0, 1] of these frames of latents [B, C, F, H, W]; decoded up to their last."""
         if frames is None:
             return self._in_slices(self._videos, latents)

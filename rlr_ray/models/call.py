@@ -1,0 +1,297 @@
+"""A diffusers pipeline's own call, with its scheduler's step and its modules' calls in our hands.
+
+A run is one call. Up to its step k nothing is computed: modules return zeros of the right shape, and step k - 1 puts
+out the latent of step k. There the model is called, and the call is left by an exception; without a step to stop at it
+decodes what its last step put out. What is frozen and called before the first denoiser call (prompts, images, control)
+is computed once a batch, and kept on the batch's tape.
+
+B chains, T steps, P numbers. A step has parts, one for each latent that it moves: of LTX-2 a video's and its sound's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from rlr_ray.errors import UserError
+from rlr_ray.models.rows import ByRow
+from rlr_ray.models.seams import at_once, by_rows, count_step, in_slices, lookalike, remembered, states, vmapped
+from rlr_ray.models.trained import Trained
+
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")  # parts that steps call, and that are trained
+_BESIDE = ("controlnet",)  # beginnings of the names of frozen ones that steps call
+_ENCODERS = ("encode_prompt", "encode_image")
+_STEP_OPTIONS = {"return_dict", "generator", "eta"}  # what a step may be told besides; none changes ours
+
+
+@dataclass
+class Batch:
+    """What the chains of a batch are asked for: arguments of the pipeline's call, and a seed each."""
+
+    arguments: Mapping[str, Any]
+    seeds: Sequence[int]
+    generators: list[torch.Generator] = field(default_factory=list)
+    tape: dict[Any, Any] = field(default_factory=dict)  # a frozen part's n-th call -> what it returned
+    zeros: dict[tuple[str, int], Any] = field(default_factory=dict)  # a part's n-th call that is passed over -> zeros
+
+
+@dataclass
+class _Run:
+    """One call of the pipeline, and how far it is."""
+
+    batch: Batch
+    k: int | None  # the step at which the call is left; None: it goes to its end
+    parts: Sequence[Tensor] | None = None  # the latents that step k, or the decoder, starts from; None: the call's own
+    theta: Tensor | None = None  # [P] or [B, P]; None: denoisers return zeros
+    calls: int = 0  # of scheduler.step
+    begun: bool = False  # a denoiser has been called
+    counts: dict[str, int] = field(default_factory=dict)  # calls by name that the tape or zeros answered
+    put_out: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # part -> as the call has it, in float32
+    seen: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)  # times, latents and outputs from step k on
+    prepared: list[Tensor] = field(default_factory=list)  # what `prepare_latents` made
+    probing: bool = False  # nothing is computed, and the call is left where it would decode
+    drew: bool = False  # from torch's own generators
+
+    def next(self, name: str) -> tuple[str, int]:
+        """The place of a part's call among those of its name."""
+        self.counts[name] = self.counts.get(name, -1) + 1
+        return name, self.counts[name]
+
+
+_RUN: ContextVar[_Run | None] = ContextVar("run", default=None)
+
+
+class _Left(BaseException):
+    """The call is left. Not an Exception, so that no pipeline catches it."""
+
+
+class PipelineCall:
+    """A pipeline, any part of whose call can be run by itself; `tuned` says at which numbers its denoisers run.
+
+    The pipeline keeps its scheduler and what its call sets of itself; its modules are called through seams from now on.
+    """
+
+    def __init__(self, pipeline: Any, solver: Any, tuned: Trained, decode_slice: int | None):
+        self.pipeline, self.tuned, self.solver = lookalike(pipeline), tuned, solver
+        self.arguments: dict[str, Any] = {}  # that all chains share
+        self.steps = 0  # T, once it is known; a run to the end passes over all
+        self.count = 1  # of a step's parts
+        self.slot: int | None = None  # which tensor of prepare_latents' the steps start from, once it is known
+        self.plain = False  # that tensor is a generator's noise, and prepare_latents makes nothing else
+        self.draws = True  # the call may draw from torch's own generators
+        self.pipeline.scheduler = solver
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.maybe_free_model_hooks = lambda: None  # looks through all modules
+        if hasattr(self.pipeline, "safety_checker"):  # it looks at numpy's pictures, and blackens some
+            self.pipeline.safety_checker = None
+        self._call = getattr(type(pipeline).__call__, "__wrapped__", type(pipeline).__call__)  # without its no_grad
+        self._zeros: dict[Any, Any] = {}
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                self._take(name, part, decode_slice)
+        for name in _ENCODERS:
+            if hasattr(pipeline, name):
+                setattr(self.pipeline, name, self._taped(name, ByRow(getattr(self.pipeline, name))))
+        if hasattr(pipeline, "prepare_latents"):
+            self.pipeline.prepare_latents = self._prepared(self.pipeline.prepare_latents)
+        if hasattr(pipeline, "image_processor"):
+            self.pipeline.image_processor = at_once(pipeline.image_processor)
+        solver.set_timesteps = remembered(solver)
+        solver.step = self._step_of(solver.step)
+
+    def _take(self, name: str, part: Any, decode_slice: int | None) -> None:
+        forward = part.forward
+        in_steps = name in DENOISERS or name.startswith(_BESIDE)
+        seam = self._denoiser(name, forward) if in_steps else self._taped(name, forward)
+        part.forward = functools.wraps(forward)(seam)
+        if callable(getattr(part, "encode", None)):
+            part.encode = functools.wraps(part.encode)(self._taped(f"{name}.encode", part.encode))
+        if callable(getattr(part, "decode", None)):
+            part.decode = functools.wraps(part.decode)(_decoder(part, part.decode, decode_slice))
+
+    def run(self, run: _Run) -> Any:
+        """What the call returns; None if it was left."""
+        token = _RUN.set(run)
+        try:
+            if not self.draws:
+                return self._called(run.batch)
+            device = self.pipeline._execution_device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(run.batch.seeds[0])
+                before = states(device)
+                try:
+                    return self._called(run.batch)
+                finally:
+                    run.drew = not torch.equal(before, states(device))
+        except _Left:
+            return None
+        finally:
+            _RUN.reset(token)
+
+    def _called(self, batch: Batch) -> Any:
+        batch.generators = batch.generators or [torch.Generator() for _ in batch.seeds]
+        for generator, seed in zip(batch.generators, batch.seeds, strict=True):
+            generator.manual_seed(seed)
+        one_or_all: Any = batch.generators if len(batch.generators) > 1 else batch.generators[0]
+        return self._call(self.pipeline, **self.arguments, **batch.arguments, generator=one_or_all)
+
+    def output(self, batch: Batch, k: int, parts: Sequence[Tensor] | None, theta: Tensor | None) -> _Run:
+        """The run that was left at step k, with each part's latent as the call had it, and what the model said."""
+        return self._ran(_Run(batch, k, parts, theta))
+
+    def passed_over(self, batch: Batch) -> _Run:
+        """A run over all steps, none computed, until it would decode: their times and the latents that move."""
+        return self._ran(_Run(batch, None, probing=True))
+
+    def _ran(self, run: _Run) -> _Run:
+        self.run(run)
+        return run
+
+    def decoded(self, batch: Batch, parts: Sequence[Tensor]) -> Any:
+        """What the call returns where its last step puts out these latents."""
+        return self.run(_Run(batch, None, parts))
+
+    def _step_of(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def call(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+            run = _RUN.get()
+            assert run is not None, "this scheduler is a PipelineCall's; a plain pipeline needs another"
+            if unknown := sorted(set(options) - _STEP_OPTIONS):
+                raise UserError(
+                    f"this pipeline's steps are told {', '.join(unknown)} besides, which a linear step does not heed; "
+                    "such a pipeline cannot be trained here"
+                )
+            k, part = divmod(run.calls, self.count)
+            run.calls += 1
+            if part + 1 == self.count:
+                count_step(self.solver, timestep)
+            theirs, ours = run.put_out.get(part, (None, sample))
+            latent = ours if sample is theirs else sample.float()  # float32 as long as the call changes nothing
+            stop = self._stop(run)
+            if k >= stop or run.probing:
+                run.seen.append((float(timestep), latent, model_output.float()))
+                if run.k is not None and part + 1 == self.count:
+                    raise _Left
+            elif k == stop - 1 and run.parts is not None:
+                latent = run.parts[part]
+            latent = latent.contiguous()  # strides change bits
+            run.put_out[part] = latent.to(torch.promote_types(sample.dtype, model_output.dtype)), latent
+            put_out = run.put_out[part][0]
+            return SimpleNamespace(prev_sample=put_out) if options.get("return_dict", True) else (put_out, put_out)
+
+        call.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]  # pipelines ask for it each time
+        return call
+
+    def _stop(self, run: _Run) -> int:
+        """Steps that are passed over."""
+        return self.steps if run.k is None else run.k
+
+    def _prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        """The latents that steps start from, ours where the run says them."""
+
+        @functools.wraps(prepare)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            run = _RUN.get()
+            if run is not None and self.plain and run.parts is not None and "prepared" in run.batch.tape:
+                theirs, ours = run.batch.tape["prepared"], run.parts[0]
+                if run.k != 0:
+                    return theirs
+                run.put_out[0] = ours.to(theirs.dtype), ours
+                return run.put_out[0][0]
+            latents = prepare(*args, **kwargs)
+            if run is None:
+                return latents
+            run.batch.tape["prepared"] = latents
+            tensors = [latents] if isinstance(latents, Tensor) else list(latents)
+            if run.k == 0 and run.parts is not None and self.slot is not None:
+                theirs, ours = tensors[self.slot], run.parts[0]
+                tensors[self.slot] = ours.to(theirs.dtype)
+                run.put_out[0] = tensors[self.slot], ours
+            run.prepared = tensors
+            return tensors[0] if isinstance(latents, Tensor) else tuple(tensors)
+
+        return call
+
+    def _denoiser(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def live(theta: Tensor, args: Any, kwargs: Any) -> Any:
+            if name not in self.tuned.modules:
+                return forward(*args, **kwargs)
+            token = _RUN.set(None)  # inside, calls are plain
+            try:
+                own = self.tuned.of(name, theta)
+                return functional_call(self.tuned.modules[name], own, args, kwargs, tie_weights=False)
+            finally:
+                _RUN.reset(token)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            run = _RUN.get()
+            if run is None:
+                return forward(*args, **kwargs)
+            run.begun = True
+            if run.theta is None or run.calls // self.count != run.k:
+                return self._zeros_of(run, name, forward, args, kwargs)
+            if run.theta.dim() == 1:
+                return live(run.theta, args, kwargs)
+            theta = by_rows(run.theta, args, kwargs)
+            return live(theta, args, kwargs) if self.tuned.per_chain else vmapped(live, theta, args, kwargs)
+
+        return call
+
+    def _taped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A frozen part: before the first denoiser call run once a batch, while steps are passed over not at all."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            run = _RUN.get()
+            if run is None or (run.begun and not run.probing and run.calls // self.count >= self._stop(run)):
+                return function(*args, **kwargs)
+            if run.begun:
+                return self._zeros_of(run, name, function, args, kwargs)
+            key = run.next(name)
+            if key not in run.batch.tape:
+                token = _RUN.set(None)
+                try:
+                    with torch.no_grad():
+                        run.batch.tape[key] = function(*args, **kwargs)
+                finally:
+                    _RUN.reset(token)
+            return run.batch.tape[key]
+
+        return call
+
+    def _zeros_of(self, run: _Run, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Zeros as the function would return them; it is called once for each kind of arguments."""
+        place = run.next(name)
+        if place not in run.batch.zeros:
+            leaves = tree_leaves((args, kwargs))
+            key = name, *((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else None for x in leaves)
+            if key not in self._zeros:
+                token = _RUN.set(None)
+                try:
+                    with torch.no_grad():
+                        self._zeros[key] = tree_map_only(Tensor, torch.zeros_like, function(*args, **kwargs))
+                finally:
+                    _RUN.reset(token)
+            run.batch.zeros[place] = self._zeros[key]
+        return run.batch.zeros[place]
+
+
+def _decoder(part: Any, decode: Callable[..., Any], size: int | None) -> Callable[..., Any]:
+    decode = in_slices(decode, part.dtype, size)
+
+    def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = _RUN.get()
+        if run is not None and run.probing and run.begun:
+            raise _Left
+        return decode(z, *args, **kwargs)
+
+    return call
