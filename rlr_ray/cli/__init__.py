@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from rlr_ray.errors import UserError
-from rlr_ray.utils.console import messages_on, wide_console
+from rlr_ray.utils.console import forgive, messages_on, wide_console
 from rlr_ray.utils.environment import set_variables
+from rlr_ray.utils.signals import Ended, Terminated, heeded, status_of
 
 _COMMANDS = {  # what each is for, and what adds its options
     "train": ("fine-tune a model", "rlr_ray.cli.train:add_train_arguments"),
@@ -29,26 +30,35 @@ _COMMANDS = {  # what each is for, and what adds its options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something."""
+    """Run a command; 0 if it went well, 1 if what it checks does not hold, 2 if the user must mend something.
+
+    130, 143 and the like if a signal ended it.
+    """
     atexit.register(gc.freeze)  # else Python looks through all of torch's objects once more, for a second
     set_variables()
-    if (
-        not faulthandler.is_enabled() and sys.__stderr__ is not None
-    ):  # a crash in a reward's own code says where it stood
+    for stream in (sys.stdout, sys.stderr):
+        forgive(stream)
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:  # a crash in a reward's own code says where
         faulthandler.enable(sys.__stderr__)
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
-    errors = Console(stderr=True)
+    options, errors = argparse.Namespace(), Console(stderr=True)
     try:
-        with messages_on(errors if getattr(options, "json", False) else wide_console()):
-            return options.command(options) or 0
+        with heeded():
+            _parser(arguments).parse_args(arguments, options)
+            with messages_on(errors if getattr(options, "json", False) else wide_console()):
+                return options.command(options) or 0
+    except Ended as error:
+        errors.print(str(error), markup=False, soft_wrap=True)
+        return status_of(str(error).split()[0])
     except UserError as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        name = str(interrupt) if isinstance(interrupt, Terminated) else ""
         again = getattr(options, "again", "the same command begins again")
-        errors.print(f"interrupted; {again}", markup=False, soft_wrap=True)
-        return 130
+        told = again() if callable(again) else again
+        errors.print(f"{name or 'interrupted'}; {told}", markup=False, soft_wrap=True)
+        return status_of(name or "SIGINT")
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

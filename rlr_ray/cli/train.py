@@ -48,8 +48,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with prompts, reward modules or weights that have changed; the base model is measured again",
     )
     parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
-    again = "with --resume (in place of --overwrite) the same command goes on from the last checkpoint, if there is one"
-    parser.set_defaults(command=train_command, again=again)
+    parser.set_defaults(command=train_command, again="nothing was begun; the same command begins again")
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -67,11 +66,27 @@ def train_command(options: argparse.Namespace) -> None:
     logger.info(prompts)
     with locked(config.folder):
         resume = options.resume is not None or (options.resume_or_start and RunFolder(config).holds_run)
-        _train(config, resume=resume, overwrite=options.overwrite, accept_changes=options.accept_changes)
+        if RunFolder(config).holds_run:
+            options.again = f"the run in {config.folder} is as it was; the same command begins again"
+
+        def begun() -> None:
+            options.again = lambda: _goes_on(RunFolder(config))
+
+        _train(config, begun, resume=resume, overwrite=options.overwrite, accept_changes=options.accept_changes)
 
 
-def _train(config: RunConfig, *, resume: bool, overwrite: bool, accept_changes: bool) -> None:
-    """Run what nobody else runs now, after the plan is chosen if it is to be."""
+def _goes_on(folder: RunFolder) -> str:
+    """How a run goes on that was interrupted, as far as it came."""
+    steps = folder.checkpoints.steps()
+    return f"`rlr-ray train --resume {folder.path}` " + (
+        f"goes on from update {steps[-1]}" if steps else "begins it again: it has left no checkpoint yet"
+    )
+
+
+def _train(
+    config: RunConfig, begun: Callable[[], None], *, resume: bool, overwrite: bool, accept_changes: bool
+) -> None:
+    """Run what nobody else runs now, after the plan is chosen if it is to be; `begun` is called once it has begun."""
     if resume and config.chooses_plan:
         from rlr_ray.lab.report import as_chosen  # here, as below: the laboratory takes seconds to import
 
@@ -82,6 +97,7 @@ def _train(config: RunConfig, *, resume: bool, overwrite: bool, accept_changes: 
 
     def begin() -> None:
         folder.begin(resume=resume, leave=leave)
+        begun()
 
     logger.info(describe_plan(config))
     with progress(wide_console(), config.train.iterations) as report:

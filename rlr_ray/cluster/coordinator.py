@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from rlr_ray.utils.console import messages_by
+from rlr_ray.utils.signals import asked
 
 if TYPE_CHECKING:
     from rlr_ray.loggers import Report
@@ -40,13 +41,19 @@ class RunCoordinator:
         self.furthest = -1  # the last update that came back
         self.starts, self.size = 0, 0  # starts of the workers since then, those after a resize left out; how many
         self.awaited_since: float | None = None  # when workers were asked for that have not started yet
+        self.signal: str | None = None  # that the driver got
         self.trouble = ""  # the traceback that ended the workers, since their last start
 
-    def put(self, row: dict[str, Any]) -> None:
-        """An update's row."""
+    def put(self, row: dict[str, Any]) -> str | None:
+        """An update's row; the signal by which the run is to end, if the driver got one."""
         self.news.append(row)
         if row["step"] > self.furthest:
             self.furthest, self.starts = row["step"], 0
+        return self.signal
+
+    def end(self, signal: str) -> None:
+        """Have the run end after its update."""
+        self.signal = signal
 
     def log(self, message: Message) -> None:
         self.news.append(message)
@@ -161,6 +168,8 @@ class _Forwarder:
 
     def forward(self) -> None:
         try:
+            if (name := asked()) is not None:
+                self.coordinator.end.remote(name)
             news, awaited = ray.get([self.coordinator.take.remote(), self.coordinator.awaited_s.remote()])
         except RayActorError:  # it is lost: who asks it for the run's failure says so
             return

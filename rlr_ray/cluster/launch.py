@@ -28,6 +28,7 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.train.engine import RemoteRewards
+from rlr_ray.utils.signals import after_update, heed
 
 if TYPE_CHECKING:
     from rlr_ray.lab.planner import Choice
@@ -64,7 +65,8 @@ def run_on_ray(config: RunConfig, cluster: ClusterConfig, report: Report, begin:
         if _await_built(coordinator, training):  # else it failed, and an earlier run of this name stays as it was
             begin()
             coordinator.begin.remote()
-        training.result()
+        with after_update():
+            training.result()
 
 
 def _await_built(coordinator: ActorHandle, training: Future[None]) -> bool:
@@ -88,12 +90,16 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     logger.info("connecting to Ray")
     before = psutil.Process().children()
-    ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
-        address=cluster.address,
-        include_dashboard=None if cluster.address else False,
-        logging_level="warning",
-        log_to_driver=False,
-    )
+    try:
+        ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
+            address=cluster.address,
+            include_dashboard=None if cluster.address else False,
+            logging_level="warning",
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        raise UserError(f"no Ray is there to connect to ({first_line(error)}); {_START_ONE}") from error
+    heed()  # Ray has put handlers of its own
     alone = len(psutil.Process().children()) > len(before)  # a Ray that is started here is this process's child
     if alone:  # nobody will take this machine away from its only run: one process less
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -110,16 +116,24 @@ def check_reachable(address: str) -> None:
             f"the address {address} is one for Ray's client, which cannot run a trainer; run on the cluster itself: "
             "`ray submit cluster.yaml train.py -- --config ...`"
         )
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():  # "auto", "local", or no address
+    if address in ("", "auto", "local"):
         return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise UserError(
+            f"the address {address!r} of Ray (cluster.address or RAY_ADDRESS) has no port; allowed: host:port, auto, "
+            f"local; write {address.rstrip(':') or 'host'}:6379"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
     except OSError as error:
-        raise UserError(
-            f"no Ray answers at {address} ({error}); set cluster.address or RAY_ADDRESS to one that runs, "
-            "or leave both out to start one on this machine"
-        ) from error
+        raise UserError(f"no Ray answers at {address} ({error}); {_START_ONE}") from error
+
+
+_START_ONE = (
+    "set cluster.address or RAY_ADDRESS to one that runs, or leave both out (unset RAY_ADDRESS) to start one on this "
+    "machine"
+)
 
 
 @contextmanager

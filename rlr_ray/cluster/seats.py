@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 
 from rlr_ray.errors import RewardCrashed
 from rlr_ray.rewards.own import LIBRARIES
+from rlr_ray.utils.console import forgive
 
 _REWARDS = str(Path(__file__).parents[1] / "rewards")
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')  # as faulthandler writes it
@@ -36,6 +37,7 @@ class Seat:
 
         Returns the crash of the one before, if that was on this node and in a reward.
         """
+        forgive(sys.stdout)
         sys.stdout = _Told(sys.stdout, self.coordinator)
         folder = Path(tempfile.gettempdir()) / f"rlr-ray-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

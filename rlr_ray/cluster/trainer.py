@@ -33,6 +33,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.engine import Engine, RemoteRewards
 from rlr_ray.utils.environment import prepare_process
+from rlr_ray.utils.signals import ask
 
 if TYPE_CHECKING:
     from rlr_ray.train.process import Process
@@ -169,6 +170,7 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
 
     config: RunConfig = loop_config["config"]
     coordinator, rollouts = loop_config["coordinator"], loop_config["rollouts"]
+    put: ray.ObjectRef | None = None
     # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
     with (
         _watched(loop_config["cluster"].stall_s if process.leads else math.inf, coordinator) as alive,
@@ -176,9 +178,12 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
     ):
 
         def report(row: dict[str, Any]) -> None:
+            nonlocal put
             alive()
             if process.leads:
-                coordinator.put.remote(row)
+                if put is not None:
+                    ask(ray.get(put))  # of the update before: nothing waits for the answer
+                put = coordinator.put.remote(row)
             if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
                 ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
 

@@ -19,6 +19,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import is_differentiable, is_video
+from rlr_ray.utils.environment import path_of
 
 Checked = TypeVar("Checked", bound=BaseModel)
 Judge = TypeVar("Judge", bound=JudgeConfig)
@@ -52,10 +53,11 @@ def load_config(path: str, overrides: list[str]) -> RunConfig:
 
 def read_recipe(path: str) -> dict[str, Any]:
     """A recipe's keys, unchecked. Raises UserError if it holds none."""
-    if not Path(path).is_file():
+    file = path_of(path)
+    if not file.is_file():
         raise UserError(f"config {path!r} was not found (looked in {Path.cwd()}); write its path from there")
     try:
-        values = read_yaml(Path(path).read_text("utf-8"))
+        values = read_yaml(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path!r} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -272,8 +274,8 @@ def output_dir_of(overrides: list[str]) -> str:
 
 def find_run(run: str, output_dir: str, asked_by: str = "--resume") -> Path:
     """The folder of a run, by its name under output_dir or by its path. Raises UserError if there is none."""
-    root = Path(output_dir).expanduser()
-    places = [Path(os.path.abspath(place)) for place in (root / run, Path(run).expanduser())]
+    root = path_of(output_dir)
+    places = [Path(os.path.abspath(place)) for place in (root / run, path_of(run))]
     for place in places:
         if (place / "config.yaml").is_file():
             return place
@@ -281,4 +283,5 @@ def find_run(run: str, output_dir: str, asked_by: str = "--resume") -> Path:
     raise UserError(
         f"{asked_by} {run!r}: no run lies in {' or in '.join(map(str, dict.fromkeys(places)))}; allowed: a run of "
         f"{root} ({', '.join(names) or 'there is none'}), or the path of a run's folder"
+        + ("; leave out --resume to begin one" if asked_by == "--resume" else "")
     )

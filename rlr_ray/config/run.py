@@ -21,6 +21,7 @@ from rlr_ray.core.forward_term import forward_steps, output_weight
 from rlr_ray.core.plan import Plan, Position
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.schedule import Schedule, steps_off
+from rlr_ray.utils.environment import path_of
 
 
 class ModelConfig(Strict):
@@ -129,7 +130,7 @@ class RunConfig(Strict):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir).expanduser().absolute() / self.name
+        return path_of(self.output_dir).absolute() / self.name
 
     @property
     def sampled_at_once(self) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from rlr_ray.config.base import Strict, numeric
 from rlr_ray.config.recipe import checked, put, read_recipe, split_override
 from rlr_ray.errors import UserError
+from rlr_ray.utils.environment import path_of
 
 # Ray Tune's distributions that Optuna can draw from, by name: how many numbers each takes
 _NUMBERS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2, "qrandint": 3, "lograndint": 2}
@@ -75,7 +76,7 @@ class TuneConfig(Strict):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output_dir).expanduser().absolute() / self.name
+        return path_of(self.output_dir).absolute() / self.name
 
 
 def _distribution(key: str, distribution: Any) -> Any:

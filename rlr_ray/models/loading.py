@@ -17,6 +17,7 @@ import transformers
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
+from rlr_ray.utils.environment import path_of
 
 
 class Entry(NamedTuple):
@@ -84,7 +85,7 @@ def with_path(config: Any) -> Any:
 
 def place_of(key: str, path: str) -> Path | str:
     """A folder, or else a name on the hub. Raises UserError for a path that can be neither."""
-    folder = Path(path).expanduser()
+    folder = path_of(path)
     if folder.exists():
         return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:

@@ -16,6 +16,7 @@ from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
 from rlr_ray.prompts.files import ENDINGS, conversion, rows_of
 from rlr_ray.prompts.prompt import Prompt, prompt_of
+from rlr_ray.utils.environment import path_of
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]  # is given what a person should know of the prompts
@@ -135,7 +136,7 @@ def _rows(source: str | Sequence[str], column: str | None) -> tuple[Iterable[tup
     if not isinstance(source, str):
         return ((f"prompts, entry {number}", text) for number, text in enumerate(source, 1)), "the list of prompts"
     shipped = source in shipped_lists()
-    path = PROMPTS / f"{source}.txt" if shipped else Path(source).expanduser()
+    path = PROMPTS / f"{source}.txt" if shipped else path_of(source)
     if path.suffix.lower() not in ENDINGS:
         remedy = conversion(path.suffix.lower(), source)
         raise UserError(

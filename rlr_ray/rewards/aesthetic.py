@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.clip import Clip, load_clip
 from rlr_ray.rewards.hub import Source, linear_head
+from rlr_ray.utils.environment import path_of
 
 _REPOSITORY = "openai/clip-vit-large-patch14"
 _HEAD_REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
@@ -21,7 +21,7 @@ class Aesthetic(Clip):
 
     def __init__(self, path: str = _REPOSITORY, head: str = _HEAD_REPOSITORY):
         super().__init__(*load_clip("aesthetic", path, _REPOSITORY))
-        source, file = Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]), Path(head).expanduser()
+        source, file = Source("aesthetic", "head", head, _HEAD_REPOSITORY, ["*.pth"]), path_of(head)
         if not file.is_file():
             folder = source.fetched()
             file, *others = folder.glob("*.pth")

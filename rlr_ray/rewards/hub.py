@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlr_ray.errors import UserError, first_line
+from rlr_ray.utils.environment import path_of
 
 # What no file and no network is to blame for. All else is: the hub's clients raise errors of many classes of their own.
 _DEFECTS = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, TypeError, torch.OutOfMemoryError)
@@ -33,7 +34,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The user's own folder, or None if `place` is none. Raises UserError if it lacks a file."""
-        folder = Path(self.place).expanduser()
+        folder = path_of(self.place)
         return self._complete(folder) if folder.is_dir() else None
 
     def fetched(self) -> Path:

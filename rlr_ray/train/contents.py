@@ -11,7 +11,7 @@ from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
 from rlr_ray.models.loading import with_path
 from rlr_ray.prompts.load import prompt_sets
-from rlr_ray.utils.environment import module_file
+from rlr_ray.utils.environment import module_file, path_of
 
 _WHOLE = 64 * 2**20  # bytes of a file that is read as a whole; of a larger one as many, in blocks evenly apart
 _BLOCK = 2**20
@@ -52,7 +52,7 @@ def _places(name: str, reward: JudgeConfig) -> dict[str, str | None]:
 
 def _of_place(place: str) -> str | None:
     with suppress(OSError):
-        path = Path(place).expanduser()
+        path = path_of(place)
         if path.exists():
             return _of_path(path)
         if place.count("/") == 1:

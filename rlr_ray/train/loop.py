@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlr_ray.train.state import TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
 from rlr_ray.train.update import update
 from rlr_ray.utils.memory import MemoryBudget, memory_errors
+from rlr_ray.utils.signals import Ended, after_update, asked
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +53,43 @@ def train(
     log = None if config.save_chains is None else ChainLog(engine, process, config.save_chains, state.step)
     budget = MemoryBudget(config.memory_budget_gib, engine.device, engine.held_bytes())
     stopped, _ = _verdict(engine, results, process)
-    while state.step < config.train.iterations and not stopped:
-        row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total, log))
-        row |= {} if peak is None else {"peak_memory_gib": peak}
-        measured = _due(state.step, config.evaluated_every, config.train.iterations)
-        if measured and recorder is not None and results is not None:
-            row |= results.measure(state.step, state.theta_to_save)
-            recorder.loggers.evaluation(row["step"], results.latest.images)
-        if measured:
-            stopped = _judged(engine, state, results, process, row)
-        stopped = _told(state, results, row) or stopped
-        last = stopped or state.step == config.train.iterations
-        if log is not None and (last or state.step % config.train.checkpoint_every == 0):
-            log.save()  # before the checkpoint, with which a resumed run goes on
-        if recorder is not None and results is not None:
-            recorder.add(row, whole, results.draft if measured else None, last=last)
-        report(row)
+    with after_update():
+        while state.step < config.train.iterations and not stopped:
+            row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total, log))
+            row |= {} if peak is None else {"peak_memory_gib": peak}
+            measured = _due(state.step, config.evaluated_every, config.train.iterations)
+            if measured and recorder is not None and results is not None:
+                row |= results.measure(state.step, state.theta_to_save)
+                recorder.loggers.evaluation(row["step"], results.latest.images)
+            if measured:
+                stopped = _judged(engine, state, results, process, row)
+            stopped = _told(state, results, row) or stopped
+            last = stopped or state.step == config.train.iterations
+            if log is not None and (last or state.step % config.train.checkpoint_every == 0):
+                log.save()  # before the checkpoint, with which a resumed run goes on
+            if recorder is not None and results is not None:
+                recorder.add(row, whole, results.draft if measured else None, last=last)
+            report(row)
+            if not last:
+                _heed_signals(recorder, log, state, whole)
     if recorder is not None and results is not None:
         results.finish(state.step, state.theta_to_save, recorder, process.ran_on)
+
+
+def _heed_signals(
+    recorder: Recorder | None, log: ChainLog | None, state: TrainState, whole: Callable[[], dict[str, Any]]
+) -> None:
+    """Leave a checkpoint and raise Ended if a signal asked for that."""
+    name = asked()
+    if name is None or recorder is None:
+        return
+    if log is not None:
+        log.save()
+    recorder.save(state.step, whole())
+    raise Ended(
+        f"{name} after update {state.step}, whose checkpoint is saved; `rlr-ray train --resume "
+        f"{recorder.folder.path}` goes on from there"
+    )
 
 
 def _start(

@@ -20,6 +20,7 @@ from rlr_ray.rewards.digits import WORDS, named, real_digits
 from rlr_ray.rewards.likeness import NEIGHBOURS, Pictures, Reference
 from rlr_ray.rewards.mixture import View
 from rlr_ray.train.engine import Engine
+from rlr_ray.utils.environment import path_of
 
 _KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _AT_ONCE = 100  # pictures whose features are computed together
@@ -125,7 +126,7 @@ def _digits(prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:  # [N, 3, 1
 
 def _folder(folder: Path, prompts: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
     """A folder's pictures [N, 3, *size]; and their prompts [N] if they lie in folders named like these."""
-    folder = folder.expanduser()
+    folder = path_of(str(folder))
     if not folder.is_dir():
         raise UserError(
             f"evaluation.reference: {folder} is no folder here; allowed: digits, or a folder of pictures "

@@ -271,6 +271,11 @@ class Recorder:
             logger.info(f"saved again, at update {done}")
         self.behind, self.draft = False, None
 
+    @disk_errors()
+    def save(self, done: int, state: dict[str, Any]) -> None:
+        """Save the state before it is due."""
+        self._write(done, state)
+
     def _write(self, done: int, state: dict[str, Any] | None) -> None:
         self.journal.write()  # first: a checkpoint counts on the rows before it
         if state is not None:

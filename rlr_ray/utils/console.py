@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,6 +20,12 @@ def wide_console() -> Console:
     """The process's console for standard output; wide enough for a table's line where there is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def forgive(stream: Any) -> None:
+    """Have a stream write what its encoding lacks as an escape: no message ends what it tells of."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def table(title: str | None, heads: Sequence[str], *, left: int = 1) -> Table:

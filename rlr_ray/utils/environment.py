@@ -89,6 +89,11 @@ def own_module(name: str) -> ModuleType:
         return _file_module(name) if _is_file(name) else importlib.import_module(name)
 
 
+def path_of(text: str) -> Path:
+    """A path as people write it: `~` and `$HOME`, or another variable of the environment, are what they stand for."""
+    return Path(os.path.expandvars(text)).expanduser()
+
+
 def module_file(name: str) -> str | None:
     """Where a user's module lies, which is not imported; None if it is not found here."""
     if _is_file(name):
@@ -106,7 +111,7 @@ def _is_file(name: str) -> bool:
 
 
 def _file_of(name: str) -> Path:
-    return Path(os.path.abspath(Path(os.path.expandvars(name)).expanduser().with_suffix(".py")))
+    return Path(os.path.abspath(path_of(name).with_suffix(".py")))
 
 
 def _file_module(name: str) -> ModuleType:
