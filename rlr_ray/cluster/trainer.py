@@ -108,9 +108,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=folder,
-            failure_config=ray.train.FailureConfig(
-                max_failures=-1
-            ),  # the workers count themselves: see _check_progress
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the workers count: see _check_progress
             callbacks=[Restarts(coordinator)],
         ),
     )
@@ -136,8 +134,7 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
-        crash = Seat(coordinator, f"{loop_config['seats']}-{process.rank}").take()
-        if crash:
+        if crash := Seat(coordinator, f"{loop_config['seats']}-{process.rank}").take():
             raise crash
         _check_progress(loop_config["cluster"], process, coordinator)
         enter(loop_config["folder"])

@@ -58,11 +58,7 @@ def train(
             row, peak = budget.run(state.step, lambda: update(engine, state, rollouts, process, online, total, log))
             row |= {} if peak is None else {"peak_memory_gib": peak}
             measured = _due(state.step, config.evaluated_every, config.train.iterations)
-            if measured and recorder is not None and results is not None:
-                row |= results.measure(state.step, state.theta_to_save)
-                recorder.loggers.evaluation(row["step"], results.latest.images)
-            if measured:
-                stopped = _judged(engine, state, results, process, row)
+            stopped = measured and _judged(engine, state, results, recorder, process, row)
             stopped = _told(state, results, row) or stopped
             last = stopped or state.step == config.train.iterations
             if log is not None and (last or state.step % config.train.checkpoint_every == 0):
@@ -140,8 +136,18 @@ def _verdict(engine: Engine, results: Results | None, process: Process) -> tuple
     return bool(stops), bool(too_far)
 
 
-def _judged(engine: Engine, state: TrainState, results: Results | None, process: Process, row: dict[str, Any]) -> bool:
-    """After an evaluation: whether the run ends; steps back from beyond guards.kl_stop."""
+def _judged(
+    engine: Engine,
+    state: TrainState,
+    results: Results | None,
+    recorder: Recorder | None,
+    process: Process,
+    row: dict[str, Any],
+) -> bool:
+    """Evaluate; whether the run ends by that. Steps back from beyond guards.kl_stop."""
+    if recorder is not None and results is not None:
+        row |= results.measure(state.step, state.theta_to_save)
+        recorder.loggers.evaluation(row["step"], results.latest.images)
     stops, too_far = _verdict(engine, results, process)
     if engine.config.guards.kl_stop is not None and not stops:
         row["stepped_back"] = int(state.watch_divergence(too_far=too_far)) or row["stepped_back"]

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 
 from rlr_ray.cluster.callbacks import start_worker
 from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, messages_to, repeating
+from rlr_ray.cluster.seats import Seat
 from rlr_ray.cluster.trainer import _begun, _check_progress, _watched, run_worker
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.errors import UserError
@@ -137,7 +138,9 @@ def test_a_users_error_ends_the_workers_that_wait_for_its_share(
 
     monkeypatch.setattr("rlr_ray.cluster.trainer._train", fails)
     coordinator, folder = RunCoordinator(), str(tmp_path)
+    monkeypatch.setattr(Seat, "take", lambda seat: None)  # which is for a process of its own
     work = {"coordinator": Handle(coordinator), "cluster": ClusterConfig(), "folder": folder, "ran_on": "Ray"}
+    work["seats"] = "here"
     with pytest.raises(UserError, match="not finite") if size > 1 else nullcontext():
         run_worker(work)
     assert str(coordinator.failure()) == "the reward is not finite"
