@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray train | evaluate | sample | lab | plan | tune | dcot | doctor`."""
+"""The commands: `rlr-ray init | train | evaluate | sample | lab | plan | tune | dcot | doctor`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rlr_ray.utils.environment import set_variables
 from rlr_ray.utils.signals import Ended, Terminated, heeded, status_of
 
 _COMMANDS = {  # what each is for, and what adds its options
+    "init": ("write a commented recipe for a model, a reward and prompts", "rlr_ray.cli.init:add_init_arguments"),
     "train": ("fine-tune a model", "rlr_ray.cli.train:add_train_arguments"),
     "evaluate": ("compare finished runs with the base model", "rlr_ray.cli.evaluate:add_evaluate_arguments"),
     "sample": ("draw pictures from a run or a base model", "rlr_ray.cli.evaluate:add_sample_arguments"),

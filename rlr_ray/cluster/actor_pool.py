@@ -43,7 +43,7 @@ class ActorPool:
         remote: RemoteRewards,
     ):
         self.config, self.room, self.coordinator = config.on(cluster.rollouts.gpus), room, coordinator
-        self.remote = remote
+        self.remote, self.coordinator_name = remote, ray.get(coordinator.called.remote())
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())
         self.first: dict[str, ActorHandle] = {}
@@ -100,7 +100,7 @@ class ActorPool:
             max_restarts=-1,
             scheduling_strategy=place,
         )
-        return actor.remote(self.config, os.getcwd(), generator_checksum(), self.remote, Seat(self.coordinator))
+        return actor.remote(self.config, os.getcwd(), generator_checksum(), self.remote, Seat(self.coordinator_name))
 
     def _actors(self) -> dict[str, ActorHandle]:
         return self.first | {name: actor for name, (_, actor) in self.more.items()}

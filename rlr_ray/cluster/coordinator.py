@@ -31,7 +31,8 @@ Message = tuple[int, str, str]  # level, logger's name and text of a log record
 class RunCoordinator:
     """Carries updates' rows, messages and errors to the driver, and the rollout actors to the leading worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name  # by which processes of the run find it
         self.news: list[dict[str, Any] | Message] = []
         self.error: Exception | None = None  # a user's
         self.actors: list[Any] = []  # of one reference to name -> actor, since unpacking actors' handles imports torch
@@ -43,6 +44,9 @@ class RunCoordinator:
         self.awaited_since: float | None = None  # when workers were asked for that have not started yet
         self.signal: str | None = None  # that the driver got
         self.trouble = ""  # the traceback that ended the workers, since their last start
+
+    def called(self) -> str:
+        return self.name
 
     def put(self, row: dict[str, Any]) -> str | None:
         """An update's row; the signal by which the run is to end, if the driver got one."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psutil
 import ray
@@ -89,6 +90,7 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         return
     check_reachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
     logger.info("connecting to Ray")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells what the user has set
     before = psutil.Process().children()
     try:
         ray.init(  # without an address: the Ray that `ray start` left running here, else a new one
@@ -140,7 +142,8 @@ _START_ONE = (
 def _coordinator() -> Iterator[ActorHandle]:
     """On the driver's node, so that it lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    coordinator = ray.remote(RunCoordinator).options(num_cpus=0, scheduling_strategy=here).remote()
+    name = f"coordinator-{uuid4().hex}"
+    coordinator = ray.remote(RunCoordinator).options(name=name, num_cpus=0, scheduling_strategy=here).remote(name)
     try:
         yield coordinator
     finally:

@@ -189,6 +189,7 @@ def remote_rewards(
 
     `coordinator`: who carries what they print to the driver. Raises UserError if one cannot be built.
     """
+    name = ray.get(coordinator.called.remote()) if coordinator and config.remote_rewards else None
     started: dict[str, list[ActorHandle]] = {label: [] for label in config.remote_rewards}
     try:
         for (label, reward), group in zip(config.remote_rewards.items(), room.rewards, strict=True):
@@ -196,9 +197,7 @@ def remote_rewards(
             count = reward.actors.replicas
             logger.info(f"starting {count} actor{'s' * (count > 1)} of reward {label}")
             for _ in range(count):
-                started[label].append(
-                    _start(label, reward, group, config.threads, Seat(coordinator) if coordinator else None)
-                )
+                started[label].append(_start(label, reward, group, config.threads, Seat(name) if name else None))
         ready = {
             f"actor {number} of reward {label!r}": actor.ready.remote
             for label, actors in started.items()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import ray
 from ray.actor import ActorHandle
 
 from rlr_ray.errors import RewardCrashed
@@ -29,7 +30,7 @@ _KEPT_S = 24 * 3600.0  # that what is left of a run stays on a node's disk
 class Seat:
     """Of a worker or an actor, whichever process has it now."""
 
-    coordinator: ActorHandle
+    coordinator: str  # its name: with a handle among an actor's arguments Ray warns that restarts may fail
     name: str = field(default_factory=lambda: uuid4().hex)
 
     def take(self) -> RewardCrashed | None:
@@ -38,7 +39,7 @@ class Seat:
         Returns the crash of the one before, if that was on this node and in a reward.
         """
         forgive(sys.stdout)
-        sys.stdout = _Told(sys.stdout, self.coordinator)
+        sys.stdout = _Told(sys.stdout, ray.get_actor(self.coordinator))
         folder = Path(tempfile.gettempdir()) / f"rlr-ray-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         for old in folder.iterdir():

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import ray
 import ray.train
@@ -92,7 +91,6 @@ def _trainer(
         "rollouts": rollouts,
         "remote": remote,
         "coordinator": coordinator,
-        "seats": uuid4().hex,
         "ran_on": f"Ray {ray.__version__}: a TorchTrainer of {number} worker(s){actors}",
     }
     return TorchTrainer(
@@ -134,7 +132,8 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
     process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
     try:
-        if crash := Seat(coordinator, f"{loop_config['seats']}-{process.rank}").take():
+        name = ray.get(coordinator.called.remote())
+        if crash := Seat(name, f"{name}-{process.rank}").take():
             raise crash
         _check_progress(loop_config["cluster"], process, coordinator)
         enter(loop_config["folder"])

@@ -140,7 +140,6 @@ def test_a_users_error_ends_the_workers_that_wait_for_its_share(
     coordinator, folder = RunCoordinator(), str(tmp_path)
     monkeypatch.setattr(Seat, "take", lambda seat: None)  # which is for a process of its own
     work = {"coordinator": Handle(coordinator), "cluster": ClusterConfig(), "folder": folder, "ran_on": "Ray"}
-    work["seats"] = "here"
     with pytest.raises(UserError, match="not finite") if size > 1 else nullcontext():
         run_worker(work)
     assert str(coordinator.failure()) == "the reward is not finite"
