@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.common import DOCS, IMAGES, options, text
+from bench.pages.actors import actors
 from bench.pages.bias import bias
 from bench.pages.learning import defaults, learning, sensitivity
 from bench.pages.peers import peers
@@ -48,6 +49,7 @@ def main() -> None:
     (DOCS / "benchmarks.md").write_text("\n".join(page), "utf-8")
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())
+    fill(DOCS / "scaling.md", "actors", actors())
     fill(DOCS / "scaling.md", "kills", kills())
     fill(DOCS / "architecture.md", "tree", tree())
     print(DOCS / "benchmarks.md")

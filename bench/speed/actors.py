@@ -117,7 +117,13 @@ def main() -> None:
     configs = {preset: config_of(preset, args.out.parent) for preset in PRESETS}
     engine = Engine(configs["awm"])
     facts: dict[str, Any] = {"shares": {preset: shares(engine, config) for preset, config in configs.items()}}
-    facts |= {"ray": ray.__version__, "chains": CHAINS, "chunk": CHUNK, "rows": []}
+    facts |= {
+        "ray": ray.__version__,
+        "chains": CHAINS,
+        "chunk": CHUNK,
+        "steps": configs["awm"].sampler.steps,
+        "rows": [],
+    }
     print(facts["shares"], flush=True)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
     for preset in TIMED:

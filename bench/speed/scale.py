@@ -1,10 +1,12 @@
 """What coordination costs: the real dispatcher over Ray with simulated rollout actors, and real ones from 1 to 2.
 
-    python -m bench.speed.scale      # about 8 minutes; writes bench/results/scale.json
+    python -m bench.speed.scale      # about 10 minutes; writes bench/results/scale.json
 
 A simulated actor sleeps instead of computing. It is a slot of one of a few host actors, so every call, theta and result
 goes over Ray as it does in a run; or, for the dispatcher's own part, a slot of this process. The same calls without a
-dispatcher show Ray's part. An ideal step is the best schedule of the same durations, with no time between them.
+dispatcher show Ray's part. Chunks shorter than half a second are called for several at a time, which is measured beside
+one by one. An ideal step is the best schedule of the same durations, with no time between them.
+one by one. An ideal step is the best schedule of the same durations, with no time between them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import json
 import queue
 import random
 import statistics
@@ -23,6 +26,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -30,6 +34,7 @@ import ray
 import torch
 
 from bench.common import RESULTS, ROOT, options, write_json
+from rlr_ray.cluster import dispatch
 from rlr_ray.cluster.coordinator import RunCoordinator
 from rlr_ray.cluster.dispatch import Dispatcher
 from rlr_ray.cluster.jobs import Fate, Patience, RolloutWorker
@@ -45,6 +50,7 @@ PARAMETERS = 100_000
 HOSTS = 4
 TURNS = 3  # of what is compared
 THETA = np.zeros(PARAMETERS, np.float32)
+PARTS = ("bytes", "steps", "short", "weak")
 
 
 class SimulatedDeath(Exception):
@@ -257,6 +263,18 @@ def steps(hosts: list[OverRay], counts: list[int]) -> Iterator[dict[str, Any]]:
     yield simulate(hosts, most, 2, spread=True, hedge=True) | {"ideal": unhedged["ideal"]}
 
 
+def short_chunks(hosts: Sequence[OverRay], actors: int = 16, chunks: int = 2000, chunk_s: float = 0.05) -> list[Any]:
+    """Many short chunks, called for one by one and several at a time, in turn."""
+    rows = []
+    for _ in range(TURNS):
+        for call_s in (0.0, dispatch._CALL_S):
+            with patch.object(dispatch, "_CALL_S", call_s):
+                one = simulate(hosts, actors, chunks // actors, spread=False, hedge=False, rollout_s=chunk_s)
+            rows.append(one | {"chunk_s": chunk_s, "together": bool(call_s)})
+            print(rows[-1], flush=True)
+    return rows
+
+
 @contextmanager
 def own_ray() -> Iterator[None]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="warning")
@@ -270,17 +288,27 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--actors", type=int, nargs="+", default=[8, 64, 256, 1000])
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay as they were kept")
     args = parser.parse_args()
     facts: dict[str, Any] = {"rollout_s": ROLLOUT_S, "ray": ray.__version__, "rows": []}
+    if set(args.parts) != {*PARTS}:
+        facts = json.loads(args.out.read_text("utf-8"))
     with own_ray():
         hosts = [ray.remote(Host).options(num_cpus=0.1, max_concurrency=1000).remote() for _ in range(HOSTS)]
         ray.get([host.run.remote(ray.put(THETA), [range(PAIRS)], 0.0, False) for host in hosts])  # all is imported
-        facts["bytes"] = bytes_per_rollout(hosts[0])
-        print(facts["bytes"], flush=True)
-        for row in steps([OverRay(host) for host in hosts], args.actors):
-            print(row, flush=True)
-            facts["rows"] += [row]
-        facts["weak_scaling"] = weak_scaling(args.out.parent)
+        over_ray = [OverRay(host) for host in hosts]
+        if "bytes" in args.parts:
+            facts["bytes"] = bytes_per_rollout(hosts[0])
+            print(facts["bytes"], flush=True)
+        if "steps" in args.parts:
+            facts["rows"] = []
+            for row in steps(over_ray, args.actors):
+                print(row, flush=True)
+                facts["rows"] += [row]
+        if "short" in args.parts:
+            facts["short"] = short_chunks(over_ray)
+        if "weak" in args.parts:
+            facts["weak_scaling"] = weak_scaling(args.out.parent)
     write_json(args.out, facts)
     one, two = (
         statistics.median(row["seconds"] for row in facts["weak_scaling"] if row["actors"] == count) for count in (1, 2)
