@@ -63,7 +63,7 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def costs_of(facts: Mapping[str, Any], scale: Mapping[str, Any]) -> dict[str, float]:
-    """Of the forward term a chunk's gradient over its sampling, by forwards and backwards; and a call's milliseconds."""
+    """A chunk's gradient over its sampling, of the forward term, by forwards and backwards; a call's milliseconds."""
     sampled, steps = facts["shares"]["awm"]["after"], facts["steps"]
     over_ray = [row for row in scale["rows"] if row["calls"] == "dispatcher over Ray" and not row["spread"]]
     per_call = [row["coordinator_cpu_s"] / row["actors"] for row in over_ray if row["actors"] >= 256]
