@@ -51,7 +51,18 @@ def scale() -> str:
         two=times[2],
         efficiency=times[1] / times[2],
         **facts["bytes"],
+        **_short(facts["short"]),
     )
+
+
+def _short(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of short chunks, called for one by one and several at a time: medians of CPU seconds and of the step's."""
+    words: dict[str, Any] = {"short_s": rows[0]["chunk_s"], "short_actors": rows[0]["actors"]}
+    for name, together in (("single", False), ("several", True)):
+        some = [row for row in rows if row["together"] == together]
+        for part, key in (("cpu", "coordinator_cpu_s"), ("hosts", "hosts_cpu_s"), ("s", "seconds")):
+            words[f"{name}_{part}"] = statistics.median(row[key] for row in some)
+    return words | {"short_chunks": round(rows[0]["ideal"] * rows[0]["actors"] / rows[0]["chunk_s"])}
 
 
 def _beyond(row: dict[str, Any]) -> float:
