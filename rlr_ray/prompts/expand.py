@@ -16,7 +16,7 @@ from rlr_ray.config.estimator import STAGES
 from rlr_ray.errors import UserError
 from rlr_ray.prompts.files import decoded, json_lines
 from rlr_ray.prompts.prompt import NEGATIVE, WEIGHT, Prompt, prompt_of
-from rlr_ray.rewards.http import Server
+from rlr_ray.rewards.http import Server, said_in
 from rlr_ray.utils.files import append_file
 
 Triple = dict[str, str]  # stage -> text
@@ -85,13 +85,7 @@ class Endpoint:
                 f"{self.url} gave no answer ({error}); see whether the server runs, --endpoint is its address up to "
                 "/v1, --model one that it has, and --api-key-env the variable of its key"
             ) from error
-        try:
-            return str(answer.json()["choices"][0]["message"]["content"])
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{self.url} answered {answer.text[:200]!r}; allowed: what OpenAI's /chat/completions answers; give an "
-                "--endpoint that speaks it"
-            ) from error
+        return said_in(answer)
 
 
 def _read(said: str) -> Triple | None:

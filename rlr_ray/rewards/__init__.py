@@ -43,7 +43,9 @@ REWARDS = {
     "motion_smoothness": Entry("motion:MotionSmoothness", video=True),
     "moving_digits": Entry("moving_digits:MovingDigits", video=True),
     "moving_digits_judge": Entry("moving_digits:MovingDigitsJudge", differentiable=False, video=True),
+    "ocr": Entry("ocr:Ocr", differentiable=False),
     "pickscore": Entry("clip:PickScore"),
+    "vlm": Entry("vlm:Vlm", differentiable=False),
 }
 
 

@@ -52,7 +52,7 @@ class Http:
             return torch.tensor([score for batch in scores for score in batch])
 
     def _scores(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> list[float]:
-        seen = {"videos": [_encoded(video) for video in images]} if images.dim() == 5 else {"images": _encoded(images)}
+        seen = {"videos": [encoded(video) for video in images]} if images.dim() == 5 else {"images": encoded(images)}
         asked: Any = seen | {"prompts": list(prompts), "metadata": list(metadata)}
         try:
             answer = self.server.answer(asked)
@@ -77,13 +77,25 @@ class Http:
         return scores
 
 
-def _encoded(images: Tensor) -> list[str]:
+def encoded(images: Tensor) -> list[str]:
+    """images [B, 3, H, W] in [0, 1] as PNG in base64."""
     texts = []
     for picture in pictures(images):
         file = io.BytesIO()
         picture.save(file, format="PNG")
         texts.append(base64.b64encode(file.getvalue()).decode())
     return texts
+
+
+def said_in(answer: requests.Response) -> str:
+    """What a model says in an answer of OpenAI's chat completions. Raises UserError for any other answer."""
+    try:
+        return str(answer.json()["choices"][0]["message"]["content"])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{concealed(answer.url)} answered {concealed(answer.text)[:200]!r}; allowed: what OpenAI's "
+            "/chat/completions answers; give the address of a server that speaks it, up to /v1"
+        ) from error
 
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0  # between two tries; each is twice the one before

@@ -28,6 +28,7 @@ NUMBERS = ["1", "2", "3"]
 MOVING = ["a two moving left", "seven moving up", "a three moving right"]
 DIGITS = ("digits", "digits_judge", "moving_digits", "moving_digits_judge")
 DIFFERENTIABLE = [name for name in REWARDS if is_differentiable(name)]
+READERS = ("ocr", "vlm")  # of what noise does not have: test_ocr.py, test_vlm.py
 MOTION = ("dynamic_degree", "motion_smoothness")
 BLIND = ("aesthetic", "jpeg_compressibility", "jpeg_incompressibility", *MOTION)  # to the prompt
 
@@ -50,7 +51,7 @@ class Case:
         return score(self.reward, images, prompts, [{}] * len(prompts), self.name)
 
 
-@pytest.fixture(scope="module", params=[*REWARDS])
+@pytest.fixture(scope="module", params=[name for name in REWARDS if name not in READERS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name, received = request.param, []
     if name == "http":
@@ -96,7 +97,7 @@ def test_a_score_is_that_of_the_image_alone(case: Case) -> None:
     torch.testing.assert_close(whole, turned.flip(0))
 
 
-@pytest.mark.parametrize("case", [name for name in REWARDS if name not in MOTION], indirect=True)
+@pytest.mark.parametrize("case", [name for name in REWARDS if name not in (*MOTION, *READERS)], indirect=True)
 def test_pixels_reach_the_encoder_scaled_once(case: Case) -> None:
     """A known image, of the encoder's size: as CLIP's own processor gives it, or as it was."""
     images = case.images()
