@@ -19,7 +19,7 @@ test-all: $(INSTALLED)
 	$(BIN)/python -m tests.budget test-all
 
 models: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m models
+	$(BIN)/python -m tests.models.table
 
 mutations: $(INSTALLED)
 	$(BIN)/python -m tests.mutations.run

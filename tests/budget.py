@@ -24,7 +24,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def parts(tier: str) -> dict[str, list[str]]:
     """Python's arguments for each part of a tier."""
-    rest = "not gpu and not system and not models" + (" and not slow" if tier == "test" else "")
+    rest = "not gpu and not system" + (" and not slow" if tier == "test" else "")
     tests = {
         "without Ray": [*PYTEST, f"not ray and {rest}", *PARALLEL],
         "on Ray": [*PYTEST, f"ray and {rest}"],

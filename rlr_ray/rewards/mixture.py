@@ -159,7 +159,9 @@ class Mixture:
         if seen.requires_grad:  # 0 times what is not finite is not 0
             seen.register_hook(lambda gradient: gradient.masked_fill(_beside(wrong, gradient), 0.0))
         scores = view.scores(checked, seen, prompts, metadata, self.frames)
-        wrong |= ~scores.isfinite()
+        wrong |= ~(
+            scores.isfinite() & images.detach().flatten(1).isfinite().all(1)
+        )  # a reward that rounds makes 0 of NaN
         return scores.masked_fill(wrong, instead), wrong
 
 

@@ -256,7 +256,7 @@ class Engine(PictureEngine):
     ) -> Scored:
         """Of a video only the frames that some reward sees are decoded."""
         times = len(latents) // len(texts)
-        images = self.model.decode(latents, rewards.frames or None, conditioning)
+        images = self.decode(latents, conditioning, rewards.frames or None)
         return rewards.score(images, texts * times, metadata * times)
 
     @memory_errors()

@@ -13,6 +13,7 @@ from rlr_ray.core.sampler import Conditioning, Sampler, Start, Trajectory
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
+from rlr_ray.models.finite import check_finite
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import prompt_sets
@@ -96,7 +97,14 @@ class PictureEngine:
     def sample(self, theta: Tensor, indices: range) -> tuple[Trajectory, Tensor]:
         """Held-out chains at theta [P] and their images [B, 3, H, W], or videos [B, F, 3, H, W]."""
         trajectory = self.sampler.sample(theta, *self.start(*self.held_out(indices)))
-        return trajectory, self.model.decode(trajectory.latents[-1], None, trajectory.conditioning)
+        return trajectory, self.decode(trajectory.latents[-1], trajectory.conditioning)
+
+    def decode(self, latents: Tensor, conditioning: Conditioning, frames: Sequence[int] | None = None) -> Tensor:
+        """Images or videos of these frames. Raises UserError if one is not finite and some reward does not allow that."""
+        images = self.model.decode(latents, frames, conditioning)
+        if any(reward.invalid == "stop" for reward in self.config.rewards.values()):
+            check_finite(images, latents, conditioning, self.config.model.dtype)
+        return images
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         negatives = [prompt.negative for prompt in prompts]

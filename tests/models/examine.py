@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,43 @@ def raised_by_updates(subject: Subject, updates: int = 3) -> float:
         if update < updates:
             optimizer.step()
     return rewards[-1] - rewards[0]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A class's figures."""
+
+    picture: float
+    gradient: float
+    replayed: bool
+    rows: float
+    bfloat16: bool | None  # None: not tried
+    saved: bool
+    raised: float
+
+    @property
+    def wrong(self) -> list[str]:
+        """Which figures are not as they must be."""
+        told = {
+            "picture": self.picture < 2e-5,
+            "gradient": self.gradient < 0.02,
+            "replayed": self.replayed,
+            "rows": self.rows < 1e-3,
+            "bfloat16": self.bfloat16 is not False,
+            "saved": self.saved,
+            "raised": self.raised > 0,
+        }
+        return [f"{name} {getattr(self, name)}" for name, right in told.items() if not right]
+
+
+def line_of(name: str, folder: Path, *, bfloat16: bool = True) -> Line:
+    subject = Subject(name, folder, eta=0.5)
+    return Line(
+        picture_error(Subject(name, folder)),
+        gradient_error(subject),
+        replayed(subject),
+        rows_error(subject),
+        replayed(Subject(name, folder, eta=0.5, dtype=torch.bfloat16)) if bfloat16 else None,
+        saved_and_loaded(subject, folder),
+        raised_by_updates(subject),
+    )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tests.models.zoo import flows, flux, ltx, qwen, stable, videos, wan, xl
+from tests.models.zoo import flows, flux, kin, ltx, qwen, stable, videos, wan, xl
 from tests.models.zoo.parts import CASES
 
-__all__ = ["CASES", "flows", "flux", "ltx", "qwen", "stable", "videos", "wan", "xl"]
+__all__ = ["CASES", "flows", "flux", "kin", "ltx", "qwen", "stable", "videos", "wan", "xl"]

@@ -85,16 +85,16 @@ def StableDiffusionInstructPix2PixPipeline() -> Any:
     return shaken(d.StableDiffusionInstructPix2PixPipeline(**parts)), call, lambda n: texts(n) | {"image": pictures(n)}
 
 
-def controlnet() -> Any:
+def controlnet(**more: Any) -> Any:
     return d.ControlNetModel(
         in_channels=4,
         block_out_channels=(8, 8),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        cross_attention_dim=16,
         attention_head_dim=2,
         norm_num_groups=2,
         conditioning_embedding_out_channels=(4, 8),
+        **{"cross_attention_dim": 16, **more},
     )
 
 
