@@ -19,6 +19,19 @@ from torch.nn.functional import linear
 
 from rlr_ray.errors import UserError
 
+_LANGUAGE = "it is made for language models"
+REFUSED = {  # PEFT's kinds that do not train here, and why
+    "ADALORA": "its ranks are set by steps of a trainer's own",
+    "POLY": "its layers ask which task they are at",
+    "XLORA": "it mixes adapters that are trained already",
+    "TRAINABLE_TOKENS": "it trains rows of an embedding, which a denoiser has not",
+    **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), _LANGUAGE),
+    **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"), _LANGUAGE),
+}
+# Kinds whose layers torch.func.vmap cannot run: numbers of each chain's own take a call each.
+APART = {"LOHA", "OFT", "FROD", "RANDLORA", "C3A", "FOURIERFT", "SHIRA", "WAVEFT"}
+_STARTS = (True, False, "gaussian", "orthogonal")  # of LoRA; others change the base's weights, or want data
+
 
 def add_adapter(module: nn.Module, kind: str, options: dict[str, Any], seed: int) -> nn.Module:
     """Freeze the module, add the adapter and return the module to call.
@@ -61,13 +74,32 @@ def _layers(module: nn.Module, most: int = 16) -> str:
 
 def _peft_config(kind: str, options: dict[str, Any]) -> peft.PeftConfig:
     kinds = {str(known.value): config for known, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if kind not in kinds:
-        raise UserError(f"adapter.type is {kind!r}; allowed: {', '.join(sorted(kinds))} (PEFT's names)")
+    if kind not in kinds or kind in REFUSED:
+        why = f" ({REFUSED[kind]})" if kind in REFUSED else ""
+        raise UserError(
+            f"adapter.type is {kind!r}{why}; allowed: {', '.join(sorted(kinds.keys() - REFUSED))} (PEFT's names)"
+        )
     allowed = {field.name for field in dataclasses.fields(kinds[kind])}
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise UserError(f"adapter has {', '.join(unknown)}; allowed for {kind}: {', '.join(sorted(allowed))}")
+    if kind == "LORA":
+        _check_lora(options)
     return kinds[kind](**options)
+
+
+def _check_lora(options: dict[str, Any]) -> None:
+    """Raise UserError for options with which a saved LoRA would not be what was trained."""
+    why = {
+        "bias": options.get("bias", "none") != "none" and "biases of the base are in no file of LoRA's",
+        "modules_to_save": options.get("modules_to_save") and "whole modules are in no file of LoRA's",
+        "lora_dropout": options.get("lora_dropout") and "chains are sampled and trained on without chance in the model",
+        "init_lora_weights": options.get("init_lora_weights", True) not in _STARTS
+        and f"allowed: {', '.join(map(str, _STARTS)).lower()}; others change the base's weights, which are not saved",
+    }
+    for name, reason in why.items():
+        if reason:
+            raise UserError(f"adapter.{name} is {options[name]!r}, and {reason}; leave it out")
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -116,6 +116,10 @@ class PipelineModel(ABC):
         predict = functools.partial(self._predict, time=time)
         if theta.dim() == 1 or self.per_chain:
             return predict(theta, latent, dict(conditioning))
+        if self.tuned.apart:
+            rows = [{name: value[i : i + 1] for name, value in conditioning.items()} for i in range(len(latent))]
+            parts = zip(theta, latent.split(1), rows, strict=True)
+            return torch.cat([predict(*part) for part in parts])
 
         def predict_one(theta: Tensor, latent: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
             single = {name: value[None] for name, value in conditioning.items()}

@@ -162,7 +162,7 @@ class Program:
         from the changed latent.
         """
         predict = functools.partial(self._predict, k=self._step_of_time[timestep])
-        apart = self.apart and theta.dim() == 2
+        apart = (self.apart or self.tuned.apart) and theta.dim() == 2
         return self._each(predict, conditioning, theta, latent, alone=apart)
 
     def decode(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlr_ray.errors import UserError
-from rlr_ray.models.adapters import ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
+from rlr_ray.models.adapters import APART, ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -35,6 +35,7 @@ class Trained:
             name: add_adapter(getattr(pipeline, name), adapter.type, adapter.options, adapter.seed) for name in parts
         }
         self.vectors = {name: ParameterVector(trainable(part)) for name, part in self.modules.items()}
+        self.apart = adapter.type in APART
         self.per_chain = all([take_per_chain_weights(part) for part in self.modules.values()])
 
     def __len__(self) -> int:  # P

@@ -159,9 +159,8 @@ class Mixture:
         if seen.requires_grad:  # 0 times what is not finite is not 0
             seen.register_hook(lambda gradient: gradient.masked_fill(_beside(wrong, gradient), 0.0))
         scores = view.scores(checked, seen, prompts, metadata, self.frames)
-        wrong |= ~(
-            scores.isfinite() & images.detach().flatten(1).isfinite().all(1)
-        )  # a reward that rounds makes 0 of NaN
+        wrong |= ~scores.isfinite()
+        wrong |= ~images.detach().flatten(1).isfinite().all(1)  # of NaN a reward that rounds makes 0
         return scores.masked_fill(wrong, instead), wrong
 
 

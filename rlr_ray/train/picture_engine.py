@@ -100,7 +100,7 @@ class PictureEngine:
         return trajectory, self.decode(trajectory.latents[-1], trajectory.conditioning)
 
     def decode(self, latents: Tensor, conditioning: Conditioning, frames: Sequence[int] | None = None) -> Tensor:
-        """Images or videos of these frames. Raises UserError if one is not finite and some reward does not allow that."""
+        """Images or videos of these frames. Raises UserError if one is not finite, and some reward allows no such."""
         images = self.model.decode(latents, frames, conditioning)
         if any(reward.invalid == "stop" for reward in self.config.rewards.values()):
             check_finite(images, latents, conditioning, self.config.model.dtype)
