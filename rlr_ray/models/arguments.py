@@ -51,7 +51,11 @@ REFUSED = {  # by class
     "StableCascadeDecoderPipeline": "it is one stage of several",
     "StableCascadePriorPipeline": "it is one stage of several",
     "HeliosPyramidPipeline": "it has several stages of noise",
-    "IFPipeline": "its model draws pixels and predicts a variance too",
+    **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "SCM, its scheduler, steps otherwise"),
+    **dict.fromkeys(
+        (f"IF{kind}Pipeline" for kind in ("", "Img2Img", "Inpainting", "SuperResolution")),
+        "its model draws pixels and predicts a variance too",
+    ),
 }
 
 

@@ -143,11 +143,13 @@ class Program:
     @torch.no_grad()
     def begin(self, seeds: Sequence[int], conditioning: Conditioning) -> Start:
         """How the plain pipeline begins with one generator a seed: first latents, noises, and what it is asked for."""
-        shape, count = self.latent_shape, len(self.schedule)
+        shape = self.latent_shape
         seeded = {**conditioning, "seed": torch.tensor(list(seeds), device=self.device)}
-        first, noise = chains_noise(seeds, count, shape)
-        if not self._plain:
-            first = self._each(self._first, seeded)
+        if self._plain:
+            first, noise = chains_noise(seeds, len(self.schedule), shape)
+        else:
+            first, *noises = self._each(self._begun, seeded).unbind(1)
+            noise = torch.stack(noises)
             if first.shape[1:] != shape:
                 raise UserError(
                     f"a chain's latent is {tuple(first.shape[1:])}, others' are {shape}; pictures of prompts must be "
@@ -223,9 +225,15 @@ class Program:
         self._batches.move_to_end(key)
         return self._batches[key]
 
-    def _first(self, batch: Batch) -> Tensor:
+    def _begun(self, batch: Batch) -> Tensor:  # [B, 1 + T, ...]
+        """The call's own first latents, and noises of the generators after them."""
         run = self._call.output(batch, 0, None, None)
-        return self._joined([latent for _, latent, _ in run.seen])
+        first = self._joined([latent for _, latent, _ in run.seen])
+        noise = [
+            torch.stack([torch.randn(first.shape[1:], generator=source) for _ in self.schedule.timesteps])
+            for source in batch.generators
+        ]
+        return torch.cat([first[:, None], torch.stack(noise).to(first)], 1)
 
     def _predict(self, batch: Batch, theta: Tensor, latent: Tensor, *, k: int) -> Tensor:
         ours = self._parted(latent)
@@ -277,6 +285,8 @@ def program_of(
     kind = type(pipeline).__name__
     try:
         return Program(pipeline, config, adapter, sampler, device, request)
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
         raise UserError(
             f"a {kind} could not be called with model.call {dict(config.call)} and the first prompt: "

@@ -24,6 +24,9 @@ from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.loading import entry_of, refuse_other_class, source_of, with_path
 from rlr_ray.models.pipelines import PipelineModel
+from rlr_ray.models.program import Program
+from rlr_ray.models.weightless import weightless
+from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.rewards.mixture import view_of
 from rlr_ray.utils.memory import GIB
 
@@ -37,21 +40,21 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Sizes:
-    model: PipelineModel  # without weights: its latent's shape and its schedule are true
+    model: PipelineModel | Program  # without weights: its latent's shape and its schedule are true
     parts: dict[str, tuple[int, int]]  # by name: parameters, the adapter's left out, and bytes with buffers
 
     @property
     def trained(self) -> int:  # P
-        return len(self.model.parameters)
+        return len(self.model.tuned)
 
 
 def sizes_of(config: RunConfig) -> Sizes:
     """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
     keys, entry = with_path(config.model), entry_of(config.model)
-    if entry.pipeline == "DiffusionPipeline":
-        raise Unknown("they are not told of a pipeline that is run by its own call")
     folder = _config_files(source_of(keys, keys.name))
     family = getattr(diffusers, entry.pipeline)
+    if family is diffusers.DiffusionPipeline:
+        return _of_any(config, folder)
     if keys.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     try:
@@ -65,6 +68,22 @@ def sizes_of(config: RunConfig) -> Sizes:
     file, _, kind = entry.place.partition(":")
     model_class = getattr(importlib.import_module(f"rlr_ray.models.{file}"), kind)
     model = model_class(pipeline, keys, config.adapter, config.sampler, _META)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
+
+
+def _of_any(config: RunConfig, folder: Path) -> Sizes:
+    """Of a pipeline that is run by its own call: the call is run, with modules that tell shapes alone."""
+    request, cpu = prompt_sets(config).train[0].request, torch.device("cpu")
+    try:
+        index = diffusers.DiffusionPipeline.load_config(folder)
+        family = getattr(diffusers, index["_class_name"])
+        pipeline = weightless(_pipeline(folder, index, family, getattr(torch, config.model.dtype), whole=True))
+        model = Program(pipeline, config.model, config.adapter, config.sampler, cpu, request)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError) as error:
+        raise Unknown(_NEEDED.format(path=config.model.path, error=first_line(error))) from error
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
 
@@ -89,12 +108,25 @@ def _config_files(source: Path | str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["model_index.json", "*/*config.json"], etag_timeout=5))
+        return Path(
+            snapshot_download(
+                source,
+                allow_patterns=[
+                    "model_index.json",
+                    "*/*config.json",
+                    "tokenizer*/*",
+                    "*processor*/*",
+                    "feature_extractor/*",
+                ],
+                etag_timeout=5,
+            )
+        )
     except (OSError, ValueError) as error:  # its errors of network, names and access are of these
         raise Unknown(_NEEDED.format(path=source, error=first_line(error))) from error
 
 
-def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype) -> Any:
+def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype, *, whole: bool = False) -> Any:
+    """`whole`: with tokenizers and processors, as a call needs them."""
     parts: dict[str, Any] = {}
     for name in inspect.signature(family.__init__).parameters:
         kind = index.get(name)
@@ -104,13 +136,18 @@ def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dty
             parts[name] = None
         else:
             library, part = kind
-            parts[name] = _part(folder / name, library, part, dtype)
+            parts[name] = _part(folder / name, _class_of(library, part), dtype, whole=whole)
     return family(**parts | ({"requires_safety_checker": False} if "requires_safety_checker" in parts else {}))
 
 
-def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
-    """A scheduler, a module without weights, or None for a tokenizer."""
-    part_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+def _class_of(library: str, kind: str) -> Any:
+    """Of diffusers, transformers, or a module of a pipeline's own."""
+    module: Any = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    return getattr(module or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
+
+
+def _part(folder: Path, part_class: Any, dtype: torch.dtype, *, whole: bool) -> Any:
+    """A scheduler, a module without weights, or a tokenizer, which is None unless `whole`."""
     if issubclass(part_class, diffusers.SchedulerMixin):
         return part_class.from_pretrained(folder)
     if issubclass(part_class, diffusers.ModelMixin):
@@ -125,7 +162,7 @@ def _part(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
             if dtype == torch.float16 and name.split(".")[-1] in (part_class._keep_in_fp32_modules or ()):
                 module.float()
         return part
-    return None
+    return part_class.from_pretrained(folder) if whole else None
 
 
 def describe_sizes(config: RunConfig) -> str:

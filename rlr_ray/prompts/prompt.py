@@ -35,6 +35,11 @@ class Prompt:
         return {name: value for name, value in self.metadata.items() if name in _DRAWN or is_tensor(value)}
 
     @property
+    def request(self) -> dict[str, Any]:
+        """What a model is given that learns its shapes from a prompt."""
+        return {"prompt": self.text, "negative": self.negative, "columns": self.drawn_columns}
+
+    @property
     def drawn(self) -> tuple[object, ...]:
         """What its pictures are drawn from; prompts that differ in the rest alone are one to a model."""
         texts = (self.text, self.negative, self.stages)

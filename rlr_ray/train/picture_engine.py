@@ -39,11 +39,6 @@ def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str
     ]
 
 
-def request_of(prompt: Prompt) -> dict[str, Any]:
-    """What a model that asks for one to learn its shapes from is given."""
-    return {"prompt": prompt.text, "negative": prompt.negative, "columns": prompt.drawn_columns}
-
-
 class PictureEngine:
     """Model and prompts of one recipe, on one device: enough to draw its pictures.
 
@@ -62,7 +57,7 @@ class PictureEngine:
         sets = prompt_sets(config)
         self.prompts, self.held_out_prompts = sets.train, sets.held_out
         self.model: Model = load_model(
-            config.model, config.adapter, config.sampler, self.device, request_of(self.prompts[0])
+            config.model, config.adapter, config.sampler, self.device, self.prompts[0].request
         )
         if config.dcot is not None:
             self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))

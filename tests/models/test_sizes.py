@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from rlr_ray.errors import UserError
 from rlr_ray.models import module_bytes
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.sizes import describe_sizes, sizes_of
+from rlr_ray.train.engine import Engine
 from tests.models.common import recipe
 from tests.models.tiny_flow import save_flux, save_stable_diffusion_3
+from tests.models.zoo import CASES
+from tests.models.zoo.parts import picture
 
 LORA = {"type": "LORA", "r": 2, "target_modules": ["to_q", "to_out.0"]}
 IA3 = {"type": "IA3", "target_modules": ["to_v"], "feedforward_modules": []}
+OURS = ("num_inference_steps", "height", "width", "guidance_scale")
 SAVE = {"stable_diffusion_3": save_stable_diffusion_3, "flux": save_flux}
 
 
@@ -86,3 +91,27 @@ def test_a_dry_run_goes_on_without_config_files(tmp_path: Path) -> None:
     (tmp_path / "pipeline" / "transformer" / "config.json").unlink()
     said = describe_sizes(config)
     assert "sizes: unknown; the config files of the pipeline" in said and "no weights are needed\nnot known" in said
+
+
+@pytest.mark.parametrize("name", ["FluxInpaintPipeline", "WanPipelineA14B"])
+def test_any_pipeline_is_told_without_weights(name: str, tmp_path: Path) -> None:
+    """Latent, schedule, frames and numbers trained are those of the pipeline with its weights, which are deleted."""
+    pipeline, call, _ = CASES[name]()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    picture(1).save(tmp_path / "picture.png")
+    row = {"prompt": "seven", "image": str(tmp_path / "picture.png"), "mask_image": str(tmp_path / "picture.png")}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row))
+    call = {key: value for key, value in call.items() if key not in OURS}
+    model = {"name": "auto", "path": str(tmp_path / "pipeline"), "height": 16, "width": 16, "call": call}
+    adapter = {"type": "LORA", "r": 2, "target_modules": ["to_q"]}
+    config = recipe("auto", tmp_path, tmp_path, model=model, adapter=adapter, prompts=str(tmp_path / "prompts.jsonl"))
+    whole = Engine(config).model
+    for weights in (tmp_path / "pipeline").rglob("*.safetensors"):
+        weights.unlink()
+    sizes = sizes_of(config)
+    assert sizes.model.latent_shape == whole.latent_shape
+    assert sizes.model.schedule == whole.schedule
+    assert sizes.model.frames == whole.frames
+    assert sizes.trained == len(whole.initial_theta)
+    assert sizes.parts["transformer"][0] == sum(one.numel() for one in pipeline.transformer.parameters())
+    assert "numbers in transformer" in describe_sizes(config)
