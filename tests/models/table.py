@@ -44,7 +44,8 @@ def main(names: list[str]) -> int:
         print(name, line, *line.wrong, flush=True)
         wrong += bool(line.wrong)
         rows[name] = row_of(name, line)
-    refused |= {name: why for name, why in said(shown).items() if name not in rows} if names else {}
+    if names:
+        refused = {name: why for name, why in said(shown).items() if name not in rows} | refused
     table = HEAD + "".join(rows[name] for name in sorted(rows))
     PAGE.write_text(before + BEGIN + table + others(refused) + END + after, "utf-8")
     return int(wrong > 0)
