@@ -45,6 +45,7 @@ REWARDS = {
     "moving_digits_judge": Entry("moving_digits:MovingDigitsJudge", differentiable=False, video=True),
     "ocr": Entry("ocr:Ocr", differentiable=False),
     "pickscore": Entry("clip:PickScore"),
+    "sfw": Entry("sfw:Sfw", differentiable=False),
     "vlm": Entry("vlm:Vlm", differentiable=False),
 }
 
