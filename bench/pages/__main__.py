@@ -13,7 +13,7 @@ from bench.pages.bias import bias
 from bench.pages.learning import defaults, learning, sensitivity
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
-from bench.pages.scale import kills, scale, update_memory
+from bench.pages.scale import kills, scale, true_memory, update_memory
 from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
@@ -32,6 +32,7 @@ SECTIONS = (
     rewards,
     speed,
     update_memory,
+    true_memory,
 )
 
 

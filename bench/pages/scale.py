@@ -77,6 +77,21 @@ def kills() -> str:
     return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"
 
 
+def true_memory() -> str:
+    """What a step of a denoiser of today's sizes takes."""
+    rows = read_json("true_memory.json")
+    if rows is None:
+        return ""
+    parts = ("weights_gib", "pair", "1 steps", "3 steps", "3 steps, by steps", "1 step, by blocks")
+    lines = [
+        [str(row[name]) for name in ("model", "side", "dtype")] + [f"{row[part]:.2f}" for part in parts]
+        for row in sorted(rows, key=lambda row: (row["dtype"], row["side"]))
+    ]
+    heads = ("denoiser", "latent's side", "dtype", "weights", "a pair, no gradient", "1 step with its gradient")
+    heads_too = ("3 steps", "3 steps, checkpointed by steps", "1 step, by blocks")
+    return text("true_memory").format(rows=table((*heads, *heads_too), lines))
+
+
 def update_memory() -> str:
     results = read_json("speed/update_memory_cpu.json")
     if results is None:
