@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ def _cuda_peak(work: Callable[[], Any], device: torch.device) -> int:
 def _cpu_peak(work: Callable[[], Any]) -> int:
     """What `torch.profiler.profile` starts, but for allocations alone: operators would take half a GiB of events.
 
+    Garbage waits meanwhile: what an earlier measurement left of it would count against this one.
     Raises UserError with a torch that has none of this.
     """
     try:
@@ -47,6 +49,8 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
             f"torch {torch.__version__} cannot count the memory of CPUs as torch 2.6 to 2.13 do ({error}); install the "
             "torch of constraints.txt, leave out memory_budget_gib, or measure on a GPU"
         ) from error
+    collecting = gc.isenabled()
+    gc.disable()
     settings, only = profile(profile_memory=True).config(), {ProfilerActivity.CPU}
     _prepare_profiler(settings, only)
     _enable_profiler(settings, only, {RecordScope.USER_SCOPE})  # type: ignore[call-arg]
@@ -54,6 +58,8 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
         work()
     finally:
         result = _disable_profiler()
+        if collecting:
+            gc.enable()
     events = [event for event in result.events() if event.name() == "[memory]"]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events)  # type: ignore[attr-defined]
     live = peak = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,23 @@ def test_the_peak_is_what_was_held_at_the_worst_moment() -> None:
         del third
 
     assert peak_bytes(work, CPU) == 5 * MIB
+
+
+def test_what_an_earlier_measurement_left_as_garbage_does_not_count() -> None:
+    """A circle that the collector would meet while the work makes objects."""
+
+    def leave() -> None:
+        circle: list[object] = [megabytes(8)]
+        circle.append(circle)
+        gc.collect(0)  # it outlives the first collections
+
+    def work() -> None:
+        kept = [[i] for i in range(50_000)], megabytes(2)
+        del kept
+
+    assert peak_bytes(leave, CPU) == 8 * MIB
+    assert peak_bytes(work, CPU) == 2 * MIB
+    assert gc.isenabled()
 
 
 def test_what_backpropagation_holds_counts() -> None:
