@@ -69,7 +69,7 @@ def check_first_order(config: RunConfig) -> None:
         raise UserError(
             f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
             f"estimator.first_order.steps is {config.estimator.first_order.steps}; set estimator.first_order.steps: 0, "
-            "estimator.preset: surrogate, or the reward's differentiable: true if it is made of torch operations"
+            "estimator.preset: auto, or the reward's differentiable: true if it is made of torch operations"
         )
 
 

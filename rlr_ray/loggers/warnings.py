@@ -106,8 +106,8 @@ def _steps_back(summary: Mapping[str, Any]) -> list[str]:
     if not count or summary.get("stopped"):
         return []
     return [
-        f"the run stepped back {count} time{'s' * (count > 1)} from a falling reward and went on at {0.5**count:g} of "
-        "its learning rate; a lower train.learning_rate may do better"
+        f"the run stepped back {count} time{'s' * (count > 1)}, from a falling reward or from beyond guards.kl_stop, "
+        f"and went on at {0.5**count:g} of its learning rate; a lower train.learning_rate may do better"
     ]
 
 

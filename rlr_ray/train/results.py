@@ -136,8 +136,7 @@ class Results:
         Done again, all are the same, but for the report's date.
         """
         after, kept, rows = self._evaluated(theta), updates, recorder.rows
-        if not self.stopped:
-            self.guards.note(updates, after, theta, last=True)
+        self.guards.note(updates, after, theta, last=True)  # of a run that was stopped too: it may have stepped back
         best, last = self.guards.best, after
         if self.engine.config.guards.keep == "best" and best.update != updates:
             theta, kept = best.theta.to(theta), best.update

@@ -231,8 +231,11 @@ def test_a_run_whose_reward_really_falls_steps_back_until_the_fifth_time(tmp_pat
 
 def test_a_run_that_fell_five_times_ends_and_goes_on_if_it_may(tmp_path: Path, falling: None) -> None:
     """It says what was seen and what to change; with another guards.step_back it goes on when it is resumed."""
-    keys = STEADY | {"guards": {"step_back": {"window": 1, "limit": 1}}}
+    guards = {"step_back": {"window": 1, "limit": 1}, "keep": "best"}
+    keys = STEADY | {"guards": guards, "evaluation": {"every": None}}
     stopped = train_here(small_run(tmp_path, **keys)).load_summary()
+    better = stopped["reward_last"] > stopped["reward_before"]  # where it went back to counts, though it ended there
+    assert stopped["kept_update"] == (stopped["steps"] if better else 0)
     assert stopped["steps"] < 6 and stopped["steps_back"] == 1
     words = r"fell from its best .* to .* \(standard error .*lower train.learning_rate or more train.chains"
     assert re.search(words, stopped["stopped"])

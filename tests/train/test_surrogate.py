@@ -309,7 +309,7 @@ def test_chains_without_a_baseline_cannot_say_what_a_surrogate_is_worth(tmp_path
 def test_first_order_needs_a_surrogate_that_is_differentiable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"surrogate.name 'digits_judge' is black-box .*surrogate.name: online"):
         check_first_order(surrogate_run(tmp_path, surrogate={"name": "digits_judge"}))
-    with pytest.raises(UserError, match=r"black-box .*first_order.steps is all; .*estimator.preset: surrogate"):
+    with pytest.raises(UserError, match=r"black-box .*first_order.steps is all; .*estimator.preset: auto"):
         check_first_order(surrogate_run(tmp_path, surrogate=None))
     check_first_order(surrogate_run(tmp_path))
 
