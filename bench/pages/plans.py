@@ -49,17 +49,21 @@ def planner() -> str:
     results = read_json("planner.json")
     if results is None:
         return ""
-    heads = ("budget, GiB", "choice", "variance x cost", "predicted GiB", "measured GiB", "error", "the paper's h*")
+    heads = ("budget, GiB", "choice", "price", "predicted GiB", "measured GiB", "error", "the paper's h*")
     rows = [_choice_row(choice) for choice in results["choices"]]
     last = results["choices"][-1]
-    shown = [option for option in last["options"] if option["unbiased"]][:12]
+    biased = [option for option in last["options"] if option["agreement"]]
+    shown = [option for option in last["options"] if option["unbiased"]][:10] + biased
+    columns = ("plan", "noise scale", "cost", "cosine", "beside clipped", "price", "peak GiB")
     return text("planner").format(
         batches=last["batches"],
         machine=MACHINE,
         rows=table(heads, rows),
         best=last["best"]["name"],
         budget=last["budget_gib"],
-        options=table(("plan", "variance", "cost", "variance x cost", "peak GiB"), [_option_row(o) for o in shown]),
+        reference=last["reference"],
+        seconds=last["seconds"],
+        options=table(columns, [_option_row(option) for option in shown]),
         memory=_memory_table(results["memory"]),
     )
 
@@ -67,7 +71,7 @@ def planner() -> str:
 def _choice_row(choice: dict[str, Any]) -> list[str]:
     best = choice["best"]
     saving = ", checkpointed" if best["keys"]["checkpoint_steps"] else ", plain"
-    numbers = [f"{best['variance'] * best['cost']:.3g}", f"{best['peak_gib']:.4f}", f"{choice['measured_gib']:.4f}"]
+    numbers = [f"{best['price']:.3g}", f"{best['peak_gib']:.4f}", f"{choice['measured_gib']:.4f}"]
     return [
         f"{choice['budget_gib']:g}",
         best["name"] + saving,
@@ -79,9 +83,17 @@ def _choice_row(choice: dict[str, Any]) -> list[str]:
 
 def _option_row(option: dict[str, Any]) -> list[str]:
     saving = " (checkpointed)" if option["keys"]["checkpoint_steps"] else ""
-    product = option["variance"] * option["cost"]
-    cells = [f"{option['variance']:.3g} ± {option['variance_se']:.2g}", f"{option['cost']:.1f}", f"{product:.3g}"]
-    return [option["name"] + saving, *cells, f"{option['peak_gib']:.4f}"]
+    error = option["variance_se"] / option["signal"]
+    cells = [f"{option['noise_scale']:.3g} ± {error:.1g}", f"{option['cost']:.1f}"]
+    cells += ["1" if option["unbiased"] else _cosine(option["agreement"]), _cosine(option["beside_clipped"])]
+    cells += [f"{option['price']:.3g}" if math.isfinite(option["price"]) else "", f"{option['peak_gib']:.4f}"]
+    return [option["name"] + saving + ("" if option["unbiased"] else " *"), *cells]
+
+
+def _cosine(told: dict[str, float] | None) -> str:
+    if told is None:
+        return ""
+    return f"{told['cosine']:.2f} ± {told['cosine_se']:.2f}" if math.isfinite(told["cosine_se"]) else "too noisy"
 
 
 def _memory_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from bench.common import RESULTS, ROOT, options, write_json
 from bench.runs.sweep import load_sweep
 from rlr_ray.config.recipe import load_config
 from rlr_ray.lab.measure import candidate_of, estimate_batch
+from rlr_ray.lab.options import Choice
 from rlr_ray.lab.planner import GIB, Planner
 from rlr_ray.lab.plans import covered, truncated, with_plan
 from rlr_ray.utils.environment import prepare_process
@@ -22,6 +23,13 @@ from rlr_ray.utils.memory import peak_bytes
 
 BUDGETS_GIB = (0.012, 0.02, 0.05)
 LENGTH_BUDGETS_GIB = (0.02, 0.025, 0.03, 0.045, 0.06)  # in which the sub-chain's length is to be chosen
+
+
+def told(choice: Choice) -> dict[str, Any]:
+    """A choice with what its numbers come to."""
+    options = [asdict(one) | {"noise_scale": one.noise_scale, "price": one.price} for one in choice.options]
+    best = asdict(choice.best) | {"price": choice.best.price}
+    return asdict(choice) | {"options": options, "best": best, "error": choice.error}
 
 
 def memory_rows(planner: Planner) -> Iterator[dict[str, Any]]:
@@ -50,7 +58,7 @@ def closed_form(batches: int) -> dict[str, int]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--batches", type=int, default=48, help="for the variances")
+    parser.add_argument("--batches", type=int, default=24, help="for the variances")
     args = parser.parse_args()
     prepare_process(1)
     config = load_config(str(ROOT / "configs" / "digits.yaml"), ["cluster=none"])
@@ -60,7 +68,7 @@ def main() -> None:
     write_json(
         RESULTS / "planner.json",
         {
-            "choices": [asdict(choice) | {"error": choice.error} for choice in choices],
+            "choices": [told(choice) for choice in choices],
             "memory": list(memory_rows(planner)),
             "model": asdict(memory),
             "held_gib": memory.held / GIB,

@@ -9,7 +9,8 @@ from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.lab.measure import LEAST_BATCHES
-from rlr_ray.lab.planner import Choice, choose
+from rlr_ray.lab.options import Choice
+from rlr_ray.lab.planner import choose
 from rlr_ray.lab.report import choice_table, choice_words, write_choice
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process

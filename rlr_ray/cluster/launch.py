@@ -32,7 +32,7 @@ from rlr_ray.train.engine import RemoteRewards
 from rlr_ray.utils.signals import after_update, heed
 
 if TYPE_CHECKING:
-    from rlr_ray.lab.planner import Choice
+    from rlr_ray.lab.options import Choice
     from rlr_ray.loggers import Report
 
 logger = logging.getLogger(__name__)

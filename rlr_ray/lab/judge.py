@@ -24,6 +24,7 @@ class Judged:
     measured: Measurement
     signal: float  # |E estimate|^2
     agreement: Agreement
+    rows: Tensor  # [n, P] the estimates
 
 
 def judge(subject: Subject, candidate: Candidate, reference: Tensor) -> Judged:  # [n, P]
@@ -34,7 +35,7 @@ def judge(subject: Subject, candidate: Candidate, reference: Tensor) -> Judged: 
     samples = sample(subject, candidate, len(reference))
     measured = summarise(candidate, samples, reference, len(subject.groups))
     rows = torch.stack([measured.weights[name] * row for name, row in samples.terms.items()]).sum(0)
-    return Judged(measured, signal_of(rows), agreement(rows, reference))
+    return Judged(measured, signal_of(rows), agreement(rows, reference), rows)
 
 
 def signal_of(rows: Tensor) -> float:  # [n, P]

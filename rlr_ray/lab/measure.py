@@ -159,7 +159,7 @@ def summarise(candidate: Candidate, samples: Samples, reference: Tensor, size: i
     variances = {name: size * variance(row) for name, row in rows.items()}
     if samples.pair_variance is not None:
         variances["zeroth_order"] = samples.pair_variance
-    weights = {name: _weight(candidate, name, row, variances[name]) for name, row in rows.items()}
+    weights = {name: _weight(candidate, name, rows, variances[name]) for name in rows}
     total = torch.stack([weights[name] * row for name, row in rows.items()]).sum(0)
     more_pairs = candidate.chains / candidate.pairs - 1 if "zeroth_order" in rows else 0.0
     extra = more_pairs * weights.get("zeroth_order", 0.0) ** 2 * variances.get("zeroth_order", 0.0)
@@ -191,10 +191,14 @@ def variance_se(rows: Tensor) -> float:  # [n, P]
     return float(squares.std()) / math.sqrt(len(rows))
 
 
-def _weight(candidate: Candidate, name: str, rows: Tensor, spread: float) -> float:
-    stated = candidate.weights.get(name, 1.0)
+def _weight(candidate: Candidate, name: str, terms: Mapping[str, Tensor], spread: float) -> float:
+    """Of a term, as `core.adaptive.Adaptive` has it once its statistics have settled."""
+    stated, rows = candidate.weights.get(name, 1.0), terms[name]
     if not isinstance(stated, str):
         return stated
+    if stated == "even":
+        first, length = (float(each.norm(dim=1).mean()) for each in (terms.get("first_order", rows), rows))
+        return first / length if first and length else 1.0
     signal = float(rows.mean(0).double().square().sum()) - variance(rows) / len(rows)
     spent = candidate.pairs if name == "zeroth_order" else candidate.chains
     return mse_weight(signal * spent / spread, candidate.averaging) if spread > 0 else 1.0
@@ -204,9 +208,12 @@ _FIRST_STEP = 1_000_000  # chains of updates that no run comes to
 _GUIDE_BATCHES = 8  # apart from the measured ones; their gradients guide
 
 
-def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) -> Subject:
+def subject_of(
+    engine: Engine, theta: Tensor, total: WeightedSum | None = None, *, whole_updates: bool = False
+) -> Subject:
     """Batches of training chains at theta [P]: as many chunks as make whole groups of chains of one prompt.
 
+    Or `whole_updates`, for what an update makes of all its chains together: a median, a common baseline, a length.
     A baseline over all of an update's chains is taken over the batch's. `total` is what is maximised; None: no reward
     is standardised.
     """
@@ -214,6 +221,7 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
     baseline_of = engine.config.estimator.half_order.baseline
     by_prompt, by_running = baseline_of == "prompt", baseline_of == "running"
     size = max(math.lcm(train.chunk_size, train.chains_per_prompt), 2)  # all chains of a prompt: they share variance
+    size = train.chains if whole_updates else size
     groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)
 
     def batch(number: int) -> list[Chains]:
@@ -224,13 +232,15 @@ def subject_of(engine: Engine, theta: Tensor, total: WeightedSum | None = None) 
     return Subject(engine.sampler, theta, batch, groups.to(engine.device), baseline)
 
 
+def prompts_of(engine: Engine, number: int, size: int) -> list[str]:
+    """Of a batch's chains."""
+    return [prompt.text for prompt in engine.train_prompts(_FIRST_STEP + number, range(size))]
+
+
 def _running_baseline(
     engine: Engine, theta: Tensor, batch: Callable[[int], Sequence[Chains]], size: int
 ) -> Callable[[int], Tensor | None]:
     """What earlier updates would say of each prompt: means over chains that no measurement uses, once asked for."""
-
-    def prompts(number: int) -> list[str]:
-        return [prompt.text for prompt in engine.train_prompts(_FIRST_STEP + number, range(size))]
 
     @functools.cache
     def means() -> RunningMeans:
@@ -238,10 +248,10 @@ def _running_baseline(
         for number in range(-1, -1 - _GUIDE_BATCHES, -1):
             with torch.no_grad():
                 rated = [one.rated(engine.sampler.sample(theta, *one.start).latents[-1]).cpu() for one in batch(number)]
-            earlier.add(prompts(number), torch.cat(rated, 1))
+            earlier.add(prompts_of(engine, number, size), torch.cat(rated, 1))
         return earlier
 
-    return lambda number: means().before(prompts(number), len(engine.rewards.labels))[0].to(theta)
+    return lambda number: means().before(prompts_of(engine, number, size), len(engine.rewards.labels))[0].to(theta)
 
 
 def candidate_of(

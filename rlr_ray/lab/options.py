@@ -1,11 +1,13 @@
-"""The plans that the planner chooses among, each with what decides: noise scale, cost, cosine, memory."""
+"""The planner's choice and the plans that it is of, each with what decides: noise scale, cost, cosine, memory."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.lab.agreement import Agreement
+from rlr_ray.lab.cost import Probe
 from rlr_ray.lab.judge import LEAST_COSINE, sure_cosine
 from rlr_ray.lab.plans import Estimator
 from rlr_ray.lab.reference import Spread
@@ -21,6 +23,8 @@ class PlanStatistics:
     signal: float  # |E estimate|^2
     bias: Spread = (0.0, 0.0)  # relative, along the gradient
     agreement: Agreement | None = None  # with an unbiased reference; None: not measured, or unbiased
+    beside_clipped: Agreement | None = None  # with clipped backpropagation, of what learns from rewards alone
+    shape: PlanShape | None = None  # of a phase of the plan; None: it has one
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Option:
     relative_bias_se: float
     signal: float  # |E estimate|^2
     agreement: Agreement | None  # of a biased plan with an unbiased reference, if measured
+    beside_clipped: Agreement | None  # with clipped backpropagation
     cost: float  # denoiser forwards a chain, a backward as two
     peak_gib: float  # predicted
     seconds: float  # an update in one process, predicted
@@ -60,3 +65,34 @@ class Option:
     def price(self) -> float:
         """Denoiser forwards to equal alignment with the gradient: noise scale x cost / cosine^2."""
         return self.noise_scale * self.cost / self.cosine**2 if self.cosine else math.inf
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """The paper's closed form with its inputs as measured here."""
+
+    length: int  # h*
+    memory_half_gib: float  # B_h, of one more step in a sub-chain
+    memory_zeroth_gib: float  # B_z, of a rollout, per step
+    variance_half: float  # V_h, mean over steps, per chain
+    variance_zeroth: float  # V_z, the same for isotropic perturbations, one pair a chain
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best plan, and all that were looked at."""
+
+    budget_gib: float | None
+    best: Option
+    options: list[Option]
+    rule: PaperRule | None
+    batches: int
+    reference: str  # what biased plans were held against
+    probe: Probe
+    measured_gib: float  # peak of a real update under the best plan
+    seconds: float  # that measuring took
+
+    @property
+    def error(self) -> float:
+        """Of the predicted peak, relative to the measured one."""
+        return self.best.peak_gib / self.measured_gib - 1

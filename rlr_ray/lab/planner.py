@@ -6,8 +6,9 @@ import functools
 import logging
 import math
 import statistics
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -16,17 +17,29 @@ from torch import Tensor
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
+from rlr_ray.lab.agreement import agreement
 from rlr_ray.lab.cost import Probe, closed_form_length, probe
 from rlr_ray.lab.judge import LEAST_COSINE, judge, signal_of
-from rlr_ray.lab.measure import Subject, candidate_of, guides_of, sample, subject_of
-from rlr_ray.lab.options import Option, PlanStatistics
+from rlr_ray.lab.measure import (
+    Candidate,
+    Subject,
+    candidate_of,
+    estimate_batch,
+    guides_of,
+    sample,
+    subject_of,
+)
+from rlr_ray.lab.options import Choice, Option, PaperRule, PlanStatistics
+from rlr_ray.lab.phases import Phase, once_trusted, until_trusted
 from rlr_ray.lab.plans import (
+    BLACK_BOX,
     BRANCHES,
     CLIPPED,
     DDPO,
     FORWARD,
     FULL,
     NEUTRAL,
+    RLR,
     Estimator,
     covered,
     paper,
@@ -48,37 +61,8 @@ logger = logging.getLogger(__name__)
 _BATCHES = 64  # of the sweep's statistics, if time allows
 _PATIENCE_S = 30.0
 _DIRECT_BATCHES = 8  # of unbiased plans that are measured one by one
+_LEARNED = 32  # updates whose chains a surrogate learns from before it is judged
 _DRAWS = 64  # of plans, for the mean cost of those that are drawn at random
-
-
-@dataclass(frozen=True)
-class PaperRule:
-    """The paper's closed form with its inputs as measured here."""
-
-    length: int  # h*
-    memory_half_gib: float  # B_h, of one more step in a sub-chain
-    memory_zeroth_gib: float  # B_z, of a rollout, per step
-    variance_half: float  # V_h, mean over steps, per chain
-    variance_zeroth: float  # V_z, the same for isotropic perturbations, one pair a chain
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The best plan, and all that were looked at."""
-
-    budget_gib: float | None
-    best: Option
-    options: list[Option]
-    rule: PaperRule | None
-    batches: int
-    reference: str  # what biased plans were held against
-    probe: Probe
-    measured_gib: float  # peak of a real update under the best plan
-
-    @property
-    def error(self) -> float:
-        """Of the predicted peak, relative to the measured one."""
-        return self.best.peak_gib / self.measured_gib - 1
 
 
 def choose(config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})) -> Choice:
@@ -96,11 +80,14 @@ class Planner:
 
     @memory_errors()
     def __init__(self, config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})):
-        self.config = config
+        self.config, self.begun = config, time.monotonic()
         self.exact = config.differentiable
         self.engine = Engine(with_plan(config, NEUTRAL), remote)
         self.total = standardised(self.engine)
         self.subject: Subject = subject_of(self.engine, self.engine.model.initial_theta, self.total)
+        self.updates: Subject = subject_of(self.engine, self.subject.theta, self.total, whole_updates=True)
+        self.phases: dict[str, Phase] = {}  # of a black box, by their options' names
+        self.clipped: Tensor | None = None  # [n, P] clipped backpropagation of whole updates
         logger.info("measuring memory and seconds of an update's parts")
         self.probe: Probe = probe(self.engine, self.subject, differentiable=self.exact)
         logger.info("measuring the gradient's variance step by step")
@@ -121,8 +108,9 @@ class Planner:
             logger.info(f"checking the memory of {option.name} on a real update")
             peak = self.measured_peak(option)
             if peak <= budget:
-                count = len(self.sweep.rows)
-                return Choice(budget_gib, option, options, rule, count, self.reference[0], self.probe, peak / GIB)
+                count, spent = len(self.sweep.rows), time.monotonic() - self.begun
+                told = self.reference[0], self.probe, peak / GIB, spent
+                return Choice(budget_gib, option, options, rule, count, *told)
         least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
         raise UserError(
             f"memory_budget_gib is {budget_gib:g}, but the least that an unbiased plan needs is "
@@ -131,9 +119,12 @@ class Planner:
         )
 
     def measured_peak(self, option: Option) -> float:
-        """Bytes at the worst moment of a real update, weights included."""
+        """Bytes at the worst moment of a real update, weights included; of a phase, of its gradient."""
         config = with_plan(self.config, option.keys)
         engine = self.engine.under(config)
+        if phase := self.phases.get(option.name):
+            candidate = replace(self._candidate(option.name, config), shape=phase.shape)
+            return peak_bytes(lambda: estimate_batch(phase.subject, candidate, 0), engine.device) + engine.held_bytes()
         state = TrainState(engine.model.initial_theta, config.train, config.estimator)
         state.rate = state.rate or 1e-3  # no memory depends on it
         peak = peak_bytes(lambda: update(engine, state, None, ALONE, total=self.total), engine.device)
@@ -155,17 +146,25 @@ class Planner:
 
     @functools.cached_property
     def reference(self) -> tuple[str, Tensor]:  # in words, [n, P]
-        """What is unbiased: exact gradients, or without them branches, or where the sampler has no noise nothing."""
+        """What is unbiased: exact gradients, or where there are none or noise hides their length, branches.
+
+        Where the sampler has no noise there are no branches.
+        """
         rows = torch.stack(self.sweep.rows)
+        hidden = not (self.exact and math.isfinite(agreement(rows, rows).cosine_se))
+        if hidden and self._allowed(BRANCHES):
+            logger.info("measuring branches at every step, which biased plans are held against")
+            return "branches at every step", self._rows(BRANCHES, len(rows))
         if self.exact:
             return "full backpropagation", rows
-        if not self._allowed(BRANCHES):
-            return "zeroth order on every step", self._rows({"preset": "es"}, len(rows))
-        return "branches at every step", self._rows(BRANCHES, len(rows))
+        return "zeroth order on every step", self._rows({"preset": "es"}, len(rows))
 
     def _rows(self, keys: Estimator, batches: int) -> Tensor:  # [n, P]
-        candidate = candidate_of("reference", with_plan(self.config, keys), self.subject, None, [])
+        candidate = self._candidate("reference", with_plan(self.config, keys))
         return torch.stack(list(sample(self.subject, candidate, batches).terms.values())).sum(0)
+
+    def _candidate(self, name: str, config: RunConfig) -> Candidate:
+        return candidate_of(name, config, self.updates, None, [])
 
     @functools.cached_property
     def chain_squares(self) -> list[Spread]:  # [T]
@@ -193,12 +192,14 @@ class Planner:
     def _one_by_one(self, rule: PaperRule | None) -> Iterator[PlanStatistics]:
         """Plans that the sweep does not hold, measured once each."""
         steps, first = self.sweep.steps, int(self.exact)
-        plans: dict[str, Estimator] = {"es": {"preset": "es"}, "forward term": FORWARD, "branches": BRANCHES}
-        plans |= {"full_bp, clipped": CLIPPED} if self.exact else {}
+        plans: dict[str, Estimator] = {"es": {"preset": "es"}, "branches": BRANCHES}
+        plans |= {"full_bp, clipped": CLIPPED, "forward term": FORWARD, "rlr": RLR} if self.exact else {}
         if steps > 2:
             length = min(max(rule.length if rule else 2, 1), steps - 1)
             plans |= {f"FO({first}) + HO, h = 2 cover": covered(first, 2), f"rlr-paper, h = {length}": paper(length)}
         plans |= recipes_own(self.config)
+        if self.config.estimator.preset == "rlr":
+            plans.pop("rlr", None)
         for name, keys in plans.items():
             if not self._allowed(keys):
                 continue
@@ -206,6 +207,22 @@ class Planner:
                 logger.info(f"measuring {name}")
                 self.direct[name] = self._measure(name, keys)
             yield self.direct[name]
+        if not self.exact and self._allowed(BLACK_BOX):
+            yield from self._black_box
+
+    @functools.cached_property
+    def _black_box(self) -> list[PlanStatistics]:
+        """The plan that switches to a surrogate, by its phases; once trusted only if chains so few make it so."""
+        keys = BLACK_BOX | {"checkpoint_steps": True}
+        engine = self.engine.under(with_plan(self.config, keys))
+        subject = subject_of(engine, self.subject.theta, self.total, whole_updates=True)
+        self.phases["black-box, until trusted"] = until_trusted(engine, subject)
+        logger.info(f"a surrogate learns from {_LEARNED} updates' chains")
+        if once := once_trusted(engine, subject, _LEARNED):
+            self.phases["black-box, once trusted"] = once
+        else:
+            logger.info("it is not trusted after them: what first order through it is worth is not measured")
+        return [self._measure(name, BLACK_BOX, phase) for name, phase in self.phases.items()]
 
     def _allowed(self, keys: Estimator) -> bool:
         """Whether a plan works with the recipe's reward, sampler and batch."""
@@ -217,15 +234,21 @@ class Planner:
             return False
         return True
 
-    def _measure(self, name: str, keys: Estimator) -> PlanStatistics:
-        """A plan's statistics; checkpointed, which changes none. A biased one's direction takes all batches."""
+    def _measure(self, name: str, keys: Estimator, phase: Phase | None = None) -> PlanStatistics:
+        """A plan's statistics; checkpointed, which changes none.
+
+        A biased one's direction takes all batches, each of a whole update's chains.
+        """
         config = with_plan(self.config, keys | {"checkpoint_steps": True})
         guides = guides_of(self.subject, config) if config.guided else None
         norms: list[float | None] = [None] * self.sweep.steps
-        candidate = candidate_of(name, config, self.subject, guides, norms)
-        reference = self.reference[1] if config.biased else self.reference[1][:_DIRECT_BATCHES]
-        judged = judge(self.subject, candidate, reference)
+        subject = phase.subject if phase else self.updates if config.biased else self.subject
+        candidate = candidate_of(name, config, subject, guides, norms)
+        candidate = replace(candidate, shape=phase.shape) if phase else candidate
+        judged = judge(subject, candidate, self.reference[1][: None if config.biased else _DIRECT_BATCHES])
         got = judged.measured
+        self.clipped = judged.rows if keys == CLIPPED else self.clipped
+        forward = candidate.shape.score == "forward" and self.clipped is not None
         return PlanStatistics(
             name,
             keys,
@@ -233,6 +256,8 @@ class Planner:
             judged.signal if config.biased else signal_of(self.reference[1]),
             (got.relative_bias, got.relative_bias_se),
             judged.agreement if config.biased else None,
+            agreement(judged.rows, self.clipped) if forward and self.clipped is not None else None,
+            phase.shape if phase else None,
         )
 
     def _option(self, plan: PlanStatistics, budget: float) -> Option:
@@ -240,7 +265,8 @@ class Planner:
         both = [plan.keys | {"checkpoint_steps": saving} for saving in (False, True)]
         keys = next((keys for keys in both if self._peak(keys) <= budget), both[1])
         config = with_plan(self.config, keys)
-        candidate = candidate_of(plan.name, config, self.subject, None, [])
+        candidate = self._candidate(plan.name, config)
+        candidate = replace(candidate, shape=plan.shape or candidate.shape)
         plans = [candidate.plan(number) for number in range(_DRAWS)]
         return Option(
             plan.name,
@@ -251,6 +277,7 @@ class Planner:
             *plan.bias,
             plan.signal,
             plan.agreement,
+            plan.beside_clipped,
             candidate.cost(plans),
             self._peak(keys) / GIB,
             self.probe.update_seconds(config, plans),

@@ -27,6 +27,8 @@ FORWARD: Estimator = {  # with the steps and draws of its defaults
     "half_order": {"score": "forward", "weight": 1.0},
 }
 NEUTRAL: Estimator = {"preset": "measure"}  # no plan yet, which every recipe allows, to build an engine with
+RLR: Estimator = {"preset": "rlr", "zeroth_order": {"count": 4, "chunk_size": 4}}  # with its own number of pairs
+BLACK_BOX: Estimator = {"preset": "black-box"}
 _NO_SUB_CHAIN = {"length": 0}
 _UNWEIGHTED = {"preset": "custom", "half_order": {"weight": 1.0}, "checkpoint_steps": True}
 

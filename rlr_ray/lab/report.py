@@ -20,8 +20,7 @@ from rlr_ray.lab.agreement import Agreement
 from rlr_ray.lab.compare import Result
 from rlr_ray.lab.cost import Probe
 from rlr_ray.lab.judge import trust_words
-from rlr_ray.lab.options import Option
-from rlr_ray.lab.planner import Choice
+from rlr_ray.lab.options import Choice, Option
 from rlr_ray.lab.plans import with_plan
 from rlr_ray.lab.reference import Reference
 from rlr_ray.utils.console import table
@@ -166,15 +165,15 @@ def choice_words(choice: Choice) -> str:
     lines = [f"{budget}: {best.name}: {best.plan}"]
     lines.append(
         f"predicted peak {best.peak_gib:.4g} GiB, measured on a real update {choice.measured_gib:.4g} GiB "
-        f"({choice.error:+.1%}); variances from {choice.batches} batches; few may lack the rare chains "
-        "with huge gradients (--batches)"
+        f"({choice.error:+.1%}); variances from {choice.batches} batches in {choice.seconds:.0f} s; few may lack the "
+        "rare chains with huge gradients (--batches)"
     )
     ties = [option.name for option in choice.options if option.can_be_chosen and _tied(option, best)]
     if ties:
         lines.append(f"within the errors of the variances: {', '.join(ties)}")
     for option in choice.options:
         if option.agreement is not None:
-            lines.append(trust_words(option.name, option.agreement, choice.reference))
+            lines.append(trust_words(option.name, *surest(option, choice.reference)))
     lines.append(_probe_words(choice.probe))
     if choice.rule:
         rule = choice.rule
@@ -183,6 +182,14 @@ def choice_words(choice: Choice) -> str:
             f"{rule.memory_zeroth_gib:.3g} GiB a step, V_h {rule.variance_half:.3g}, V_z {rule.variance_zeroth:.3g})"
         )
     return "\n".join(lines)
+
+
+def surest(option: Option, reference: str) -> tuple[Agreement, str]:
+    """How a biased plan agrees with what it was held against most surely, and with what."""
+    assert option.agreement is not None
+    told = [(option.agreement, reference)]
+    told += [(option.beside_clipped, "clipped backpropagation")] if option.beside_clipped else []
+    return min(told, key=lambda one: one[0].cosine_se if math.isfinite(one[0].cosine_se) else math.inf)
 
 
 def _probe_words(probe: Probe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from rlr_ray.lab.agreement import Agreement
 from rlr_ray.lab.judge import LEAST_COSINE, judge, signal_of, sure_cosine, trust_words
 from rlr_ray.lab.options import Option
+from rlr_ray.lab.report import surest
 from rlr_ray.lab.toy_cases import toy_cases
 from tests.lab.test_certificate import TRUTH
 
@@ -17,7 +19,7 @@ from tests.lab.test_certificate import TRUTH
 def option(told: Agreement | None, **keys: float) -> Option:
     facts = {"variance": 100.0, "variance_se": 1.0, "signal": 4.0, "cost": 10.0, "peak_gib": 1.0, "seconds": 1.0}
     bias = {"relative_bias": 0.0, "relative_bias_se": 0.0}
-    return Option("o", {}, "plan", told is None, **facts | keys | bias, agreement=told, fits=True)
+    return Option("o", {}, "plan", told is None, **facts | keys | bias, agreement=told, beside_clipped=None, fits=True)
 
 
 def test_the_price_is_what_equal_alignment_costs() -> None:
@@ -53,6 +55,15 @@ def test_a_biased_plan_is_chosen_only_if_its_direction_is_sure() -> None:
 def test_the_words_follow_from_cosine_and_error(cosine: float, error: float, said: str) -> None:
     words = trust_words("the forward term", Agreement(cosine, error, 1.0, 0.1), "branches")
     assert said in words and f"{cosine:.2f} ± {error:.2f}" in words and "branches" in words
+
+
+def test_the_words_go_by_what_is_surest() -> None:
+    """Of an unbiased reference and clipped backpropagation."""
+    noisy, sure, unknown = Agreement(0.9, 0.4, 1, 1), Agreement(0.8, 0.1, 1, 1), Agreement(math.nan, math.nan, 1, 1)
+    for told, beside, expected in ((noisy, sure, "clipped"), (sure, noisy, "branches"), (unknown, sure, "clipped")):
+        one = replace(option(told), beside_clipped=beside)
+        assert surest(one, "branches") == (sure, "clipped backpropagation" if expected == "clipped" else "branches")
+    assert surest(option(noisy), "branches") == (noisy, "branches")
 
 
 def test_the_forward_term_is_judged_by_its_own_expectation() -> None:

@@ -57,6 +57,17 @@ def test_variances_weights_and_bias_of_known_gaussians() -> None:
     assert found.cost == 6 + 3 * 2 + (2 * 6 - parts) * 20 / 40
 
 
+def test_an_even_weight_makes_a_term_as_long_as_first_order() -> None:
+    rows = {"first_order": gaussian(400, [3.0, 0, 0], 0.01, 0), "half_order": gaussian(400, [0, 0.5, 0], 0.01, 1)}
+    candidate = Candidate("c", PlanShape(6, 3, 2), weights={"half_order": "even"}, biased=True)
+    found = summarise(candidate, Samples([candidate.plan(0)], rows), rows["first_order"], SIZE)
+    assert found.weights == {"first_order": 1.0, "half_order": pytest.approx(6.0, rel=0.01)}
+    alone = summarise(
+        candidate, Samples([candidate.plan(0)], {"half_order": rows["half_order"]}), rows["half_order"], SIZE
+    )
+    assert alone.weights == {"half_order": 1.0}
+
+
 def test_relative_bias_is_paired() -> None:
     """Estimates that follow the exact gradient chunk by chunk have no error at all."""
     exact = gaussian(50, [1.0, 2.0], 1.0, 2)

@@ -69,7 +69,11 @@ def test_the_choice_has_the_least_price_that_fits(planner: Planner) -> None:
         assert abs(choice.error) < 0.15
         assert all(option.fits == (budget is None or option.peak_gib <= budget) for option in choice.options)
     assert {option.name for option in by_budget[None].options} >= {"ddpo", "es", "full_bp", "alignprop, K = 3"}
-    assert {option.name for option in by_budget[None].options} >= {"full_bp, clipped", "forward term", "branches"}
+    options = {option.name: option for option in by_budget[None].options}
+    assert options.keys() >= {"full_bp, clipped", "forward term", "branches", "rlr"}
+    assert len(planner.updates.groups) == planner.config.train.chains  # of which clipping takes the median
+    assert all(options[name].beside_clipped for name in ("forward term", "rlr")) and options["rlr"].agreement
+    assert planner.reference[0] in ("full backpropagation", "branches at every step")
     never = [option for option in by_budget[None].options if option.name.startswith("alignprop")]
     assert never and not any(option.can_be_chosen for option in never)  # biased, and by how much is not measured
     rule = by_budget[0.05].rule
