@@ -15,6 +15,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train import update as one_update
+from rlr_ray.train.asking import penalty_of
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate, standardised
@@ -120,7 +121,7 @@ def test_a_penalty_is_measured_and_paid_at_as_many_steps_as_the_recipe_asks(
 ) -> None:
     config = small_run(tmp_path, guards={"kl_penalty": 1.0, "kl_steps": kl_steps})
     engine = Engine(config)
-    drawn = {tuple(one_update._penalty(engine, number).steps) for number in range(8)}
+    drawn = {tuple(penalty_of(engine, number).steps) for number in range(8)}
     assert {len(set(one)) for one in drawn} == {steps}
     plans, chains = engine.plans(0), config.train.chains
     free = small_run(tmp_path).cost(plans)
