@@ -35,6 +35,7 @@ PICTURES = ROOT / "build" / "learning"
 STANDARD = 24_000  # forwards, of which a problem's `cost` stands in the place
 POINTS = {24_000: 6, 72_000: 9, 216_000: 9}  # evaluations along a run, so that 4k, 8k, 12k, 24k and 72k are among them
 ENOUGH = 0.93  # of the cost: a run that was cheaper, since it seldom or never trusted a surrogate, is made longer
+ATTEMPTS = 3  # at most: a longer run may trust at other times, and cost less
 Job = dict[str, Any]  # problem, variant, forwards, seed, rate, chains
 _SUMMARY: tuple[str, ...] = (
     "steps",
@@ -108,7 +109,7 @@ def run(job: Job) -> Row:
     """Train until the cost is spent; the row of the results."""
     budget, started = job["forwards"] * problem_of(job).cost / STANDARD, time.monotonic()
     updates = max(round(budget / expected(job)), 2)
-    while True:
+    for _ in range(ATTEMPTS):
         summary, metrics = train(job, updates)
         spent = costs(metrics)[-1]
         if ENOUGH * budget <= spent <= budget / ENOUGH or len(metrics) < updates:  # or it was stopped

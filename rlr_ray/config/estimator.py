@@ -186,7 +186,7 @@ class SurrogateConfig(Strict):
     # order carries c Q, and the other orders R - c Q on every step
     use: Literal["switch", "residual"] = "switch"
     # switch: share of the rewards' explainable variance on fresh chains that Q must explain
-    trust: float = Field(0.5, gt=0, lt=1)
+    trust: float = Field(0.3, gt=0, lt=1)
     # Of online, what it reads: the last latent, or the frozen base denoiser's middle features at low noise
     features: Literal["latent", "denoiser"] = "latent"
     options: dict[str, Any] = Field(default_factory=dict)  # of the reward that stands in

@@ -39,6 +39,8 @@ def _adam8bit() -> Any:
         ) from error
 
 
+# Of train.max_change, for an update without first order: its noise walks predictions away that gain nothing
+SCORES_ALONE = 1 / 3
 AUTO = 1.0  # of train.max_change, by which an update of learning_rate: auto changes predictions at the warm-up's end
 OPTIMIZERS: dict[str, Callable[[], Any]] = {"Adam8bit": _adam8bit}  # beside the classes of torch.optim
 _UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}  # of those: no optimizer, or not of a dense vector
@@ -189,22 +191,23 @@ class TrainState:
         self.optimizer.step()
         self.theta.grad = None  # [P], which the next update has no use for
         if change is not None and before is not None:
-            self._heed(change(before, self.theta.detach()), before)
+            part = 1.0 if "first_order" in estimate.terms else SCORES_ALONE
+            self._heed(change(before, self.theta.detach()), before, part)
         self.step += 1
         self._average()
         return norm
 
     @torch.no_grad()
-    def _heed(self, change: float, before: Tensor) -> None:
-        """Shorten a step from `before` [P] that changed predictions by more than is allowed; fit a rate that is auto.
+    def _heed(self, change: float, before: Tensor, part: float) -> None:
+        """Shorten a step from `before` [P] that changed predictions by more than its part of what is allowed; fit auto.
 
         Along the warm-up such a rate moves towards the one whose updates change predictions by AUTO of what is allowed:
         by at most twice an update, since a single change is noisy.
         """
         assert self.train.max_change is not None and self.rate is not None
         most = self.train.max_change * self._scheduled
-        if change > most:
-            self.theta.copy_(torch.lerp(before, self.theta.detach(), most / change))
+        if change > part * most:
+            self.theta.copy_(torch.lerp(before, self.theta.detach(), part * most / change))
         if self.train.learning_rate == "auto" and self.step < self.train.warmup and change:
             wanted = AUTO * most * (self.step + 1) / self.train.warmup
             self.rate *= math.sqrt(min(max(wanted / change, 0.25), 4.0))

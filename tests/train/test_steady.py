@@ -100,15 +100,22 @@ def test_updates_are_the_prototypes() -> None:
 
 
 def test_a_step_that_changes_predictions_by_too_much_is_shortened() -> None:
-    """To max_change times what the schedule says, where predictions change by theta's way; a shorter one is left."""
+    """To max_change times what the schedule says, where predictions change by theta's way; a shorter one is left.
+
+    A third of it where first order has no part in the update.
+    """
     keys = TrainConfig(iterations=10, learning_rate=0.5, warmup=0, max_change=0.2, schedule_final=0.0)
-    gradient = GradientEstimate({"first_order": TermEstimate(torch.tensor([3.0, 4.0]), 1.0)}, torch.zeros(1, 2))
-    state = TrainState(torch.zeros(2), keys, EstimatorConfig())
-    for update in range(10):
-        before = state.theta.detach().clone()
-        state.update(gradient, {}, lambda was, now: float((now - was).norm()))
-        moved = float((state.theta.detach() - before).norm())
-        assert moved == pytest.approx(0.2 * (1 - update / 10), rel=1e-5)  # unhindered ones are .7 (1 - update / 10)
+    term = TermEstimate(torch.tensor([3.0, 4.0]), 1.0)
+    gradient = GradientEstimate({"first_order": term}, torch.zeros(1, 2))
+    both = GradientEstimate({"first_order": term, "half_order": term}, torch.zeros(1, 2))
+    alone = GradientEstimate({"half_order": term}, torch.zeros(1, 2))
+    for estimate, most in ((gradient, 0.2), (both, 0.2), (alone, 0.2 / 3)):
+        state = TrainState(torch.zeros(2), keys, EstimatorConfig())
+        for update in range(10):
+            before = state.theta.detach().clone()
+            state.update(estimate, {}, lambda was, now: float((now - was).norm()))
+            moved = float((state.theta.detach() - before).norm())
+            assert moved == pytest.approx(most * (1 - update / 10), rel=1e-5)  # unhindered: .7 (1 - update / 10)
     free = TrainState(torch.zeros(2), keys, EstimatorConfig())
     free.update(gradient, {}, lambda was, now: 0.2)
     torch.testing.assert_close(free.theta.detach(), torch.tensor([0.5, 0.5]))
