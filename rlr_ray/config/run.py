@@ -120,6 +120,8 @@ class RunConfig(Strict):
     # GiB of chains that the run keeps beside its results, the newest: chains/*.parquet, prompt, seed, rewards and last
     # latent of each; null: none
     save_chains: Annotated[float | None, FREE] = Field(None, gt=0, allow_inf_nan=False)
+    # Files of a LoRA beside diffusers' own: comfyui, lora/comfyui.safetensors, for programs that read tensors alone
+    save_also: Annotated[list[Literal["comfyui"]], FREE] = Field(default_factory=list)
     # Of a process; a run that needs more ends, saying so
     memory_budget_gib: Annotated[float | None, FREE] = Field(None, gt=0)
 

@@ -44,7 +44,7 @@ class Model(Protocol):
 
     def weights(self) -> int: ...  # bytes that stay loaded
 
-    def save_adapter(self, theta: Tensor, folder: Path) -> Path: ...
+    def save_adapter(self, theta: Tensor, folder: Path, *, also: Sequence[str] = ()) -> Path: ...
 
     def load_adapter(self, folder: Path) -> Tensor: ...  # theta [P] that was saved in the folder
 

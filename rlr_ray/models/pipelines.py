@@ -216,9 +216,9 @@ class PipelineModel(ABC):
         """Bytes of the pipeline's parameters and buffers."""
         return sum(module_bytes(part) for part in self.pipeline.components.values())
 
-    def save_adapter(self, theta: Tensor, folder: Path) -> Path:
+    def save_adapter(self, theta: Tensor, folder: Path, *, also: Sequence[str] = ()) -> Path:
         """See Trained.save."""
-        return self.tuned.save(theta, folder)
+        return self.tuned.save(theta, folder, also)
 
     def load_adapter(self, folder: Path) -> Tensor:  # [P]
         """See Trained.load."""

@@ -78,8 +78,8 @@ class Staged:
     def weights(self) -> int:
         return self.model.weights()
 
-    def save_adapter(self, theta: Tensor, folder: Path) -> Path:
-        return self.model.save_adapter(theta, folder)
+    def save_adapter(self, theta: Tensor, folder: Path, *, also: Sequence[str] = ()) -> Path:
+        return self.model.save_adapter(theta, folder, also=also)
 
     def load_adapter(self, folder: Path) -> Tensor:  # [P]
         return self.model.load_adapter(folder)

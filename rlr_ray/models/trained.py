@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlr_ray.errors import UserError
 from rlr_ray.models.adapters import APART, ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
+from rlr_ray.models.comfyui import save_comfyui
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -52,8 +53,11 @@ class Trained:
         split = zip(self.vectors.items(), theta.split([len(one) for one in self.vectors.values()], dim=-1), strict=True)
         return next(vector.unflatten(own) for (name, vector), own in split if name == part)
 
-    def save(self, theta: Tensor, folder: Path) -> Path:
-        """Save theta: LoRA as lora/, others as adapter/; of several parts each in a folder of its own name in it."""
+    def save(self, theta: Tensor, folder: Path, also: Sequence[str] = ()) -> Path:
+        """Save theta: LoRA as lora/, others as adapter/; of several parts each in a folder of its own name in it.
+
+        `also`: further formats of LoRA, `comfyui`.
+        """
         for part, module in self.modules.items():
             for name, value in self.of(part, theta).items():
                 module.get_parameter(name).data.copy_(value)
@@ -61,6 +65,8 @@ class Trained:
             for name, part in self.modules.items():
                 part.save_pretrained(self._place(folder, name))
             return folder / "adapter"
+        if "comfyui" in also:
+            save_comfyui(self.modules, folder / "lora")
         if not self.in_one_file:
             return self._save_parts(folder / "lora")
         ((name, part),) = self.modules.items()

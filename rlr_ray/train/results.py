@@ -142,7 +142,7 @@ class Results:
             theta, kept = best.theta.to(theta), best.update
             after = self._evaluated(theta) if kept else self.before
         with disk_errors():
-            adapter = self.engine.model.save_adapter(theta, self.folder.path)
+            adapter = self.engine.model.save_adapter(theta, self.folder.path, also=self.engine.config.save_also)
             kept_and_last = {"kept_update": kept, "reward_last": mean_and_error(last.of(self.total))[0]}
             summary = self._so_far(updates, after, rows, kept_and_last) | {
                 "ran_on": ran_on,
