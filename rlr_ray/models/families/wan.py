@@ -32,7 +32,8 @@ def load(config: Any, adapter: Any, sampler: Any, device: torch.device, request:
     if index.get("transformer_2", [None, None]) != [None, None]:
         raise UserError(
             f"model.path {config.path!r} holds a Wan pipeline of two transformers, as Wan 2.2 A14B is, and an adapter "
-            "sits in one; allowed: pipelines of one, as Wan 2.1 T2V and Wan 2.2 TI2V-5B are"
+            "sits in one; allowed: pipelines of one, as Wan 2.1 T2V and Wan 2.2 TI2V-5B are; set "
+            "model.name: pipeline, which has one in each"
         )
     return Wan(load_pipeline(config, WanPipeline, "Wan"), config, adapter, sampler, device)
 
