@@ -52,6 +52,7 @@ FREE = {
     "rewards.*.options.headers": "config/test_secrets.py::test_a_run_uses_a_secret_and_leaves_it_nowhere",
     "rewards.*.options.patience_s": "rewards/test_http.py::test_a_server_that_stays_away_is_named",
     "rewards.*.options.timeout_s": "rewards/test_http.py::test_a_request_that_takes_too_long_is_made_again",
+    "save_also": "models/test_comfyui.py::test_a_run_leaves_the_file_that_its_recipe_asks_for",
     "save_chains": "train/test_chain_log.py::test_a_run_keeps_its_chains",
     "train.checkpoint_every": "train/test_cut.py::test_checkpoints_are_saved_when_they_are_due_and_at_the_end",
     "train.iterations": "train/test_loop.py::test_a_finished_run_resumes_to_more_updates",

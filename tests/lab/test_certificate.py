@@ -80,10 +80,10 @@ def perturbs_the_sub_chain_too(*arguments: Any) -> Any:
 
 
 def half_order_with(change: Callable[[Trajectory, range], tuple[Tensor, range]]) -> Any:
-    def changed(sampler: Sampler, theta: Tensor, trajectory: Trajectory, sub_chain: range, a: Tensor):
+    def changed(sampler: Sampler, theta: Tensor, trajectory: Trajectory, sub_chain: range, a: Tensor, **options: bool):
         noise, sub_chain = change(trajectory, sub_chain)
         wrong = Trajectory(trajectory.latents, noise, trajectory.conditioning)
-        return half_order(sampler, theta, wrong, sub_chain, a) if sub_chain else torch.zeros_like(theta)
+        return half_order(sampler, theta, wrong, sub_chain, a, **options) if sub_chain else torch.zeros_like(theta)
 
     return changed
 
@@ -95,11 +95,11 @@ def inner_noises_resampled(trajectory: Trajectory, sub_chain: range) -> tuple[Te
     return noise, sub_chain
 
 
-def without_sigma(sampler: Sampler, theta: Tensor, *rest: Any) -> Tensor:
-    return sampler.schedule.sigma[rest[1][-1]] * half_order(sampler, theta, *rest)
+def without_sigma(sampler: Sampler, theta: Tensor, *rest: Any, **options: bool) -> Tensor:
+    return sampler.schedule.sigma[rest[1][-1]] * half_order(sampler, theta, *rest, **options)
 
 
-def not_a_number(*arguments: Any) -> Tensor:
+def not_a_number(*arguments: Any, **options: bool) -> Tensor:
     return torch.full_like(arguments[1], float("nan"))
 
 

@@ -110,7 +110,6 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
 ELSEWHERE = {
     "threads": "tests/train/test_loop.py",
     "model.": "tests/models",
-    "save_also": "tests/models/test_comfyui.py",
     "adapter.type": "tests/models/test_stable_diffusion.py",
     "sampler.embedded_guidance_scale": "tests/models/test_flow.py",
     "rewards": "tests/rewards/test_mixture.py",
