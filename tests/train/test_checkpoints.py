@@ -343,7 +343,7 @@ def test_killed_while_it_overwrites_a_run_leaves_the_old_one_whole_or_none(copie
         assert sorted(copied.rglob("*")) == files or not RunFolder(config).checkpoints.steps()
     assert kill_at > 5
     assert [path.name for path in copied.parent.iterdir()] == ["short"]
-    assert {path.name for path in copied.rglob("*")} == {"config.yaml", "checkpoints", "samples"}
+    assert {path.name for path in copied.rglob("*")} == {"config.yaml", "contents.json", "checkpoints", "samples"}
 
 
 @pytest.mark.slow
