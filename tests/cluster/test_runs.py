@@ -135,8 +135,10 @@ def test_chains_of_actors_that_die_and_of_two_workers_end_with_the_local_weights
         RunConfig.model_validate(config.model_dump() | {"name": "on-ray", "cluster": cluster}), kill_all
     )
     expected = summary_here(config)
-    assert len(killed) == 2 and sum(row["rollouts_rerun"] for row in rows) > 0
-    assert 0 < rows[0]["actor_share"] < 1 and rows[0]["actor_forwards"] > 0
+    assert len(killed) == 2 and any(row["actor_forwards"] for row in rows)
+    assert any(
+        row["rollouts_rerun"] or row["rollouts_here"] for row in rows
+    )  # what they left undone, or had no time for
     for name in ("theta_sha256", "gain", "scores", "kl", "diversity_after"):
         assert found[name] == expected[name]
 
