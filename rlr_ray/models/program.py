@@ -285,9 +285,9 @@ def program_of(
     kind = type(pipeline).__name__
     try:
         return Program(pipeline, config, adapter, sampler, device, request)
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
-    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # whatever a class's own call makes of arguments that it was not written for
         raise UserError(
             f"a {kind} could not be called with model.call {dict(config.call)} and the first prompt: "
             f"{first_line(error)}; see its arguments in diffusers' documentation, and give them in model.call, or as "

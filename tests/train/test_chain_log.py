@@ -62,11 +62,13 @@ def test_a_run_keeps_its_chains(whole: RunConfig) -> None:
 
 
 def test_an_interrupted_run_keeps_each_chain_once(tmp_path: Path, whole: RunConfig) -> None:
-    """It is interrupted behind a checkpoint; a shard beyond it, as a kill between the two leaves, is drawn again."""
+    """It is interrupted behind a checkpoint; a shard beyond it, of updates that the run draws again, is no more."""
     config = small_run(tmp_path, save_chains=1.0, train={"checkpoint_every": 2})
     with pytest.raises(KeyboardInterrupt):
         train_here(config, stop_after=3)
-    beyond = config.folder / "chains" / "updates_000002_000003_0.parquet"
+    beyond = (
+        config.folder / "chains" / "updates_000002_000002_0.parquet"
+    )  # as a signal leaves, whose checkpoint is lost
     beyond.write_bytes(shards(config.folder / "chains")[0].read_bytes())
     train_here(config, resume=True)
     assert kept(config) == kept(whole)

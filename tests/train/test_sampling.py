@@ -16,6 +16,7 @@ from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.rewards.mixture import Tally
 from rlr_ray.train.asking import ask, ask_ahead
 from rlr_ray.train.engine import Engine, Request, RolloutBatch
 from rlr_ray.train.held_out import HeldOutRequest, evaluate
@@ -84,6 +85,16 @@ def test_chains_from_elsewhere_leave_the_same_bits(preset: str, ahead: int) -> N
     elsewhere = Elsewhere(config)
     assert torch.equal(theta_after(config, elsewhere, 2 + ahead), theta_after(config, None, 2 + ahead))
     assert ("ChainRequest" in elsewhere.sent) == some
+
+
+def test_each_chunk_is_sampled_by_its_own_plan() -> None:
+    """Random truncation draws one for each."""
+    config = config_of("alignprop-random", {"train": {"chains": 16, "chains_per_prompt": 2, "chunk_size": 2}})
+    engine = Engine(config)
+    plans = engine.plans(0)
+    request = ChainRequest(0, plans, engine.model.initial_theta)
+    ready = [request.ready(c, request.chains(engine, c, Tally()))[0] for c in range(len(plans))]
+    assert ready == plans and len(set(map(str, plans))) > 1
 
 
 def test_a_chain_of_the_forward_term_comes_back_as_its_last_latent_and_little_else() -> None:
