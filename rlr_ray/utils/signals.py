@@ -13,7 +13,8 @@ from rlr_ray.errors import UserError
 
 _HEEDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _asked: str | None = None  # the signal that a run has yet to heed
-_waits = False  # whether an update goes on that is worth its end
+_waiting = 0  # blocks, in whichever threads, whose update is worth its end
+_lock = threading.Lock()  # of that number; no handler takes it
 _heeding = False
 
 
@@ -69,17 +70,19 @@ def heed() -> None:
 @contextmanager
 def after_update() -> Iterator[None]:
     """Let the first signal wait for whoever looks at `asked` until the block ends."""
-    global _waits
-    before, _waits = _waits, True
+    global _waiting
+    with _lock:
+        _waiting += 1
     try:
         yield
     finally:
-        _waits = before
+        with _lock:
+            _waiting -= 1
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    if not _waits or _asked is not None:
+    if not _waiting or _asked is not None:
         raise Terminated(name)
     ask(name)
     text = f"\n{name}: the run ends after this update, with a checkpoint; once more ends it at once\n"

@@ -29,7 +29,7 @@ from rlr_ray.models.loading import place_of
 from rlr_ray.prompts.load import load_prompts
 from rlr_ray.rewards.hub import Source
 from rlr_ray.train.run_folder import RunFolder
-from rlr_ray.utils.signals import after_update, heeded
+from rlr_ray.utils.signals import Terminated, after_update, heeded
 from tests.runs import RECIPE, SMALL, outcome, small_recipe, tiny
 
 REWARD = """
@@ -138,6 +138,15 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_runs_in_several_threads_leave_no_signal_waiting() -> None:
+    """Whichever ends first."""
+    one, other = after_update(), after_update()
+    one.__enter__(), other.__enter__()
+    one.__exit__(None, None, None), other.__exit__(None, None, None)
+    with heeded(), pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
 
 
 class _Interrupted(ModuleType):
