@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,9 +76,10 @@ def test_a_terminal_that_lacks_letters_ends_no_run(
 
 
 @pytest.fixture
-def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """The exit status of a run whose reward sends signals at these of its calls, the first of them an evaluation."""
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def run(plan: list[tuple[int, str]], *more: str) -> int:
         Path("signals.py").write_text(REWARD.format(plan=plan))
@@ -87,7 +88,8 @@ def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             del sys.modules[key]
         return main(["train", "--config", recipe(tmp_path, **keys), "--set", f"name=run{len(plan)}", *more])
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
