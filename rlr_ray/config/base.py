@@ -89,10 +89,3 @@ def flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str,
         path = (*above, str(key))
         leaves |= flat(value, path) if isinstance(value, dict) else {path: value}
     return leaves
-
-
-def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A value under the keys that lead to it."""
-    for key in reversed(path):
-        value = {key: value}
-    return dict(value)

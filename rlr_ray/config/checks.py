@@ -66,10 +66,12 @@ def check_first_order(config: RunConfig) -> None:
             "leave estimator.surrogate out, or set gradient: surrogate on a reward whose own is dear"
         )
     if surrogate is None and config.plan_shape.first_order_steps and len(black_box) == len(config.rewards):
+        auto = config.estimator.preset == "auto"
         raise UserError(
             f"reward {', '.join(map(repr, black_box))} is black-box (differentiable: false), but "
             f"estimator.first_order.steps is {config.estimator.first_order.steps}; set estimator.first_order.steps: 0, "
-            "estimator.preset: auto, or the reward's differentiable: true if it is made of torch operations"
+            f"{'leave estimator.surrogate out' if auto else 'estimator.preset: auto'}, or set the reward's "
+            "differentiable: true if it is made of torch operations"
         )
 
 
@@ -175,8 +177,10 @@ def _denoiser(config: RunConfig) -> None:
 
 
 def _plan_owns_something(config: RunConfig) -> None:
+    """Not asked of a plan that waits for what a user's own reward says of itself."""
     shape = config.plan_shape
-    if not (config.chooses_plan or shape.first_order_steps or shape.has_half_order or shape.has_zeroth_order):
+    waits = config.estimator.preset == "auto" and any(one.differentiable is None for one in config.rewards.values())
+    if not (config.chooses_plan or waits or shape.first_order_steps or shape.has_half_order or shape.has_zeroth_order):
         raise UserError(
             "the plan leaves every step out (no first order, no sub-chain, rest: none), so there is no gradient; set "
             "estimator.rest: half_order or zeroth_order, or estimator.first_order.steps above 0"
@@ -200,6 +204,11 @@ def _surrogate(config: RunConfig) -> None:
             raise UserError(
                 f"estimator.surrogate.use 'switch' learns each reward's own surrogate, found the name "
                 f"{surrogate.name!r}; set estimator.surrogate.name: online, or use: residual"
+            )
+        if not config.plan_shape.first_order_steps:
+            raise UserError(
+                "estimator.surrogate is for first order to pass through (use: switch), but estimator.first_order.steps "
+                "is 0; set estimator.surrogate: null, or raise estimator.first_order.steps"
             )
         return
     if surrogate.name == "online" and config.plan_shape.has_zeroth_order:

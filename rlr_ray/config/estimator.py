@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from math import isqrt
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
-from rlr_ray.config.base import FREE, Strict, flat, nested
-from rlr_ray.config.presets import BLACK_BOX, GRADIENT, PRESETS
+from rlr_ray.config.base import FREE, Strict, flat
+from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.core.plan import Truncation
 from rlr_ray.errors import UserError
@@ -256,25 +256,31 @@ class EstimatorConfig(Strict):
         """Whether steps are checkpointed, as far as is known before an engine has measured: auto counts as not."""
         return self.checkpoint_steps is True
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
+    def _fill_from_preset(cls, given: Any, validate: ModelWrapValidatorHandler[EstimatorConfig]) -> EstimatorConfig:
         preset = given.get("preset", "auto") if isinstance(given, dict) else None
         if preset == "measure":
             _check_measure(given)
-        if isinstance(preset, str) and preset in PRESETS:
-            filled = BLACK_BOX if preset == "auto" and given.get("surrogate") else PRESETS[preset]
-            return merge(filled, given)
-        return given
+        if not isinstance(preset, str) or preset not in PRESETS:
+            return validate(given)
+        config = validate(merge(PRESETS[preset], given))
+        _unset_defaults(config, given)
+        return config
 
     def decided(self, *, black_box: bool) -> EstimatorConfig:
-        """Preset auto, once it is known whether a reward has no gradient; what stands beside it in a recipe stays."""
-        if self.preset != "auto" or bool(self.surrogate) == black_box:
+        """Preset auto, once it is known whether a reward has no gradient; every key beside it in a recipe stays."""
+        if self.preset != "auto":
             return self
-        was, now = (GRADIENT, BLACK_BOX) if black_box else (BLACK_BOX, GRADIENT)
-        default = flat(EstimatorConfig.model_validate({"preset": "auto"} | was).model_dump(mode="json"))
-        values = merge(now, {"preset": "auto"})
-        for path, value in flat(self.model_dump(mode="json")).items():
-            if default.get(path, value) != value:
-                values = merge(values, nested(path, value))
-        return EstimatorConfig.model_validate(values)
+        stated = self.model_dump(mode="json", exclude_unset=True)
+        preset = "black-box" if black_box else "auto"
+        return EstimatorConfig.model_validate(stated | {"preset": preset}).model_copy(update={"preset": "auto"})
+
+
+def _unset_defaults(section: BaseModel, stated: dict[str, Any]) -> None:
+    """Let `model_fields_set` be the keys that a recipe states, without those that a preset filled in."""
+    section.model_fields_set.intersection_update(stated)
+    for key, value in stated.items():
+        part = getattr(section, key)
+        if isinstance(part, BaseModel) and isinstance(value, dict):
+            _unset_defaults(part, value)

@@ -21,14 +21,17 @@ _ALL = None  # stands for all prompts
 
 
 class RunningMeans:
-    """Smoothed mean over earlier updates of k values of each prompt's chains; all prompts' where a prompt is new.
+    """Running mean over earlier updates of k values of each prompt's chains; of a new prompt, that over all prompts.
 
-    Beside each the sum of squares of its weights: the mean's variance is that times a chain's within its prompt.
+    Beside each mean stands the sum of its weights' squares: the mean's variance is that times the variance of a chain
+    within its prompt. Of more than `most` prompts those that came last are kept, since every checkpoint holds them; an
+    earlier one that comes again is new.
     """
 
-    def __init__(self, smoothing: float = 0.7):
-        self.smoothing = smoothing  # weight of what was before
-        self.means: dict[Hashable, list[tuple[float, float]]] = {}  # prompt -> [k] of mean and sum of squares
+    def __init__(self, smoothing: float = 0.7, most: int = 2**14):
+        self.smoothing, self.most = smoothing, most  # smoothing: the weight of what was before
+        # prompt -> [k] of mean and sum of squares, the prompt that came last at the end
+        self.means: dict[Hashable, list[tuple[float, float]]] = {}
 
     def before(self, prompts: Sequence[Hashable], count: int) -> Tensor:  # [B], k -> [2, k, B]; NaN: not known
         unknown = self.means.get(_ALL, [(math.nan, math.nan)] * count)
@@ -36,16 +39,20 @@ class RunningMeans:
         return torch.tensor(rows, dtype=torch.float64).permute(2, 1, 0)
 
     def add(self, prompts: Sequence[Hashable], values: Tensor) -> None:  # [B]; [k, B], NaN: not known
-        of: dict[Hashable, list[int]] = {_ALL: list(range(len(prompts)))}
+        chains: dict[Hashable, list[int]] = {}
         for i, prompt in enumerate(prompts):
-            of.setdefault(prompt, []).append(i)
-        for prompt, chosen in of.items():
+            chains.setdefault(prompt, []).append(i)
+        for prompt, chosen in (*chains.items(), (_ALL, list(range(len(prompts))))):
             some = values[:, chosen].double()
             new = list(zip(some.nanmean(1).tolist(), (1 / (~some.isnan()).sum(1)).tolist(), strict=True))
-            self.means[prompt] = [self._mixed(*pair) for pair in zip(self.means.get(prompt, new), new, strict=True)]
+            old = self.means.pop(prompt, [(math.nan, math.nan)] * len(new))
+            self.means[prompt] = [self._mixed(*pair) for pair in zip(old, new, strict=True)]
+        beyond = max(len(self.means) - 1 - max(self.most, len(chains)), 0)
+        for prompt in list(self.means)[:beyond]:
+            del self.means[prompt]
 
     def _mixed(self, old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
-        if old is new or math.isnan(old[0]) or math.isnan(new[0]):
+        if math.isnan(old[0]) or math.isnan(new[0]):
             return new if math.isnan(old[0]) else old
         w = self.smoothing
         return w * old[0] + (1 - w) * new[0], w**2 * old[1] + (1 - w) ** 2 * new[1]

@@ -220,7 +220,7 @@ def write_choice(folder: Path, config: RunConfig, choice: Choice) -> Path:
     write_json(folder / "plan.json", asdict(choice))
     chosen = with_plan(config, choice.best.keys)
     recipe = chosen.model_dump(mode="json", exclude_defaults=True)
-    recipe["estimator"] = chosen.estimator.model_dump(mode="json", exclude={"preset"})  # every key, so none is lost
+    recipe["estimator"] = chosen.estimator.model_dump(mode="json") | {"preset": "custom"}  # every key is spelled out
     text = f"# {choice_words(choice).splitlines()[0]}\n" + yaml.safe_dump(recipe, sort_keys=False)
     replace_file(folder / "plan.yaml", lambda file: file.write_text(text, "utf-8"))
     return folder / "plan.yaml"

@@ -162,3 +162,14 @@ def test_a_baselines_own_error_is_as_it_says() -> None:
     mean, added = means.before(prompts, 1)
     assert float(added[0, 0]) == pytest.approx(0.3 / 1.7, rel=0.01)
     assert float(mean.var()) == pytest.approx(float(added[0, 0]), rel=3.5 * (2 / 400) ** 0.5)
+
+
+def test_of_many_prompts_the_means_of_those_that_came_last_are_kept() -> None:
+    """Or they, and every checkpoint, would grow with every new prompt."""
+    means = RunningMeans(most=3)
+    for step in range(50):
+        means.add(["often", step], torch.full((1, 2), float(step)))
+    assert set(means.means) == {"often", 48, 49, None}
+    assert means.before([49, 0], 1)[0].tolist() == [[49.0, means.before([None], 1)[0].item()]]  # an early one is new
+    means.add(list(range(7)), torch.zeros(1, 7))  # an update's own all stay
+    assert set(means.means) == {*range(7), None}

@@ -178,5 +178,6 @@ def test_auto_with_a_black_box_reward_has_no_first_order(recipe: Path, monkeypat
     changes = ["estimator=measure", "reward.differentiable=false", "train.iterations=1", "sampler.steps=3"]
     assert main(["train", "--config", str(recipe), *(word for change in changes for word in ("--set", change))]) == 0
     told = json.loads(Path("runs/short/plan.json").read_text())
+    assert str(load_config("runs/short/plan.yaml", []).plan_shape) == told["best"]["plan"]
     assert "first order" not in told["best"]["plan"]
     assert all("first order" not in option["plan"] for option in told["options"])

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import rlr_ray.train.activations as activations
+from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.describe import describe_plan
 from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import parse_config, resolve
@@ -66,6 +67,38 @@ def test_keys_beside_auto_stay() -> None:
     assert config.estimator.first_order.clip is None and config.estimator.half_order.score == "forward"
     said = describe_plan(config)
     assert all(word in said for word in ("3 draws a chain", "once a surrogate is trusted", "explains 70%"))
+
+
+@pytest.mark.parametrize("name", ["digits", "tests.train.test_auto:scores"])  # of one's own: known only once imported
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"surrogate": None, "first_order": {"steps": 0}}, ("forward", False, 0)),
+        ({"surrogate": None, "half_order": {"score": "path"}, "rest": "half_order"}, ("path", False, "all")),
+        ({"surrogate": {"trust": 0.7}}, ("forward", True, "all")),
+        ({"half_order": {"score": "branches"}}, ("branches", True, "all")),
+    ],
+)
+def test_a_key_beside_auto_stays_though_it_is_what_another_plan_has_by_default(
+    name: str, stated: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    config = resolve(
+        plan_of(reward={"name": name, "differentiable": False if name == "digits" else None}, estimator=stated)
+    )
+    estimator = config.estimator
+    assert (estimator.half_order.score, estimator.surrogate is not None, estimator.first_order.steps) == expected
+    assert resolve(parse_config(config.model_dump(mode="json"))) == config
+
+
+def test_a_surrogate_that_nothing_passes_through_is_refused() -> None:
+    for estimator, remedy in (
+        ({"first_order": {"steps": 0}}, "estimator.surrogate: null"),
+        ({"surrogate": None}, "leave estimator.surrogate out"),
+    ):
+        with pytest.raises(UserError, match=remedy):
+            check_first_order(plan_of(reward={"name": "digits", "differentiable": False}, estimator=estimator))
+    with pytest.raises(UserError, match="every reward has one"):
+        check_first_order(plan_of(estimator={"surrogate": {"name": "online"}}))
 
 
 def test_a_denoiser_without_gradients_is_perturbed_and_nothing_else(
