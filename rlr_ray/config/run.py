@@ -242,11 +242,10 @@ class RunConfig(Strict):
 
         `checkpoint_steps` is what an engine measured, if that is to be.
         """
-        pulled = sum(plan.draws for plan in plans) if self.estimator.half_order.pull else 0
-        size = self.train.chains // len(plans)
+        size, pulled = self.train.chains // len(plans), self.estimator.half_order.pull > 0
         checkpoint_steps = self.estimator.checkpointed if checkpoint_steps is None else checkpoint_steps
         pairs = self.estimator.zeroth_order.count * plans[0].pair_forwards
-        forwards = sum(size * plan.forwards(checkpoint_steps) for plan in plans) + size * pulled + pairs
+        forwards = sum(size * plan.forwards(checkpoint_steps, pulled=pulled) for plan in plans) + pairs
         compared = self.train.chains * self.compared_steps
         backwards = sum(size * plan.backwards for plan in plans) + compared
         again = backwards if self.model.gradient_checkpointing else 0

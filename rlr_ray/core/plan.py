@@ -51,9 +51,9 @@ class Plan:
         """Whether half order from this step on carries what first order leaves of the reward, not the whole."""
         return self.residual_from is not None and start >= self.residual_from
 
-    def forwards(self, checkpoint_steps: bool = False) -> int:
-        """Denoiser forwards that a chain costs."""
-        again = self._passed if checkpoint_steps else 0
+    def forwards(self, checkpoint_steps: bool = False, *, pulled: bool = False) -> int:
+        """Denoiser forwards that a chain costs; `pulled`: a forward term also asks its reference at each draw."""
+        again = (self._passed if checkpoint_steps else 0) + (self.draws if pulled else 0)
         return self.steps + again + self._tails + self._differentiated
 
     @property

@@ -85,8 +85,13 @@ class Laboratory:
         return (exact_reference if self.exact else unbiased_reference)(self.subject, self.batches)
 
     def candidate(self, name: str, keys: Estimator, reference: Reference) -> Candidate:
-        """Raises UserError if the plan does not work with this recipe."""
+        """Raises UserError if the plan does not work with this recipe, or has a surrogate."""
         config = with_plan(self.config, keys)
+        if config.estimator.surrogate is not None:
+            raise UserError(
+                "estimator.surrogate is what a run learns and weighs, so its plan cannot be measured here; leave it "
+                "out; `rlr-ray plan` measures preset black-box before its surrogate is trusted and once it is"
+            )
         check_first_order(config)
         shape = config.shape_on(self.subject.sampler.schedule)
         if self.guides is None and config.guided:

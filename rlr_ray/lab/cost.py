@@ -34,8 +34,8 @@ class Probe:
 
     def update_seconds(self, run: RunConfig, plans: Sequence[Plan]) -> float:
         """Of an update in one process; the mean over plans that are drawn at random."""
-        seconds, zeroth = self.seconds, run.estimator.zeroth_order
-        forwards = sum(plan.forwards(run.estimator.checkpointed) for plan in plans) / len(plans)
+        seconds, zeroth, pulled = self.seconds, run.estimator.zeroth_order, run.estimator.half_order.pull > 0
+        forwards = sum(plan.forwards(run.estimator.checkpointed, pulled=pulled) for plan in plans) / len(plans)
         backwards = sum(plan.backwards for plan in plans) / len(plans)
         chunk = forwards * seconds["forward"] + backwards * seconds["backward"]
         rollouts = zeroth.count / zeroth.chunk_size if run.plan_shape.has_zeroth_order else 0

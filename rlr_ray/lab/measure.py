@@ -73,8 +73,8 @@ class Candidate:
 
     def cost(self, plans: Sequence[Plan]) -> float:
         """Denoiser forwards a chain, a backward counted as two, averaged over plans; pairs are shared by the chains."""
-        backward = 3 if self.recomputes else 2
-        steps = sum(plan.forwards(self.checkpoint_steps) + backward * plan.backwards for plan in plans)
+        backward, pulled = 3 if self.recomputes else 2, self.forms.pull > 0
+        steps = sum(plan.forwards(self.checkpoint_steps, pulled=pulled) + backward * plan.backwards for plan in plans)
         pairs = sum(plan.pair_forwards for plan in plans) * self.pairs / self.chains
         return (steps + pairs) / len(plans)
 

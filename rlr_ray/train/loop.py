@@ -69,7 +69,7 @@ def train(
             if not last:
                 _heed_signals(recorder, log, state, whole)
     if recorder is not None and results is not None:
-        results.finish(state.step, state.theta_to_save, recorder, process.ran_on)
+        results.finish(recorder, process.ran_on)
 
 
 def _heed_signals(
@@ -113,7 +113,7 @@ def _start(
             logger.info(note)
     results = None
     if process.leads:
-        results = Results(engine, folder, state.initial_theta, state.rate, saved, rollouts)
+        results = Results(engine, folder, state, saved, rollouts)
     return state, online, results
 
 
@@ -146,7 +146,7 @@ def _judged(
 ) -> bool:
     """Evaluate; whether the run ends by that. Steps back from beyond guards.kl_stop."""
     if recorder is not None and results is not None:
-        row |= results.measure(state.step, state.theta_to_save)
+        row |= results.measure()
         recorder.loggers.evaluation(row["step"], results.latest.images)
     stops, too_far = _verdict(engine, results, process)
     if engine.config.guards.kl_stop is not None and not stops:

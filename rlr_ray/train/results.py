@@ -30,6 +30,7 @@ from rlr_ray.train.held_out import evaluate
 from rlr_ray.train.picture_engine import chain_rows
 from rlr_ray.train.reference import picture_features, real_reference
 from rlr_ray.train.run_folder import Recorder, RunFolder
+from rlr_ray.train.state import TrainState
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
@@ -44,19 +45,20 @@ class Results:
         self,
         engine: Engine,
         folder: RunFolder,
-        initial_theta: Tensor,  # [P]
-        learning_rate: float | None,  # that the run's schedule starts from
+        state: TrainState,  # as the run begins or goes on, and from then on as it is
         saved: Mapping[str, Any] | None,
         rollouts: Rollouts | None = None,  # who draws held-out chains; None: this process
     ):
-        self.engine, self.folder, self.learning_rate, self.rollouts = engine, folder, learning_rate, rollouts
+        self.engine, self.folder, self.state, self.rollouts = engine, folder, state, rollouts
         real = real_reference(engine)  # it may be refused, so before what takes longer
-        self.before = self._before(initial_theta)
+        self.before = self._before(state.initial_theta)
         self.references = {"base": Reference.base(self.before.pictures)} | ({"real": real} if real else {})
         self.likeness_before = self._likeness(self.before)
         rewards, config = engine.rewards, engine.config
         self.total = rewards.weighted_sum(self.before.rows(rewards.labels))
-        self.guards = Guards(config.guards, self.total, list(config.evaluation.judges), self.before, initial_theta)
+        self.guards = Guards(
+            config.guards, self.total, list(config.evaluation.judges), self.before, state.initial_theta
+        )
         if saved and saved["asked"] | {"pictures": 0} == self._asked | {"pictures": 0}:  # else best is best no more
             self.guards.load_state_dict(saved["guards"])
         self.latest = self.before  # evaluation
@@ -99,10 +101,10 @@ class Results:
             "contents": self.folder.contents,
         }
 
-    def measure(self, update: int, theta: Tensor) -> dict[str, float]:
-        """Evaluate theta [P] after so many updates; returns the columns that an update's row gets."""
-        self.latest = self._evaluated(theta)
-        self.guards.note(update, self.latest, theta)
+    def measure(self) -> dict[str, float]:
+        """Evaluate the state as it is; returns the columns that an update's row gets."""
+        self.latest = self._evaluated(self.state.theta_to_save)
+        self.guards.note(self.state.step, self.latest, self.state.theta_to_save)
         return self._columns(self.latest)
 
     def _evaluated(self, theta: Tensor) -> Evaluation:
@@ -130,12 +132,13 @@ class Results:
         with _for_people("report", summary):
             self._report(rows, summary, self.latest)
 
-    def finish(self, updates: int, theta: Tensor, recorder: Recorder, ran_on: str) -> None:
+    def finish(self, recorder: Recorder, ran_on: str) -> None:
         """Write the adapter, the pictures, the report, what loggers keep and, last of all, the summary.
 
         Done again, all are the same, but for the report's date.
         """
-        after, kept, rows = self._evaluated(theta), updates, recorder.rows
+        updates, theta, rows = self.state.step, self.state.theta_to_save, recorder.rows
+        after, kept = self._evaluated(theta), updates
         self.guards.note(updates, after, theta, last=True)  # of a run that was stopped too: it may have stepped back
         best, last = self.guards.best, after
         if self.engine.config.guards.keep == "best" and best.update != updates:
@@ -197,7 +200,7 @@ class Results:
             "invalid_after": after.invalid,
             "best_update": self.guards.best.update,
             "changes": self.folder.changes,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.state.rate,
             "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
             "plan": str(self.engine.shape),
             "noise_shares": _medians(rows, "noise_share"),

@@ -202,9 +202,14 @@ class TrainState:
         """Shorten a step from `before` [P] that changed predictions by more than its part of what is allowed; fit auto.
 
         Along the warm-up such a rate moves towards the one whose updates change predictions by AUTO of what is allowed:
-        by at most twice an update, since a single change is noisy.
+        by at most twice an update, since a single change is noisy. Raises UserError if predictions are not finite.
         """
         assert self.train.max_change is not None and self.rate is not None
+        if not math.isfinite(change):
+            raise UserError(
+                f"update {self.step}: after its step the denoiser's predictions are not finite, though the gradient "
+                "is; start a run of another name with a lower train.learning_rate, or with model.dtype: float32"
+            )
         most = self.train.max_change * self._scheduled
         if change > part * most:
             self.theta.copy_(torch.lerp(before, self.theta.detach(), part * most / change))

@@ -57,8 +57,10 @@ def test_every_usual_plan_is_measured(recipe: Path, capsys: pytest.CaptureFixtur
 def test_a_black_box_reward_is_held_against_reinforce(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = ["reward.differentiable=false", "estimator={preset: ddpo}"]
     words = [word for change in changes for word in ("--set", change)]
-    assert main(["lab", "--config", str(recipe), *words, "--batches", "8", "--cost", "1", "--json"]) == 0
+    learned = ["--plan", "learned={preset: surrogate}"]  # which would be measured with the reward in its place
+    assert main(["lab", "--config", str(recipe), *words, *learned, "--batches", "8", "--cost", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert "cannot be measured here" in told["left_out"]["learned"]
     assert told["reference"]["kind"] == "REINFORCE"
     assert {row["name"] for row in told["plans"]} == {"the recipe's", "ddpo", "es"}
     ddpo = next(row for row in told["plans"] if row["name"] == "ddpo")

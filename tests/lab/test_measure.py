@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from rlr_ray.core.chunk import Forms
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.core.sampler import Chains
@@ -55,6 +56,12 @@ def test_variances_weights_and_bias_of_known_gaussians() -> None:
     assert not found.unbiased
     parts = candidate.plan(0).zeroth_order[0]  # before it a pair is one chain
     assert found.cost == 6 + 3 * 2 + (2 * 6 - parts) * 20 / 40
+
+
+def test_a_pull_costs_a_forward_more_at_each_draw() -> None:
+    shape = PlanShape(6, 0, 0, rest="none", score="forward", draws=3, forward_steps=(1, 2))
+    plain, pulled = Candidate("plain", shape), Candidate("pulled", shape, forms=Forms(pull=0.5))
+    assert pulled.cost([plain.plan(0)]) == plain.cost([plain.plan(0)]) + 3 == 6 + 3 * 3 + 3
 
 
 def test_an_even_weight_makes_a_term_as_long_as_first_order() -> None:

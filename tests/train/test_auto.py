@@ -147,12 +147,12 @@ BLACK_BOX: dict[str, Any] = {
         "surrogate": {"steps_per_update": 4, "batch_size": 4, "window": 1},
     },
     "reward": {"differentiable": False},
-    "train": {"iterations": 5, "checkpoint_every": 2},
+    "train": {"iterations": 5, "checkpoint_every": 2, "learning_rate": "auto", "warmup": 4, "max_change": 0.03},
 }
 
 
 def test_a_black_box_run_that_is_cut_and_resumed_ends_the_same(tmp_path: Path) -> None:
-    """With the running baseline, the surrogate and the trust in it."""
+    """With the running baseline, the surrogate, the trust in it, and the learning rate that is fitted along the way."""
     whole = train_here(small_run(tmp_path / "whole", **BLACK_BOX)).path
     config = small_run(tmp_path / "cut", **BLACK_BOX)
     with pytest.raises(KeyboardInterrupt):

@@ -116,6 +116,8 @@ def test_a_step_that_changes_predictions_by_too_much_is_shortened() -> None:
             state.update(estimate, {}, lambda was, now: float((now - was).norm()))
             moved = float((state.theta.detach() - before).norm())
             assert moved == pytest.approx(most * (1 - update / 10), rel=1e-5)  # unhindered: .7 (1 - update / 10)
+    with pytest.raises(UserError, match=r"update 10: .* predictions are not finite, .* lower train.learning_rate"):
+        state.update(gradient, {}, lambda was, now: math.nan)  # or the rate that auto fits would become nan
     free = TrainState(torch.zeros(2), keys, EstimatorConfig())
     free.update(gradient, {}, lambda was, now: 0.2)
     torch.testing.assert_close(free.theta.detach(), torch.tensor([0.5, 0.5]))
