@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.progress import track
@@ -20,7 +19,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import Laboratory, standing_at
 from rlr_ray.lab.locate import Location, bounds, forecasts, free_steps, locate, step_rows
 from rlr_ray.lab.report import steps_table, write_json
-from rlr_ray.prompts.expand import TEMPLATE, Endpoint, append_row, expand, fill, parse_template, remaining
+from rlr_ray.prompts.expand import Endpoint, append_row, expand, fill, parse_template, remaining
 from rlr_ray.prompts.load import load_prompts
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
@@ -29,25 +28,7 @@ from rlr_ray.utils.memory import memory_errors
 
 logger = logging.getLogger(__name__)
 
-_BATCHES = 8
 _SHARE = 5  # a range whose end is not seen has a fifth of the steps, as the paper's for hands
-
-
-def add_dcot_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _add_expand(commands.add_parser("expand", help="write a coarse, a mid and a fine prompt for each plain one"))
-    _add_locate(commands.add_parser("locate", help="measure which range of steps loses the reward"))
-
-
-def _add_expand(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", required=True, help="a file of plain prompts: .txt, .jsonl, .csv or .parquet")
-    parser.add_argument("--out", required=True, type=Path, help="the prompts file to write, or to go on with: .jsonl")
-    default = ", ".join(f"{stage}={text!r}" for stage, text in TEMPLATE.items())
-    parser.add_argument("--template", nargs="+", default=[], metavar="STAGE=TEXT", help=f"default: {default}")
-    parser.add_argument("--endpoint", metavar="URL", help="ask a language model at URL/chat/completions (OpenAI's API)")
-    parser.add_argument("--model", metavar="NAME", help="of the endpoint")
-    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the endpoint's key")
-    parser.set_defaults(command=expand_command, again="the same command goes on with what is left")
 
 
 def expand_command(options: argparse.Namespace) -> None:
@@ -88,16 +69,6 @@ def _endpoint(options: argparse.Namespace) -> Endpoint | None:
     if options.api_key_env and not key:
         raise UserError(f"--api-key-env {options.api_key_env!r} is not set in the environment; export it first")
     return Endpoint(options.endpoint, options.model, key)
-
-
-def _add_locate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a YAML recipe: its model, reward and prompts are measured")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
-    parser.add_argument("--batches", type=int, default=_BATCHES, help=f"of chains (default {_BATCHES})")
-    parser.add_argument("--length", type=int, help="steps of a range whose end is not seen (default: a fifth of all)")
-    parser.add_argument("--out", type=Path, default=Path("locate"), help="folder of locate.json")
-    parser.set_defaults(command=locate_command)
 
 
 @memory_errors()

@@ -11,12 +11,6 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.utils.console import wide_console
 
 
-def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a YAML recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.set_defaults(command=doctor_command)
-
-
 def doctor_command(options: argparse.Namespace) -> int:
     """0, or 1 if something is not well."""
     console = wide_console()

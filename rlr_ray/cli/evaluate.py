@@ -35,31 +35,6 @@ from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.files import disk_errors
 from rlr_ray.utils.memory import memory_errors
 
-_RUN = "a finished run: its name under output_dir, or its folder"
-_PROMPTS = "a file or a shipped list (default: the held-out prompts of the recipe)"
-
-
-def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUN)
-    parser.add_argument("--config", metavar="RECIPE", help="instead of the first run's own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
-    parser.add_argument("--chains", type=int, metavar="N", help="of each model (default: evaluation.chains)")
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="the held-out chains of a run with seed N (default: chains of no run)"
-    )
-    parser.add_argument(
-        "--reward", action="append", default=[], metavar="LABEL[={KEYS}]", help="one more score, as under `rewards`"
-    )
-    parser.add_argument("--level", type=float, default=0.95, help="of the confidence intervals (default 0.95)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="of the results (default: evaluate in the first run)"
-    )
-    parser.add_argument(
-        "--vbench", type=Path, metavar="FOLDER", help="leave all videos there for VBench; or show the results it left"
-    )
-    parser.set_defaults(command=evaluate_command)
-
 
 @memory_errors()
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -121,17 +96,6 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], Non
     with progress_bar(console) as bar:
         task = bar.add_task(BASE, total=total, text="chains")
         yield lambda name, count: bar.update(task, advance=count, description=name)
-
-
-def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
-    parser.add_argument("--config", metavar="RECIPE", help="instead of a run: the base model of this recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="other pictures (default: the recipe's held-out chains)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the pictures (default: sample, in the run)")
-    parser.set_defaults(command=sample_command)
 
 
 @memory_errors()

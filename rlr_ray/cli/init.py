@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rlr_ray.cli.arguments import ASKED
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import ModelConfig
@@ -20,11 +21,6 @@ from rlr_ray.models.loading import MODELS, entry_of
 from rlr_ray.prompts.load import describe_prompts
 
 logger = logging.getLogger(__name__)
-_ASKED = {  # what is asked for, and in which words
-    "model": "model (a folder with a diffusers pipeline, OWNER/NAME on the hub, or digits)",
-    "reward": "reward (one of docs/rewards.md, e.g. imagereward, or your own as file.py:function)",
-    "prompts": "prompts (a file, a shipped list such as animals, or [one, another])",
-}
 _TEMPLATE = """\
 # {model} for {reward}, as `rlr-ray init` wrote it. `rlr-ray train --config FILE` runs it, with --dry-run it shows the
 # plan and its cost, and `rlr-ray plan --config FILE` chooses a plan for your memory. Every key: docs/recipe.md.
@@ -55,15 +51,9 @@ _BY_KIND = {  # adapter and sampler of a model's pipeline, as in configs/
 _OTHERS = (_UNET, "{steps: 30, eta: 1.0, guidance_scale: 5.0}")
 
 
-def add_init_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, words in _ASKED.items():
-        parser.add_argument(f"--{name}", help=words)
-    parser.set_defaults(command=init_command, json=True)  # standard output is the recipe, messages go beside it
-
-
 def init_command(options: argparse.Namespace) -> None:
     """Write a commented recipe to standard output, once it has been checked. Raises UserError for what cannot be."""
-    model, reward, prompts = (getattr(options, name) or _answer(name) for name in _ASKED)
+    model, reward, prompts = (getattr(options, name) or _answer(name) for name in ASKED)
     text = recipe_of(model, reward, prompts)
     config = resolve(parse_config(read_yaml(text)))
     check_first_order(config)
@@ -73,11 +63,11 @@ def init_command(options: argparse.Namespace) -> None:
 
 def _answer(name: str) -> str:
     if not sys.stdin.isatty():
-        raise UserError(f"init was not told --{name}; give it, or run it in a terminal, where it asks: {_ASKED[name]}")
-    print(f"{_ASKED[name]}: ", end="", file=sys.stderr, flush=True)
+        raise UserError(f"init was not told --{name}; give it, or run it in a terminal, where it asks: {ASKED[name]}")
+    print(f"{ASKED[name]}: ", end="", file=sys.stderr, flush=True)
     answer = input().strip()
     if not answer:
-        raise UserError(f"found no answer; allowed: {_ASKED[name]}")
+        raise UserError(f"found no answer; allowed: {ASKED[name]}")
     return answer
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 
+from rlr_ray.cli.arguments import LAB_COST
 from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.errors import UserError
 from rlr_ray.lab.compare import Laboratory, compare, standing_at
@@ -19,25 +19,7 @@ from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
 
 logger = logging.getLogger(__name__)
-_COST = 20_000.0  # denoiser forwards a plan
 _BATCHES, _TOY_BATCHES = 40, 240
-
-
-def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
-    subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--config", help="a YAML recipe: its model, reward and prompts are measured")
-    subject.add_argument("--model", choices=["toy"], help="toy: the unbiasedness certificate on an analytic chain")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
-    parser.add_argument(
-        "--plan", action="append", default=[], metavar="NAME={KEYS}", help="a plan to measure, as keys of `estimator`"
-    )
-    parser.add_argument("--only", action="store_true", help="the plans of --plan alone, without the usual ones")
-    parser.add_argument("--cost", type=float, help=f"denoiser forwards a plan (default {_COST:g})")
-    parser.add_argument("--batches", type=int, help="of the reference (default 240 for toy, else 40)")
-    parser.add_argument("--out", type=Path, default=Path("lab"), help="folder of lab.json, lab.parquet and lab.png")
-    parser.add_argument("--json", action="store_true", help="write no table, but lab.json to the terminal")
-    parser.set_defaults(command=lab_command)
 
 
 def lab_command(options: argparse.Namespace) -> int:
@@ -86,7 +68,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     prepare_process(config.threads)
     theta, guides = standing_at(options.at, config)
     laboratory = Laboratory(config, theta, guides, options.batches or _BATCHES)
-    cost = options.cost or _COST
+    cost = options.cost or LAB_COST
     reference, results, left_out = compare(laboratory, plans, cost)
     if not results:
         raise UserError(f"no plan works with this recipe: {'; '.join(left_out.values())}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rlr_ray.config.recipe import load_config, resolve
 from rlr_ray.config.run import RunConfig
@@ -14,15 +13,6 @@ from rlr_ray.lab.planner import choose
 from rlr_ray.lab.report import choice_table, choice_words, write_choice
 from rlr_ray.utils.console import wide_console
 from rlr_ray.utils.environment import prepare_process
-
-
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a YAML recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
-    parser.add_argument("--batches", type=int, help="for the variances (default: half a minute's, 64 at most)")
-    parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
-    parser.set_defaults(command=plan_command)
 
 
 def plan_command(options: argparse.Namespace) -> int:

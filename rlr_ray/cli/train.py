@@ -27,30 +27,6 @@ from rlr_ray.utils.console import wide_console
 logger = logging.getLogger(__name__)
 
 
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", help="a YAML recipe, e.g. configs/digits.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="go on with the run of this name, or with RUN, a name under output_dir or a folder, by its own recipe",
-    )
-    earlier.add_argument(
-        "--resume-or-start", action="store_true", help="the same if there is such a run, else start it"
-    )
-    earlier.add_argument("--overwrite", action="store_true", help="delete the run of this name and start again")
-    parser.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="go on with prompts, reward modules or weights that have changed; the base model is measured again",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe, print plan, cost and sizes, and stop")
-    parser.set_defaults(command=train_command, again="nothing was begun; the same command begins again")
-
-
 def train_command(options: argparse.Namespace) -> None:
     console = wide_console()
     config = config_of(options.config, options.set, options.resume)

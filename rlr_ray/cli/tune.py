@@ -16,16 +16,6 @@ from rlr_ray.utils.files import disk_errors, make_folder, refuse_foreign, replac
 logger = logging.getLogger(__name__)
 
 
-def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a search, e.g. tune_configs/digits.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the search")
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with the search of this name")
-    earlier.add_argument("--overwrite", action="store_true", help="delete the search of this name and start again")
-    again = "with --resume (in place of --overwrite) the same command goes on with the search"
-    parser.set_defaults(command=tune_command, again=again)
-
-
 def tune_command(options: argparse.Namespace) -> None:
     config = load_tune_config(options.config, options.set)
     parse_config(base_values(config))

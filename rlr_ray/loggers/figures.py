@@ -10,14 +10,12 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rlr_ray.core.gradient import TERMS
+from rlr_ray.loggers.curves import Point, Rows, columns, held_out_points, likeness_points, points
 from rlr_ray.loggers.surrogate import explained_columns
 from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
-from rlr_ray.rewards.scores import Scores, mean_and_error
+from rlr_ray.rewards.scores import Scores
 
-Rows = Sequence[Mapping[str, Any]]
-Point = tuple[float, float]  # mean and standard error
-_COLORS = qualitative.D3
-_HELD_OUT = "held_out_"
+COLORS = qualitative.D3
 
 
 def reward_figures(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, go.Figure]:
@@ -25,29 +23,14 @@ def reward_figures(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[
 
     `kept`: updates done where the scores after were measured.
     """
-    points = held_out_points(rows, scores, kept)
-    labels = [name.removeprefix("reward_").removesuffix("_mean") for name in _columns(rows, "reward_", "_mean")]
-    figures = {"Reward": _reward("reward_mean", "reward_std", rows, points.get("reward", {}))}
-    for label in dict.fromkeys([*labels, *points]):
+    held_out = held_out_points(rows, scores, kept)
+    labels = [name.removeprefix("reward_").removesuffix("_mean") for name in columns(rows, "reward_", "_mean")]
+    figures = {"Reward": _reward("reward_mean", "reward_std", rows, held_out.get("reward", {}))}
+    for label in dict.fromkeys([*labels, *held_out]):
         if label != "reward":
             title = label if label not in scores or scores[label].trained else f"{label} (judge)"
-            figures[title] = _reward(f"reward_{label}_mean", f"reward_{label}_std", rows, points.get(label, {}))
+            figures[title] = _reward(f"reward_{label}_mean", f"reward_{label}_std", rows, held_out.get(label, {}))
     return figures
-
-
-def held_out_points(rows: Rows, scores: Mapping[str, Scores], kept: int) -> dict[str, dict[int, Point]]:
-    """Held-out means and standard errors: by label, then by number of updates."""
-    names = _columns(rows, _HELD_OUT)
-    means = [name for name in names if not (name.endswith("_se") and name.removesuffix("_se") in names)]
-    points: dict[str, dict[int, Point]] = {label: {0: mean_and_error(score.before)} for label, score in scores.items()}
-    for name in means:
-        label = name.removeprefix(_HELD_OUT)
-        for row in rows:
-            if row.get(name) is not None:
-                points.setdefault(label, {})[row["step"] + 1] = (row[name], row.get(f"{name}_se") or 0.0)
-    for label, score in scores.items():
-        points[label][kept] = mean_and_error(score.after)
-    return points
 
 
 def term_figures(rows: Rows) -> dict[str, go.Figure]:
@@ -64,15 +47,15 @@ def term_figures(rows: Rows) -> dict[str, go.Figure]:
     drawn["Variance that the surrogate explains"] = _lines(rows, explained_columns(rows))
     for title in ("Norm, before weighting", "Variance"):
         _logarithmic(drawn[title])
-    return _not_empty(drawn)
+    return not_empty(drawn)
 
 
 def distance_figures(rows: Rows, kl_by_step: Sequence[float | None]) -> dict[str, go.Figure]:
     """By title: how far the model went from the base model, now by step too, and how alike its images became."""
-    kl = [*_band(rows, "kl", "kl_se", "± standard error"), _line(rows, "kl", "kl", _COLORS[0])]
-    return _not_empty(
+    kl = [*_band(rows, "kl", "kl_se", "± standard error"), _line(rows, "kl", "kl", COLORS[0])]
+    return not_empty(
         {
-            "KL to the base model, nats a chain": _titled(go.Figure(kl)),
+            "KL to the base model, nats a chain": titled(go.Figure(kl)),
             "KL by step of the chain, at the end": _by_step(kl_by_step),
             "Diversity of the images": _lines(rows, {"diversity": "diversity"}),
         }
@@ -82,8 +65,8 @@ def distance_figures(rows: Rows, kl_by_step: Sequence[float | None]) -> dict[str
 def _by_step(values: Sequence[float | None]) -> go.Figure:
     """A bar a step; none where nothing is known, no figure if all are 0."""
     known = {k: value for k, value in enumerate(values) if value is not None}
-    bars = go.Bar(x=list(known), y=list(known.values()), marker={"color": _COLORS[0]})
-    figure = _titled(go.Figure(bars if any(known.values()) else []))
+    bars = go.Bar(x=list(known), y=list(known.values()), marker={"color": COLORS[0]})
+    figure = titled(go.Figure(bars if any(known.values()) else []))
     return figure.update_layout(xaxis={"title": "step, 0 the noisiest"})
 
 
@@ -94,14 +77,12 @@ def likeness_figures(rows: Rows, likeness: Mapping[str, Mapping[str, Any]], kept
         start = "" if reference == "base" else f"{reference}_"
         for title, names in (("Precision and recall", ("precision", "recall")), ("Distances", ("nn", "pairwise"))):
             figure = go.Figure()
-            for name, color in zip(names, _COLORS, strict=False):
+            for name, color in zip(names, COLORS, strict=False):
                 if name in measures:
-                    points = (
-                        {0: measures[name]["before"]} | _points(rows, start + name) | {kept: measures[name]["after"]}
-                    )
-                    figure.add_trace(_traced(dict(sorted(points.items())), LIKENESS[name], color))
-            drawn[f"{title}, against {REFERENCES[reference]}"] = _titled(figure)
-    return _not_empty(drawn)
+                    over = likeness_points(rows, measures[name], start + name, kept)
+                    figure.add_trace(_traced(over, LIKENESS[name], color))
+            drawn[f"{title}, against {REFERENCES[reference]}"] = titled(figure)
+    return not_empty(drawn)
 
 
 def cost_figures(rows: Rows) -> dict[str, go.Figure]:
@@ -120,14 +101,14 @@ def cost_figures(rows: Rows) -> dict[str, go.Figure]:
     }
     for figure in drawn.values():
         figure.update_yaxes(rangemode="tozero")
-    return _not_empty(drawn)
+    return not_empty(drawn)
 
 
-def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) -> go.Figure:
+def _reward(mean: str, deviation: str, rows: Rows, held_out: Mapping[int, Point]) -> go.Figure:
     """Training mean with a band of a standard deviation, and held-out means with their standard errors."""
     figure = go.Figure(list(_band(rows, mean, deviation, "± standard deviation")))
     if any(row.get(mean) is not None for row in rows):
-        figure.add_trace(_line(rows, mean, "training chains", _COLORS[0]))
+        figure.add_trace(_line(rows, mean, "training chains", COLORS[0]))
     back = [row for row in rows if row.get("stepped_back") and row.get(mean) is not None]
     if back:
         figure.add_scatter(
@@ -135,17 +116,17 @@ def _reward(mean: str, deviation: str, rows: Rows, points: Mapping[int, Point]) 
             y=[row[mean] for row in back],
             mode="markers",
             name="stepped back",
-            marker={"color": _COLORS[3], "size": 12, "symbol": "x"},
+            marker={"color": COLORS[3], "size": 12, "symbol": "x"},
         )
     figure.add_scatter(
-        x=list(points),
-        y=[value for value, _ in points.values()],
-        error_y={"array": [error for _, error in points.values()], "thickness": 1.5},
+        x=list(held_out),
+        y=[value for value, _ in held_out.values()],
+        error_y={"array": [error for _, error in held_out.values()], "thickness": 1.5},
         mode="markers",
         name="held-out ± standard error",
-        marker={"color": _COLORS[1], "size": 8},
+        marker={"color": COLORS[1], "size": 8},
     )
-    return _titled(figure)
+    return titled(figure)
 
 
 def _band(rows: Rows, mean: str, deviation: str, name: str) -> Iterator[go.Scatter]:
@@ -171,29 +152,24 @@ def _lines(rows: Rows, columns: Mapping[str, str], *, zeros: bool = True) -> go.
     for number, (name, column) in enumerate(columns.items()):
         values = [row[column] for row in rows if row.get(column) is not None]
         if values and (zeros or any(values)):
-            color = _COLORS[number % len(_COLORS)]
+            color = COLORS[number % len(COLORS)]
             figure.add_trace(_line(rows, column, name.replace("_", " "), color))
-    return _titled(figure) if figure.data else figure
+    return titled(figure) if figure.data else figure
 
 
 def _line(rows: Rows, column: str, name: str, color: str) -> go.Scatter:
-    return _traced(_points(rows, column), name, color)
+    return _traced(points(rows, column), name, color)
 
 
-def _points(rows: Rows, column: str) -> dict[int, float]:
-    return {row["step"] + 1: row[column] for row in rows if row.get(column) is not None}
+def _traced(over: Mapping[int, float], name: str, color: str) -> go.Scatter:
+    mode = "lines" if len(over) > 1 else "markers"
+    return go.Scatter(x=list(over), y=list(over.values()), mode=mode, name=name, line={"color": color, "width": 1.5})
 
 
-def _traced(points: Mapping[int, float], name: str, color: str) -> go.Scatter:
-    mode = "lines" if len(points) > 1 else "markers"
-    return go.Scatter(
-        x=list(points), y=list(points.values()), mode=mode, name=name, line={"color": color, "width": 1.5}
-    )
-
-
-def _titled(figure: go.Figure) -> go.Figure:
+def titled(figure: go.Figure, over: str = "updates") -> go.Figure:
+    """With what it is drawn over, no wider than its place, and a legend above it where there is something to tell."""
     return figure.update_layout(
-        xaxis={"title": "updates", "automargin": True},
+        xaxis={"title": over, "automargin": True},
         yaxis={"automargin": True},
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -206,18 +182,11 @@ def _logarithmic(figure: go.Figure) -> None:
         figure.update_yaxes(type="log")
 
 
-def _not_empty(figures: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
+def not_empty(figures: Mapping[str, go.Figure]) -> dict[str, go.Figure]:
     return {title: figure for title, figure in figures.items() if any(len(trace.x) for trace in figure.data)}
 
 
 def _terms(rows: Rows) -> list[str]:
     """The estimate's terms in their order, then whatever else has a norm, but the sum."""
-    names = [name.removesuffix("_norm") for name in _columns(rows, "", "_norm") if name != "gradient_norm"]
+    names = [name.removesuffix("_norm") for name in columns(rows, "", "_norm") if name != "gradient_norm"]
     return [*(name for name in TERMS if name in names), *(name for name in names if name not in TERMS)]
-
-
-def _columns(rows: Rows, start: str, end: str = "") -> list[str]:
-    """Names that start and end so, with something between them."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    shortest = len(start) + len(end)
-    return [name for name in names if name.startswith(start) and name.endswith(end) and len(name) > shortest]

@@ -2,86 +2,81 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import yaml
-from torch import Tensor
 
 from rlr_ray.config.describe import clipped_words, describe_plan
 from rlr_ray.config.run import RunConfig
+from rlr_ray.loggers.curves import Rows
 from rlr_ray.loggers.figures import (
-    Rows,
     cost_figures,
     distance_figures,
     likeness_figures,
     reward_figures,
     term_figures,
 )
-from rlr_ray.loggers.page import drawn, facts, page, table
-from rlr_ray.loggers.pictures import animated, to_pil
+from rlr_ray.loggers.page import drawn, facts, table, write_page
+from rlr_ray.loggers.shown import Pair, Shown
 from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
-from rlr_ray.rewards.scores import Evaluation, Scores
-from rlr_ray.utils.files import replace_file
-
-_SMALL = 128  # pixels; a smaller image is enlarged without smoothing
-_EXACT = 256  # pixels up to which an image is kept as it is; forty photos of 1,024 as PNG would take 80 MB
+from rlr_ray.rewards.scores import Scores
 
 
-def write_report(
-    path: Path,
-    config: RunConfig,
-    rows: Rows,
-    summary: Mapping[str, Any],
-    scores: Mapping[str, Scores],
-    before: Evaluation,
-    after: Evaluation,  # the latest one, while the run goes on
-    prompts: Sequence[str],  # of the images
-) -> None:
+def write_report(path: Path, config: RunConfig, rows: Rows, shown: Shown) -> None:
+    write_page(path, config.name, report_parts(config, rows, shown, _state(config, shown.summary)))
+
+
+def report_parts(config: RunConfig, rows: Rows, shown: Shown | None, state: str) -> dict[str, str]:
+    """A report's parts in their order, by name; of a run whose start is not measured yet, those that there are."""
+    summary = shown.summary if shown else {}
+    scores = shown.scores if shown else {}
+    kept = shown.kept if shown else 0
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    kept, likeness = summary.get("kept_update", len(rows)), summary["likeness"]
     rewards = reward_figures(rows, scores, kept)
-    parts = [
-        *_head(config, summary, scores),
-        "<h2>Reward</h2>",
-        drawn(rewards.pop("Reward"), 380),
-        _plots(rewards),
-        "<h2>Before and after, on the same seeds</h2>",
-        _pairs(before.images, after.images, prompts, scores),
-        *_section("Terms of the gradient", _plots(term_figures(rows))),
-        *_section("Pictures without a judge", _plots(likeness_figures(rows, likeness, kept))),
-        *_section("Distance and diversity", _plots(distance_figures(rows, summary["kl_by_step"]))),
-        *_section("Throughput and memory", _plots(cost_figures(rows))),
-        f"<details><summary>Resolved config</summary><pre>{html.escape(recipe)}</pre></details>",
-    ]
-    text = page(config.name, parts)
-    replace_file(path, lambda part: part.write_text(text, "utf-8"))
+    now = "after" if "ran_on" in summary else "now"
+    parts = {
+        "head": f"<h1>{html.escape(config.name)}</h1><p>{html.escape(state)}</p>",
+        "results": "".join(_results(shown, now)) if shown else "",
+        "facts": facts(_facts(config, summary)),
+        "reward": "<h2>Reward</h2>" + drawn(rewards.pop("Reward"), 380, "Reward") + plots(rewards),
+        "pictures": f"<h2>Before and {now}, on the same seeds</h2>{_pairs(shown, now)}" if shown else "",
+        "terms": section("Terms of the gradient", plots(term_figures(rows))),
+        "likeness": section(
+            "Pictures without a judge", plots(likeness_figures(rows, summary.get("likeness", {}), kept))
+        ),
+        "distance": section("Distance and diversity", plots(distance_figures(rows, summary.get("kl_by_step", [])))),
+        "cost": section("Throughput and memory", plots(cost_figures(rows))),
+        "recipe": f"<details><summary>Resolved config</summary><pre>{html.escape(recipe)}</pre></details>",
+    }
+    return {name: part for name, part in parts.items() if part}
 
 
-def _head(config: RunConfig, summary: Mapping[str, Any], scores: Mapping[str, Scores]) -> Iterator[str]:
-    """Name and state, warnings, held-out scores, plan and cost."""
-    yield f"<h1>{html.escape(config.name)}</h1><p>{html.escape(_state(config, summary))}</p>"
-    if summary["warnings"]:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in summary["warnings"])
-        yield f'<div class="warnings"><strong>Be careful</strong><ul>{items}</ul></div>'
-    yield table(["held-out mean", "before", "after", "change ± se"], [_line(*item) for item in scores.items()])
+def warned(texts: Iterable[str]) -> str:
+    """Warnings in a box; nothing if there is none."""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return f'<div class="warnings"><strong>Be careful</strong><ul>{items}</ul></div>' if items else ""
+
+
+def _results(shown: Shown, now: str) -> Iterator[str]:
+    """Warnings, held-out scores, and what is measured of pictures without a judge."""
+    summary, scores = shown.summary, shown.scores
+    yield warned(summary["warnings"])
+    yield table(["held-out mean", "before", now, "change ± se"], [_line(*item) for item in scores.items()])
     count = len(scores["reward"].before)
     judges = "" if all(one.trained for one in scores.values()) else " Judges are never trained on."
     yield f"<p>Standard errors are over the differences of {count} pairs of chains with the same seeds.{judges}</p>"
     if summary["likeness"]:
         lines = [_likeness(*item) for measures in summary["likeness"].items() for item in _named(*measures)]
-        yield table(["pictures, without a judge", "before", "after", "change ± se"], lines)
+        yield table(["pictures, without a judge", "before", now, "change ± se"], lines)
         yield (
             f"<p>Compared by the features of {html.escape(summary['compared_by'])}; distances are over the reference's "
             "own. Precision falls where pictures are like none of the reference's, recall where they vary less.</p>"
         )
-    yield facts(_facts(config, summary))
 
 
 def _state(config: RunConfig, summary: Mapping[str, Any]) -> str:
@@ -97,8 +92,12 @@ def _line(label: str, scores: Scores) -> list[str]:
     return [
         name,
         *(f"{float(values.mean()):.4g}" for values in (scores.before, scores.after)),
-        f"{change:+.3g}\u00a0±\u00a0{error:.2g}",
+        change_words(change, error),
     ]
+
+
+def change_words(change: float, error: float) -> str:
+    return f"{change:+.3g}\u00a0±\u00a0{error:.2g}"
 
 
 def _named(reference: str, measures: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -115,6 +114,8 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
     for line in describe_plan(config).splitlines():
         name, _, text = line.partition(": ")
         yield name, text
+    if not summary:
+        return
     if config.train.learning_rate == "auto" and summary.get("learning_rate") is not None:
         yield "measured learning rate", f"{summary['learning_rate']:g}"
     cost = f"{summary['denoiser_forwards']} denoiser forwards, {summary['denoiser_backwards']} backwards, "
@@ -130,47 +131,42 @@ def _facts(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[tuple[str,
         yield "versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
 
 
-def _pairs(before: Tensor, after: Tensor, prompts: Sequence[str], scores: Mapping[str, Scores]) -> str:
-    """Images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], of the first chains, and the scores of all."""
-    figures = []
-    for i, (one, other, prompt) in enumerate(zip(before, after, prompts, strict=True)):
-        left = _image(one, "before", {label: float(score.before[i]) for label, score in scores.items()})
-        right = _image(other, "after", {label: float(score.after[i]) for label, score in scores.items()})
-        said = html.escape(prompt)  # a long one is cut, and whole under the mouse
-        caption = f'<figcaption title="{said}">{said}</figcaption>'
-        figures.append(f'<figure>{caption}<div class="pair">{left}{right}</div></figure>')
-    return f'<div class="pairs">{"".join(figures)}</div>'
+def _pairs(shown: Shown, now: str) -> str:
+    """The first chains' pictures, with all their scores."""
+    cells = []
+    for i, pair in enumerate(shown.pairs):
+        before = {label: float(score.before[i]) for label, score in shown.scores.items()}
+        after = {label: float(score.after[i]) for label, score in shown.scores.items()}
+        cells.append(
+            captioned(pair, [picture(pair.before, "before", before, pair), picture(pair.after, now, after, pair)])
+        )
+    return f'<div class="pairs">{"".join(cells)}</div>'
 
 
-def _image(image: Tensor, when: str, scores: Mapping[str, float]) -> str:
-    small = ' class="small"' if max(image.shape[-2:]) < _SMALL else ""
-    said = "<br>".join(f"{html.escape(label)} {score:.4g}" for label, score in scores.items())
-    return f'<div><img{small} alt="{when}" src="{_data(image)}">{when}<br>{said}</div>'
+def captioned(pair: Pair, pictures: list[str]) -> str:
+    """Pictures of a prompt side by side under it; a long one is cut, and whole under the mouse."""
+    said = html.escape(pair.prompt)
+    across = f' style="grid-template-columns:repeat({len(pictures)},1fr)"'
+    caption = f'<figcaption title="{said}">{said}</figcaption>'
+    return f'<figure>{caption}<div class="pair"{across}>{"".join(pictures)}</div></figure>'
 
 
-def _data(image: Tensor) -> str:
-    """An image [3, H, W], or a video [F, 3, H, W], as a data URI: an image that is small as it is."""
-    body, frames = io.BytesIO(), to_pil(image)
-    if len(frames) > 1:
-        for frame in frames:
-            frame.thumbnail((_EXACT, _EXACT))
-        kind, options = ("gif" if max(frames[0].size) <= _SMALL else "webp"), animated(frames)
-    elif max(frames[0].size) <= _EXACT:
-        kind, options = "png", {}
-    else:
-        kind, options = "jpeg", {"quality": 90}
-    frames[0].save(body, format=kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(body.getvalue()).decode()}"
+def picture(source: str, when: str, scores: Mapping[str, float], pair: Pair) -> str:
+    """A picture of a pair, with what it is and its scores below."""
+    small = ' class="small"' if pair.small else ""
+    said = "".join(f"<br>{html.escape(label)} {score:.4g}" for label, score in scores.items())
+    return f'<div><img{small} alt="{html.escape(when)}" src="{source}">{html.escape(when)}{said}</div>'
 
 
-def _plots(figures: Mapping[str, go.Figure]) -> str:
+def plots(figures: Mapping[str, go.Figure]) -> str:
     """Side by side where there is room; a long legend gets more, since it takes a line an entry on a phone."""
     cells = (
-        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280 + 20 * max(len(figure.data) - 4, 0))}</div>"
+        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280 + 20 * max(len(figure.data) - 4, 0), title)}</div>"
         for title, figure in figures.items()
     )
     return f'<div class="plots">{"".join(cells)}</div>' if figures else ""
 
 
-def _section(title: str, body: str) -> list[str]:
-    return [f"<h2>{title}</h2>", body] if body else []
+def section(title: str, body: str) -> str:
+    """Nothing without a body."""
+    return f"<h2>{title}</h2>{body}" if body else ""

@@ -23,8 +23,7 @@ class Journal:
         run may leave, the last one counts.
         """
         self.file, self.waiting = file, b""
-        steps = {row["step"]: row for row in _read(file) if row["step"] < done}
-        self.rows = [steps[step] for step in sorted(steps)]
+        self.rows = [row for row in read_rows(file) if row["step"] < done]
         if file.exists():
             replace_file(file, lambda part: part.write_bytes(b"".join(map(_line, self.rows))))
 
@@ -40,6 +39,12 @@ class Journal:
 
 def _line(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
+
+
+def read_rows(file: Path) -> list[Row]:
+    """All rows of a journal in their order, also of a run that goes on."""
+    steps = {row["step"]: row for row in _read(file)}
+    return [steps[step] for step in sorted(steps)]
 
 
 def _read(file: Path) -> Iterator[Row]:

@@ -114,6 +114,8 @@ def _start(
     results = None
     if process.leads:
         results = Results(engine, folder, state, saved, rollouts)
+        if not saved:
+            results.begin()
     return state, online, results
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rlr_ray.core.gradient import TERMS
 from rlr_ray.errors import first_line
-from rlr_ray.loggers.figures import held_out_points
-from rlr_ray.loggers.html import write_report
+from rlr_ray.loggers.curves import held_out_points
 from rlr_ray.loggers.pictures import save_comparison, save_grid, save_reward_curve
+from rlr_ray.loggers.shown import Shown, pairs_of
 from rlr_ray.loggers.surrogate import surrogate_summary
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.likeness import Likeness, Reference, summarised
@@ -126,6 +126,11 @@ class Results:
     def _likeness(self, evaluation: Evaluation) -> dict[str, Likeness]:
         return {name: reference.of(evaluation.pictures) for name, reference in self.references.items()}
 
+    @disk_errors()
+    def begin(self) -> None:
+        """Leave what there is of the start, for pages that follow the run."""
+        self._shown(self._so_far(0, self.before, []), self.before).save(self.folder.path)
+
     def draft(self, rows: list[dict[str, Any]]) -> None:
         """Write the report of a run that goes on, with its latest evaluation. Raises OSError."""
         summary = self._so_far(rows[-1]["step"] + 1, self.latest, rows)
@@ -163,9 +168,16 @@ class Results:
             self.folder.save_summary(summary)
 
     def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
+        from rlr_ray.loggers.html import write_report  # here: plotly takes a second, which no first update waits for
+
+        shown = self._shown(summary, after)
+        shown.save(self.folder.path)
+        write_report(self.folder.report, self.engine.config, rows, shown)
+
+    def _shown(self, summary: dict[str, Any], after: Evaluation) -> Shown:
         prompts = [prompt.text for prompt in self.engine.held_out(range(len(after.images)))[1]]
         scores = held_out_scores(self.total, self.before, after)
-        write_report(self.folder.report, self.engine.config, rows, summary, scores, self.before, after, prompts)
+        return Shown(summary, scores, pairs_of(self.before, after, prompts))
 
     def _so_far(
         self,
@@ -215,7 +227,7 @@ class Results:
             "seconds": sum(row["seconds"] for row in rows),
         }
         summary |= known
-        return summary | {"warnings": warnings(self.engine.config, rows, summary, scores)}
+        return summary | {"warnings": warnings(self.engine.config, rows, summary, scores) if updates else []}
 
     def _save_pictures(self, after: Evaluation, rows: list[dict[str, Any]], updates: int) -> None:
         samples, before = self.folder.samples, self.before
@@ -229,7 +241,7 @@ class Results:
             samples / "chains.json", lambda file: file.write_text(json.dumps(chains, indent=2) + "\n", "utf-8")
         )
         points = held_out_points(rows, held_out_scores(self.total, before, after), updates)["reward"]
-        save_reward_curve(self.folder.path / "reward_curve.png", rows, dict(sorted(points.items())))
+        save_reward_curve(self.folder.path / "reward_curve.png", rows, points)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ _OWN = (  # all that a run, its loggers, `evaluate` and `sample` write into its 
         "plan.*",
         "metrics.*",
         "summary.json",
-        "report.html",
+        "report.*",
         "reward_curve.png",
         "over_budget.json",
     ),

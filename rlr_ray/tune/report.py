@@ -12,9 +12,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rlr_ray.config.tune import TuneConfig
-from rlr_ray.loggers.page import drawn, page, table
+from rlr_ray.loggers.page import drawn, table, write_page
 from rlr_ray.tune.results import Row, best_rows, plain
-from rlr_ray.utils.files import replace_file
 
 _LENGTH = "estimator.sub_chain.length"  # the key of h
 _COLORS = qualitative.D3
@@ -23,12 +22,12 @@ _SYMBOLS = {"finished": "circle", "stopped early": "circle-open"}
 
 def write_report(config: TuneConfig, rows: Sequence[Row]) -> None:
     """One file that needs no network."""
-    parts = [_summary(config, rows)]
+    parts = {"summary": _summary(config, rows)}
     for title, figure in figures(config, rows).items():
         figure.update_layout(margin={"t": figure.layout.margin.t or 30})
-        parts.append(f"<h2>{html.escape(title)}</h2>{drawn(figure)}")
-    text = page(config.name, [*parts, "<h2>Trials</h2>", _trials(config, rows)])
-    replace_file(config.folder / "report.html", lambda part: part.write_text(text, "utf-8"))
+        parts[title] = f"<h2>{html.escape(title)}</h2>{drawn(figure)}"
+    parts["trials"] = "<h2>Trials</h2>" + _trials(config, rows)
+    write_page(config.folder / "report.html", config.name, parts)
 
 
 def _summary(config: TuneConfig, rows: Sequence[Row]) -> str:

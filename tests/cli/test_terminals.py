@@ -164,7 +164,7 @@ def test_ctrl_c_while_parts_are_imported_shows_no_traceback(
         assert entry.main() == 130
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "rlr_ray.cli.lab", _Interrupted("rlr_ray.cli.lab"))
-        assert main(["lab", "--help"]) == 130
+        assert main(["lab", "--model", "toy"]) == 130
     assert capfd.readouterr().err == "interrupted; nothing was begun\ninterrupted; the same command begins again\n"
 
 

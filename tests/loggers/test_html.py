@@ -19,6 +19,7 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.figures import cost_figures, distance_figures, reward_figures, term_figures
 from rlr_ray.loggers.html import write_report
 from rlr_ray.loggers.pictures import save_columns, save_comparison
+from rlr_ray.loggers.shown import Shown, pairs_of
 from rlr_ray.loggers.warnings import warnings
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation, Scores, held_out_scores
@@ -95,7 +96,7 @@ def written(
     """The report of a run with these keys of its summary; without those that are None."""
     told = {name: value for name, value in summary(**keys).items() if value is not None}
     file, scores = folder / "report.html", scores_of(before, after)
-    write_report(file, short_run(folder), rows(), told, scores, before, after, prompts)
+    write_report(file, short_run(folder), rows(), Shown(told, scores, pairs_of(before, after, prompts)))
     text = file.read_text("utf-8")
     return Read(text), text
 
