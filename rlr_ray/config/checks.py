@@ -226,8 +226,8 @@ def _surrogate(config: RunConfig) -> None:
 
 def _sharing(config: RunConfig) -> int:
     """Chains that share a baseline."""
-    train, baseline = config.train, config.estimator.half_order.baseline
-    return train.chains_per_prompt if baseline == "prompt" else train.chains
+    train = config.train
+    return train.chains_per_prompt if config.estimator.half_order.by_prompt else train.chains
 
 
 def _half_order(config: RunConfig) -> None:
@@ -239,10 +239,16 @@ def _half_order(config: RunConfig) -> None:
             "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
             "estimator.half_order.score: forward, or estimator.sub_chain.length: 0 with rest: zeroth_order"
         )
-    if _sharing(config) < 2 and half_order.score != "branches":
+    if _sharing(config) < 2 and (half_order.score != "branches" or half_order.baseline == "group"):
         raise UserError(
             f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
-            "raise train.chains_per_prompt (baseline 'prompt') or train.chains (baselines 'batch' and 'running')"
+            "raise train.chains_per_prompt (baselines 'prompt' and 'group') or train.chains ('batch' and 'running')"
+        )
+    if half_order.baseline == "group" and config.plan_shape.residual:
+        raise UserError(
+            "estimator.half_order.baseline 'group' standardises each reward, but half order carries what a surrogate "
+            "leaves of their sum (estimator.surrogate.use: residual); set the baseline to running, prompt or batch, or "
+            "leave estimator.surrogate out, for which use: switch stands where a reward has no gradient"
         )
     if half_order.pull and half_order.pull_to == "ema" and config.guards.ema is None:
         raise UserError(

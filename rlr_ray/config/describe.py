@@ -57,6 +57,11 @@ def _notes(config: RunConfig) -> list[str]:
             + ("half order weighs each step by its ratio, and what else reads them is" if corrected else "updates are")
             + " off-policy (biased)"
         )
+    if shape.has_half_order and estimator.half_order.baseline == "group":
+        notes.append(
+            f"half order: each reward is standardised among {config.train.chains_per_prompt} chains of a prompt, so "
+            "prompts and rewards count by their own spread (biased); other orders carry rewards as they are"
+        )
     used = {"half_order": shape.has_half_order, "zeroth_order": shape.has_zeroth_order}
     weighed = [name for name in used if used[name] and getattr(estimator, name).weight == "auto"]
     if weighed and not shape.residual:

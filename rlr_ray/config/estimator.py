@@ -130,8 +130,9 @@ class HalfOrderConfig(Strict):
     # the chain's last latent, weighted by its advantage (biased)
     score: Literal["path", "branches", "forward"] = "path"
     # What a chain's reward is compared with. prompt, batch: the others that share it, in this update; running: the mean
-    # of its prompt in earlier updates, then the others of this one
-    baseline: Literal["running", "prompt", "batch"] = "running"
+    # of its prompt in earlier updates, then the others of this one; group: as prompt, each reward standardised among
+    # the train.chains_per_prompt chains of a prompt before they are weighted and summed, as GRPO has it (biased)
+    baseline: Literal["running", "prompt", "batch", "group"] = "running"
     # Of the term. auto: least mean squared error; even: what makes it as long as first order, over updates (biased)
     weight: Weight = 1.0
     # branches: of its steps, how many are drawn each update, with the inverse probability as weight
@@ -143,6 +144,11 @@ class HalfOrderConfig(Strict):
     # forward: weight of the squared distance of its prediction to another model's, which is added to the loss
     pull: float = Field(0.0, ge=0, allow_inf_nan=False)
     pull_to: Literal["ema", "base"] = "ema"  # that model: the average that is evaluated (guards.ema), or the base model
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether chains are compared with those of their own prompt alone."""
+        return self.baseline in ("prompt", "group")
 
     @field_validator("signal")
     @classmethod

@@ -278,10 +278,13 @@ class RunConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, given: Any) -> Any:
-        """`estimator: measure` is short for its preset, `reward` for `rewards` of one; auto may be es."""
+        """`estimator: measure` is short for its preset, `reward` for `rewards` of one; auto may be es.
+
+        `train.group_size` is short for chains of a prompt and half order's baseline.
+        """
         if isinstance(given, dict) and isinstance(given.get("estimator"), str):
             given = given | {"estimator": {"preset": given["estimator"]}}
-        return gathered(_without_gradients(given), "reward", "rewards")
+        return gathered(_grouped(_without_gradients(given)), "reward", "rewards")
 
     @field_validator("loggers", mode="before")
     @classmethod
@@ -304,3 +307,27 @@ def _without_gradients(given: Any) -> Any:
         return given
     keys = estimator if isinstance(estimator, dict) else {}
     return given | {"estimator": keys | {"preset": "es"}} if keys.get("preset", "auto") == "auto" else given
+
+
+def _grouped(given: Any) -> Any:
+    """Unchecked values with `train.group_size` written out. Raises ValueError beside keys that say otherwise."""
+    train, estimator = (given.get(key) if isinstance(given, dict) else None for key in ("train", "estimator"))
+    if not isinstance(train, dict) or train.get("group_size") is None:
+        return given
+    size, rest = train["group_size"], {key: value for key, value in train.items() if key != "group_size"}
+    keys = estimator if isinstance(estimator, dict) else {}
+    half_order = keys.get("half_order") or {}
+    stated = {
+        "train.chains_per_prompt": (rest.get("chains_per_prompt", 1), (1, size)),
+        "estimator.half_order.baseline": (half_order.get("baseline", "running"), ("running", "group")),
+    }
+    for key, (value, allowed) in stated.items():
+        if value not in allowed:
+            raise ValueError(
+                f"train.group_size {size} says {key}: {allowed[1]}, found {value!r}; leave out one of the two"
+            )
+    half_order = half_order | {"baseline": "group"}
+    return given | {
+        "train": rest | {"chains_per_prompt": size},
+        "estimator": keys | {"half_order": half_order},
+    }

@@ -14,7 +14,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Strict):
     iterations: Annotated[int, FREE] = Field(100, ge=1)  # updates of the run
     chains: int = Field(10, ge=1)  # B, of an update
-    chains_per_prompt: int = Field(1, ge=1)  # chains of an update that share a prompt; chains is a multiple of it
+    # Chains of an update that share a prompt; chains is a multiple of it. `group_size` is short for this and
+    # estimator.half_order.baseline: group
+    chains_per_prompt: int = Field(1, ge=1)
     chunk_size: int = Field(10, ge=1)  # chains computed at once; chains is a multiple of it
     # Chains sampled at once, in whole chunks, before gradients are taken chunk by chunk; None: chunk_size
     sampling_size: Annotated[int | None, FREE] = Field(None, ge=1)

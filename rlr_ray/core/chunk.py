@@ -27,6 +27,8 @@ class Forms:
     pull: float = 0.0  # forward term: how much its predictions are held to the reference's
     reference: Tensor | None = None  # [P]
     behind: bool = False  # half order by path: the chains are another theta's
+    # half order: the parts' weights [m]; each part is standardised within its group; None: their sum is compared
+    standardised: tuple[float, ...] | None = None
 
 
 PLAIN = Forms()
@@ -38,7 +40,8 @@ class Begun:
 
     trajectory: Trajectory  # with the latents that terms read
     parts: Tensor | None = None  # [m, B] of the reward, of whole chains that no gradient of it meets
-    branches: Tensor | None = None  # [n, 2, B] half order's advantages: of the whole reward, of what first order leaves
+    # [n, m + 2, B] half order's advantages: of each part, of the whole reward, of what first order leaves of it
+    branches: Tensor | None = None
 
 
 def begin(
@@ -135,7 +138,8 @@ def scored(
     trajectory: Trajectory,
     advantages: Tensor,  # [2, B]
     forms: Forms,
-    branches: Tensor | None = None,  # [n, 2, B] in their place, where they are known
+    branches: Tensor | None = None,  # [n, m + 2, B] in their place, where they are known
+    scale: Tensor | None = None,  # [m, B] by which each part's branches are multiplied
 ) -> Tensor:  # [P]
     """Half order of one chunk, by the plan's score."""
     if plan.score == "forward":
@@ -159,7 +163,10 @@ def scored(
     if plan.score == "branches":
         if branches is None:
             branches = _branch_advantages(sampler, theta, plan, chains, trajectory)
-        of = [one[int(plan.leaves(at.start))] for one, at in zip(branches, plan.sub_chains, strict=True)]
+        if scale is not None:
+            each_part = branches[:, :-2] * scale
+            branches = torch.stack([each_part.sum(1), each_part[:, chains.left].sum(1)], dim=1)
+        of = [one[int(plan.leaves(at.start)) - 2] for one, at in zip(branches, plan.sub_chains, strict=True)]
     weights = plan.sub_chain_weights or (1.0,) * len(plan.sub_chains)
     each = (
         half_order(
@@ -178,9 +185,9 @@ def _branch_advantages(
     chains: Chains,
     trajectory: Trajectory,
     parts: Tensor | None = None,  # [m, B]
-) -> Tensor:  # [n, 2, B]
-    """Of each sub-chain: of the whole reward, and of what first order leaves of it."""
+) -> Tensor:  # [n, m + 2, B]
+    """Of each sub-chain: of each part, of the whole reward, and of what first order leaves of it."""
     ends = [sub_chain[-1] for sub_chain in plan.sub_chains]
-    rewards = chains.whole_and_left(trajectory.latents[-1], parts)
+    rewards = chains.parts_whole_and_left(trajectory.latents[-1], parts)
     rows = 2 * len(chains.x_start)
-    return branch_advantages(sampler, theta, trajectory, rewards, chains.whole_and_left, ends, rows=rows)
+    return branch_advantages(sampler, theta, trajectory, rewards, chains.parts_whole_and_left, ends, rows=rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlr_ray.core.chunk import PLAIN, Begun, Forms, backpropagate, begin, scored
 from rlr_ray.core.first_order import ClippedMean
-from rlr_ray.core.half_order import leave_one_out
+from rlr_ray.core.half_order import group_advantages, leave_one_out
 from rlr_ray.core.kl import divergence_gradient
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Sampler, Trajectory
@@ -112,9 +112,11 @@ def estimate_gradient(
         terms["first_order"], median = _taken(climbed, count)
     *parts, left = gathered(rewards, count, reduce).transpose(0, 1).flatten(1)  # each [all B]
     if plan.has_half_order:
-        advantages = _advantages(torch.stack(parts), left, plan, chains, groups, baseline)
+        advantages, scales = _advantages(torch.stack(parts), left, plan, chains, groups, baseline, forms.standardised)
         each = {
-            c: functools.partial(scored, sampler, theta, *work[c], trajectory, advantages[:, c], forms, branches[c])
+            c: functools.partial(
+                scored, sampler, theta, *work[c], trajectory, advantages[:, c], forms, branches[c], scales[c]
+            )
             for c, trajectory in trajectories.items()
         }
         terms["half_order"], rows = _half_order(each, advantages.shape[1], theta, mean, half_order_rows)
@@ -144,15 +146,27 @@ def _advantages(
     chains: Chains,
     groups: Tensor,  # [all B]
     baseline: Tensor | None,  # [m, all B]
-) -> Tensor:  # [2, chunks, B]: of the whole reward, of what first order leaves
-    """By how much a chain's reward is above its baseline and then the others of its group; 0 if branches say it."""
-    if plan.score == "branches":
-        return parts.new_zeros(2, parts.shape[1]).unflatten(1, (-1, len(chains.x_start)))
-    whole = parts.sum(0)
-    if baseline is not None:
-        whole, left = whole - baseline.sum(0), left - baseline[slice(None) if chains.surrogate else chains.left].sum(0)
-    both = torch.stack([leave_one_out(carried, groups) for carried in (whole, left)])
-    return both.unflatten(1, (-1, len(chains.x_start)))
+    standardised: Sequence[float] | None,  # [m]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """By how much a chain's reward is above its baseline and then the others of its group; 0 if branches say it.
+
+    [2, chunks, B]: of the whole reward, and of what first order leaves of it. Beside them each chunk's scales [m, B],
+    where parts are `standardised` within their groups.
+    """
+    size, scales = len(chains.x_start), [None] * (parts.shape[1] // len(chains.x_start))
+    if standardised is not None:
+        assert chains.surrogate is None, "what a surrogate leaves is none of the parts that are standardised"
+        each, scale = group_advantages(parts, groups, standardised)
+        both, scales = torch.stack([each.sum(0), each[chains.left].sum(0)]), list(scale.split(size, dim=1))
+    elif plan.score == "branches":
+        both = parts.new_zeros(2, parts.shape[1])
+    else:
+        whole = parts.sum(0)
+        if baseline is not None:
+            left = left - baseline[slice(None) if chains.surrogate else chains.left].sum(0)
+            whole = whole - baseline.sum(0)
+        both = torch.stack([leave_one_out(carried, groups) for carried in (whole, left)])
+    return both.unflatten(1, (-1, size)), scales
 
 
 def _half_order(

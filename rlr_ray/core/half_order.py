@@ -11,6 +11,7 @@ from rlr_ray.core.sampler import Objective, Sampler, Trajectory
 from rlr_ray.core.seeds import permutation
 from rlr_ray.errors import UserError
 
+_FLAT = 1e-6  # of the largest reward: rounding, no difference
 _MOST_RATIO = 2.0  # of densities, by which a chain of another theta counts
 
 
@@ -119,6 +120,27 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:  # [B], [B] -> [B]
             "prompt, or put all chains in one group"
         )
     return rewards - ((same.to(rewards.dtype) @ rewards) - rewards) / others
+
+
+def group_advantages(
+    parts: Tensor,  # [m, B] summands of the reward, their weights in them
+    groups: Tensor,  # [B]
+    weights: Sequence[float],  # [m]
+) -> tuple[Tensor, Tensor]:  # each [m, B]
+    """Each part standardised within its group, times the size of its weight; and by what differences were multiplied.
+
+    `|w_i| (p_i - mean of the group) / deviation of the group`, own rewards included and divided by n, as Flow-GRPO has
+    it (arXiv:2505.05470), but reward by reward. Half order's expectation is then no longer the reward's gradient:
+    every prompt and every reward counts by its own spread. A part that does not vary in a group says nothing there.
+    """
+    same = (groups[:, None] == groups[None, :]).to(parts)  # [B, B]
+    count = same.sum(1)
+    centred = parts - parts @ same / count
+    deviation = (centred.square() @ same / count).sqrt()
+    flat = deviation <= _FLAT * parts.abs().amax(1, keepdim=True)
+    sizes = parts.new_tensor(weights).abs()[:, None]
+    scale = (sizes / deviation).masked_fill(flat, 0.0)
+    return centred * scale, scale
 
 
 def _groups(tails: Sequence[int], size: int) -> list[Sequence[int]]:

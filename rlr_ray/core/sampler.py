@@ -74,12 +74,12 @@ class Chains:
             return rated
         return torch.cat([rated, self.heads(latent)[list(self.trusted)]])
 
-    def whole_and_left(self, latent: Tensor, rated: Tensor | None = None) -> Tensor:  # [B, C, H, W], [m, B] -> [2, B]
-        """The reward, and what first order leaves of it; `rated`: its parts, where they are known."""
+    def parts_whole_and_left(self, latent: Tensor, rated: Tensor | None = None) -> Tensor:  # [B, ...] -> [m + 2, B]
+        """The reward's parts, its whole, and what first order leaves of it; `rated`: the parts, if they are known."""
         rated = self.rated(latent) if rated is None else rated
         whole = rated.sum(0)
         left = rated[self.left].sum(0) if self.surrogate is None else whole - self.surrogate(latent)
-        return torch.stack([whole, left])
+        return torch.cat([rated, whole[None], left[None]])
 
     def residual(self, latent: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         """The reward, less the surrogate that first order carries."""

@@ -218,8 +218,8 @@ def subject_of(
     is standardised.
     """
     train = engine.config.train
-    baseline_of = engine.config.estimator.half_order.baseline
-    by_prompt, by_running = baseline_of == "prompt", baseline_of == "running"
+    half_order = engine.config.estimator.half_order
+    by_prompt, by_running = half_order.by_prompt, half_order.baseline == "running"
     size = max(math.lcm(train.chunk_size, train.chains_per_prompt), 2)  # all chains of a prompt: they share variance
     size = train.chains if whole_updates else size
     groups = torch.arange(size) // (train.chains_per_prompt if by_prompt else size)

@@ -167,8 +167,8 @@ class Engine(PictureEngine):
 
     def groups(self) -> Tensor:  # [B]
         """Which chains of an update share a baseline."""
-        train, baseline = self.config.train, self.config.estimator.half_order.baseline
-        size = train.chains_per_prompt if baseline == "prompt" else train.chains
+        train = self.config.train
+        size = train.chains_per_prompt if self.config.estimator.half_order.by_prompt else train.chains
         return (torch.arange(train.chains) // size).to(self.device)
 
     def forms(self, reference: Tensor | None = None, typical: float | None = None) -> Forms:

@@ -59,7 +59,11 @@ def update(
         work,
         engine.groups(),
         lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
-        forms=replace(engine.forms(state.theta_to_save, state.adaptive.typical), behind=asked.behind),
+        forms=replace(
+            engine.forms(state.theta_to_save, state.adaptive.typical),
+            behind=asked.behind,
+            standardised=total.weights if config.estimator.half_order.baseline == "group" else None,
+        ),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
         begun=_begun(engine, asked, work, tally),

@@ -211,6 +211,18 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"chunk_size": 3}}, ["chains 8", "multiple of chunk_size 3"]),
     ({"train": {"chunk_size": 8}}, ["auto", "train.chunk_size", "weight to 1"]),
     ({"train": {"chains_per_prompt": 1}}, ["chains_per_prompt", "'batch'"]),
+    (
+        {"train": {"group_size": 2, "chains_per_prompt": 1}},
+        ["group_size 2", "estimator.half_order.baseline", "'prompt'", "leave out one"],
+    ),
+    (
+        {"train": {"group_size": 2, "chains_per_prompt": 4}, "estimator": {"half_order": {"baseline": "group"}}},
+        ["group_size 2", "train.chains_per_prompt", "found 4"],
+    ),
+    (
+        {"train": {"group_size": 1, "chains_per_prompt": 1}, "estimator": {"half_order": {"baseline": "group"}}},
+        ["'group' needs 2 chains", "found 1", "raise train.chains_per_prompt"],
+    ),
     ({"estimator": {"zeroth_order": {"count": 1, "chunk_size": 1}}}, ["auto", "found one", "weight to 1"]),
     (
         {"estimator": {"first_order": {"steps": 0}, "sub_chain": {"length": 0}}},

@@ -55,9 +55,15 @@ def chunk(c: int, **beside: Any) -> Chains:
     return Chains(CHAINS.x_start[part], CHAINS.noise[:, part], {}, toy_reward, draws=draws, **beside)
 
 
-def estimate(plan: Plan, chunks: list[int] | None = None, beside: dict[str, Any] | None = None, **options: Any) -> Any:
+def estimate(
+    plan: Plan,
+    chunks: list[int] | None = None,
+    beside: dict[str, Any] | None = None,
+    groups: Tensor = ALL,
+    **options: Any,
+) -> Any:
     work = {c: (plan, chunk(c, **(beside or {}))) for c in (range(B // SIZE) if chunks is None else chunks)}
-    found: GradientEstimate = estimate_gradient(SAMPLER, toy_theta(), work, ALL, lambda: None, **options)
+    found: GradientEstimate = estimate_gradient(SAMPLER, toy_theta(), work, groups, lambda: None, **options)
     return found
 
 

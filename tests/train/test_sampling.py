@@ -42,6 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "black-box": (BLACK | {"estimator": {"surrogate": LEARNS}}, True),
     "surrogate": (BLACK | {"estimator": {"surrogate": LEARNS | {"threshold": 0.0}}}, True),
     "full_bp": ({}, False),
+    "branches by group": ({"estimator": {"half_order": {"baseline": "group"}}}, True),
 }
 
 
@@ -62,7 +63,7 @@ class Elsewhere:
 
 
 def config_of(preset: str, changes: dict[str, Any]) -> RunConfig:
-    estimator = {"preset": preset, "zeroth_order": {"count": 2, "chunk_size": 1}}
+    estimator = {"preset": preset.split()[0], "zeroth_order": {"count": 2, "chunk_size": 1}}
     keys = merge({"estimator": estimator, "reward": RECIPE["reward"]}, changes)
     small = small_run(Path("nowhere"), sampler={"steps": 4}, train={"iterations": 2})
     base = small.model_dump(exclude={"estimator", "rewards"})
