@@ -35,6 +35,7 @@ REWARDS = {
     "digits": Entry("digits:Digits"),
     "digits_judge": Entry("digits:DigitsJudge", differentiable=False),
     "dynamic_degree": Entry("motion:DynamicDegree", video=True),
+    "geneval": Entry("geneval:Geneval", differentiable=False),
     "hpsv2": Entry("hpsv2:Hpsv2"),
     "http": Entry("http:Http", differentiable=False),
     "imagereward": Entry("imagereward:ImageReward"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rlr_ray.errors import UserError
 from rlr_ray.rewards import load_reward, score
 from rlr_ray.rewards.images import pictures
 
@@ -36,3 +37,11 @@ def test_it_is_the_networks_probability_of_each_picture() -> None:
     scores = score(load_reward("sfw", {}, torch.device("cpu")), images, [""] * 3, [{}] * 3, "sfw")
     torch.testing.assert_close(scores, torch.tensor([by_hand(one) for one in pictures(images)]), atol=1e-3, rtol=0)
     assert scores.min() > 0.5 and len({*scores.tolist()}) == 3
+    middle = float(scores.sort().values[1])
+    filtered = score(load_reward("sfw", {"least": middle}, torch.device("cpu")), images, [""] * 3, [{}] * 3, "sfw")
+    assert filtered.tolist() == [-float(one < middle) for one in scores.tolist()] and filtered.sum() == -1
+
+
+def test_a_filter_is_a_probability() -> None:
+    with pytest.raises(UserError, match=r"options\.least is 80; allowed: a probability between 0 and 1"):
+        load_reward("sfw", {"least": 80}, torch.device("cpu"))
