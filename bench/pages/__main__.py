@@ -13,7 +13,7 @@ from bench.pages.bias import bias
 from bench.pages.learning import defaults, learning, sensitivity
 from bench.pages.peers import peers
 from bench.pages.plans import break_even, lab, planner, workers
-from bench.pages.scale import kills, scale, true_memory, update_memory
+from bench.pages.scale import kills, scale, sharded, true_memory, update_memory
 from bench.pages.speed import speed
 from bench.pages.sweeps import ablation, lengths, rewards, surrogate
 from bench.pages.tree import tree
@@ -51,6 +51,7 @@ def main() -> None:
     fill(DOCS / "estimators.md", "workers", workers())
     fill(DOCS / "scaling.md", "scale", scale())
     fill(DOCS / "scaling.md", "actors", actors())
+    fill(DOCS / "scaling.md", "shard", sharded())
     fill(DOCS / "scaling.md", "kills", kills())
     fill(DOCS / "architecture.md", "tree", tree())
     print(DOCS / "benchmarks.md")

@@ -77,6 +77,22 @@ def kills() -> str:
     return f"`python -m bench.runs.chaos` ({MACHINE}):\n\n{chaos.chaos_table(rows)}"
 
 
+def sharded() -> str:
+    """A worker's peak memory with a base that is cut among workers."""
+    facts = read_json("shard.json")
+    if facts is None:
+        return "Not measured yet: `python -m bench.speed.shard`."
+    lines = []
+    for again in (False, True):
+        for workers in (1, 2):
+            some = [row for row in facts["rows"] if (row["again"], row["workers"]) == (again, workers)]
+            most = max(some, key=lambda row: row["peak_bytes"])
+            sizes = [f"{most[key] / 1e9:.2f}" for key in ("held_bytes", "peak_bytes")]
+            lines.append([str(workers), "yes" if again else "no", *sizes, f"{most['seconds']:.0f}"])
+    heads = ("workers", "blocks computed again", "weights a worker, GB", "peak a worker, GB", "seconds")
+    return text("shard").format(layers=facts["layers"], machine=MACHINE, rows=table(heads, lines))
+
+
 def true_memory() -> str:
     """What a step of a denoiser of today's sizes takes."""
     rows = read_json("true_memory.json")

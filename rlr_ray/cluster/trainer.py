@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -35,6 +36,7 @@ from rlr_ray.utils.environment import prepare_process
 from rlr_ray.utils.signals import ask
 
 if TYPE_CHECKING:
+    from rlr_ray.models.sharding import Shards
     from rlr_ray.train.process import Process
 
 logger = logging.getLogger(__name__)
@@ -130,14 +132,16 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     from rlr_ray.train.process import Process  # only here, as below: the driver needs none of it
 
     coordinator, context = loop_config["coordinator"], ray.train.get_context()
-    process = Process(context.get_world_rank(), context.get_world_size(), _all_reduce, loop_config["ran_on"])
+    shards = _shards(loop_config["config"], loop_config["cluster"], context.get_world_size())
+    reduce = functools.partial(_all_reduce, shards)
+    process = Process(context.get_world_rank(), context.get_world_size(), reduce, loop_config["ran_on"])
     try:
         name = ray.get(coordinator.called.remote())
         if crash := Seat(name, f"{name}-{process.rank}").take():
             raise crash
         _check_progress(loop_config["cluster"], process, coordinator)
         enter(loop_config["folder"])
-        _train(loop_config, process)
+        _train(loop_config, process, shards)
     except UserError as error:
         ray.get(coordinator.fail.remote(error))
         if process.size > 1:
@@ -161,7 +165,15 @@ def _check_progress(cluster: ClusterConfig, process: Process, coordinator: Any) 
         )
 
 
-def _train(loop_config: dict[str, Any], process: Process) -> None:
+def _shards(config: RunConfig, cluster: ClusterConfig, workers: int) -> Shards | None:
+    """Among which the workers' denoiser is cut, if it is."""
+    from rlr_ray.models.sharding import Shards
+    from rlr_ray.train.picture_engine import pick_device
+
+    return Shards(pick_device(config.device)) if cluster.worker.shard and workers > 1 else None
+
+
+def _train(loop_config: dict[str, Any], process: Process, shards: Shards | None) -> None:
     from rlr_ray.train.loop import train
 
     config: RunConfig = loop_config["config"]
@@ -176,6 +188,8 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
         def report(row: dict[str, Any]) -> None:
             nonlocal put
             alive()
+            if shards is not None:
+                shards.wait()  # Ray's report waits for all workers, and one may still be evaluating
             if process.leads:
                 if put is not None:
                     ask(ray.get(put))  # of the update before: nothing waits for the answer
@@ -185,7 +199,7 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
 
         try:
             prepare_process(config.threads)
-            engine = Engine(config, loop_config["remote"])
+            engine = Engine(config, loop_config["remote"], shards)
             if rollouts is not None:
                 rollouts.share(process.size, engine.run if config.actors_sample else None)
             if process.leads:
@@ -195,6 +209,8 @@ def _train(loop_config: dict[str, Any], process: Process) -> None:
             if process.leads:
                 logger.info(f"training on {process.size} worker{'s' * (process.size > 1)}")
             train(engine, rollouts, report, process)
+            if shards is not None:
+                shards.wait()  # for the leading worker, which measures what came of the run
         finally:
             if rollouts is not None:
                 rollouts.close()
@@ -244,7 +260,10 @@ def _stalled(stall_s: float, where: str) -> str:
     )
 
 
-def _all_reduce(value: Tensor) -> Tensor:
+def _all_reduce(shards: Shards | None, value: Tensor) -> Tensor:
+    """Sum over the workers, of whom those that are not there yet may need the others' blocks."""
+    if shards is not None:
+        shards.wait()
     total = value.clone()
     torch.distributed.all_reduce(total)
     return total

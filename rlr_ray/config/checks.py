@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from rlr_ray.config.cluster_checks import check_cluster
 from rlr_ray.config.estimator import STAGES
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
@@ -15,8 +15,8 @@ from rlr_ray.utils.environment import VARIABLE, names_secret
 
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    of_plan = (_denoiser, _plan_owns_something, _ahead, _surrogate, _half_order, _zeroth_order, _reward_patience)
-    for check in (_secrets, _dcot, _labels, _guards, *of_plan, _reward_actors, _devices, _workers):
+    of_plan = (_denoiser, _plan_owns_something, _ahead, _surrogate, _half_order, _zeroth_order)
+    for check in (_secrets, _dcot, _labels, _guards, *of_plan, check_cluster):
         check(config)
 
 
@@ -112,30 +112,6 @@ def _labels(config: RunConfig) -> None:
             f"{', '.join(both)} is both a reward and a judge; a judge tells whether a reward is gamed, so it must be "
             "another one: give it a label and options of its own, {label: {name: ..., options: {...}}}"
         )
-
-
-def _reward_actors(config: RunConfig) -> None:
-    if config.cluster == "none" and config.remote_rewards:
-        label = next(iter(config.remote_rewards))
-        key = f"rewards.{label}" if label in config.rewards else f"evaluation.judges.{label}"
-        raise UserError(
-            f"{key}.actors asks for Ray actors, but cluster is 'none'; allowed: a cluster, e.g. cluster: {{}} for a "
-            "Ray on this machine; or leave actors out, and the reward is in this process"
-        )
-
-
-def _reward_patience(config: RunConfig) -> None:
-    """A reward that hangs must be told of before the rollouts that wait for it are taken to hang."""
-    if config.cluster == "none" or config.chooses_plan or not config.needs_actors:
-        return
-    limit = config.cluster.rollouts.timeout_s
-    for label, reward in config.rewards.items():
-        if reward.actors and reward.actors.timeout_s >= limit:
-            raise UserError(
-                f"rewards.{label}.actors.timeout_s is {reward.actors.timeout_s:g}, but rollouts that ask the reward "
-                f"are ended after cluster.rollouts.timeout_s, {limit:g}; allowed: below that; lower the one or "
-                "raise the other"
-            )
 
 
 def _dcot(config: RunConfig) -> None:
@@ -275,37 +251,4 @@ def _zeroth_order(config: RunConfig) -> None:
         raise UserError(
             "estimator.zeroth_order.directions 'guided' follows the first-order and half-order gradients, and the plan "
             "has neither; set directions: isotropic, or give some steps to the other orders"
-        )
-
-
-def _devices(config: RunConfig) -> None:
-    if config.cluster == "none":
-        return
-    for key, role in (("worker", config.cluster.worker), ("rollouts", config.cluster.rollouts)):
-        if config.device == "cuda" and not role.gpus:
-            raise UserError(
-                f"device is 'cuda', but cluster.{key}.gpus is 0; allowed: a number above 0, e.g. 1; or set device: "
-                "auto, which uses a GPU in the roles that have one"
-            )
-        if config.device == "cpu" and role.gpus:
-            raise UserError(f"device is 'cpu', but cluster.{key}.gpus is {role.gpus:g}; set it to 0, or device: auto")
-
-
-def _workers(config: RunConfig) -> None:
-    if config.cluster == "none":
-        return
-    if not config.cluster.worker.demand:
-        raise UserError("cluster.worker takes nothing, but Ray Train's workers need something; set its cpus above 0")
-    most, gpus = config.cluster.worker_range.max, config.cluster.worker.gpus
-    key = "train.sampling_size" if config.train.sampling_size else "train.chunk_size"
-    shares = math.ceil(config.train.chains / (config.train.sampled_together * config.train.chunk_size))
-    if most > shares:
-        raise UserError(
-            f"cluster.workers is {most}, but an update has {shares} chunks to share (train.chains / {key}); allowed: "
-            f"1 to {shares}; lower cluster.workers or {key}"
-        )
-    if most > 1 and 0 < gpus < 1:
-        raise UserError(
-            f"cluster.worker.gpus is {gpus:g} for {most} workers, but NCCL refuses two workers on one GPU; set it to "
-            "1, or cluster.workers: 1"
         )

@@ -34,6 +34,14 @@ class Role(Strict):
         return {kind: amount for kind, amount in asked.items() if amount}
 
 
+class WorkerConfig(Role):
+    """What one of the TorchTrainer's workers takes; CPUs and GPUs may be fractions."""
+
+    # The denoiser's frozen weights lie in parts on the workers, each block gathered while it computes (FSDP2): for
+    # bases that do not fit one device. Needs plain LoRA on linear layers; rollout actors hold the whole base
+    shard: bool = False
+
+
 class WorkerRange(Strict):
     """Elastic training: as many workers as the cluster has room for."""
 
@@ -52,7 +60,7 @@ class RolloutsConfig(Role):
 
     cpus: float = Field(0.5, ge=0, allow_inf_nan=False)  # of one actor
     min_actors: int = Field(1, ge=0)  # the run starts once these are there
-    max_actors: int = Field(2, ge=1)  # actors at most
+    max_actors: int = Field(2, ge=0)  # actors at most; 0: workers do their work, too
     # Share of an update's perturbation pairs that it waits for. 1: all, so the update repeats bit for bit; lower: it
     # goes on without late ones, which costs variance
     quorum: float = Field(1.0, gt=0, le=1)
@@ -72,7 +80,7 @@ class RolloutsConfig(Role):
 class ClusterConfig(Strict):
     address: str | None = None  # of a running Ray; None: RAY_ADDRESS, else a local one is started
     workers: Annotated[int, Field(ge=1)] | WorkerRange = 1  # of the TorchTrainer
-    worker: Role = Role()
+    worker: WorkerConfig = WorkerConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     max_failures: int = Field(3, ge=0)  # restarts of the training workers without a new update between them
     stall_s: float = Field(3600, gt=0, allow_inf_nan=False)  # without an update until a run is taken to hang

@@ -260,6 +260,8 @@ class RunConfig(Strict):
     @property
     def needs_actors(self) -> bool:
         """True if updates have work for rollout actors: perturbation pairs, or chains sampled without a gradient."""
+        if self.cluster != "none" and not self.cluster.rollouts.max_actors:
+            return False
         return self.chooses_plan or self.plan_shape.has_zeroth_order or (self.samples and self.actors_sample)
 
     @property

@@ -11,6 +11,8 @@ from torch import Tensor
 from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.schedule import Schedule
 
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")  # parts that steps call, and that are trained
+
 
 class Model(Protocol):
     """A pipeline seen as a denoiser (see rlr_ray.core.sampler.Denoiser) with what the chain needs around it."""
@@ -53,4 +55,6 @@ def module_bytes(module: object) -> int:
     """Bytes of the parameters and buffers of a module, or of what stands for one; 0 for what has none."""
     if not hasattr(module, "parameters") or not hasattr(module, "buffers"):
         return 0
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    tensors = (*module.parameters(), *module.buffers())
+    here = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)  # one that is cut
+    return sum(tensor.numel() * tensor.element_size() for tensor in here)

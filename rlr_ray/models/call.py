@@ -24,11 +24,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rlr_ray.errors import UserError
+from rlr_ray.models import DENOISERS
 from rlr_ray.models.rows import ByRow
 from rlr_ray.models.seams import at_once, by_rows, count_step, in_slices, lookalike, remembered, states, vmapped
 from rlr_ray.models.trained import Trained
 
-DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")  # parts that steps call, and that are trained
 _BESIDE = ("controlnet",)  # beginnings of the names of frozen ones that steps call
 _ENCODERS = ("encode_prompt", "encode_image")
 _STEP_OPTIONS = {"return_dict", "generator", "eta"}  # what a step may be told besides; none changes ours

@@ -17,6 +17,7 @@ import transformers
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
+from rlr_ray.models.sharding import Shards, cut, cutting
 from rlr_ray.utils.environment import path_of
 
 
@@ -48,14 +49,22 @@ _ANY_REQUEST: Mapping[str, Any] = MappingProxyType({"prompt": "", "negative": ""
 
 
 def load_model(
-    config: Any, adapter: Any, sampler: Any, device: torch.device, request: Mapping[str, Any] = _ANY_REQUEST
+    config: Any,
+    adapter: Any,
+    sampler: Any,
+    device: torch.device,
+    request: Mapping[str, Any] = _ANY_REQUEST,
+    shards: Shards | None = None,
 ) -> Model:
     """The model that `config.name` says, with its adapter; `request` is one of those that it will be encoding.
 
-    Raises UserError if there is none of that name.
+    With `shards` its denoisers' weights are cut among processes. Raises UserError if there is none of that name.
     """
     file = importlib.import_module(f"rlr_ray.models.{entry_of(config).place.partition(':')[0]}")
-    model: Model = file.load(with_path(config), adapter, sampler, device, request)
+    with cutting(shards):
+        model: Model = file.load(with_path(config), adapter, sampler, device, request)
+    if shards is not None:
+        shards.check(model)
     return model
 
 
@@ -153,9 +162,11 @@ def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] =
     try:
         source, dtype = source_of(config, words), getattr(torch, config.dtype)
         with _without_progress_bars():
-            return family.from_pretrained(source, dtype=dtype, **left_out | options)
+            pipeline = family.from_pretrained(source, dtype=dtype, **left_out | options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
+    cut(pipeline)
+    return pipeline
 
 
 @contextmanager

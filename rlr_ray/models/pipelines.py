@@ -231,6 +231,7 @@ def recomputed(block: nn.Module, *arguments: Any) -> Any:
     Inside a `functional_call` these are not the module's own. Torch's checkpointing alone would take its own ones the
     second time, when that call is over, and the gradient would silently be of other values.
     """
-    now: dict[str, Tensor] = dict(block.named_parameters())
+    swapped = ((name, value) for name, value in block.named_parameters() if not isinstance(value, nn.Parameter))
+    now: dict[str, Tensor] = dict(swapped)  # the others, which may be cut among processes, are the block's own
     call = functools.partial(functional_call, block, now, tie_weights=False)
     return checkpoint(call, arguments, use_reentrant=False, preserve_rng_state=False)

@@ -23,9 +23,9 @@ from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.schedule import Schedule
 from rlr_ray.core.seeds import chains_noise
 from rlr_ray.errors import UserError, first_line
-from rlr_ray.models import module_bytes
+from rlr_ray.models import DENOISERS, module_bytes
 from rlr_ray.models.arguments import Requests, call_arguments, fact_of, without_checks
-from rlr_ray.models.call import DENOISERS, Batch, PipelineCall
+from rlr_ray.models.call import Batch, PipelineCall
 from rlr_ray.models.loading import load_pipeline, pipeline_index
 from rlr_ray.models.pipelines import recomputed
 from rlr_ray.models.solvers import solver_of, steps_of

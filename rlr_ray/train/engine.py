@@ -28,6 +28,7 @@ from rlr_ray.core.seeds import seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
 from rlr_ray.models import module_bytes
+from rlr_ray.models.sharding import Shards
 from rlr_ray.prompts.order import PromptOrder
 from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
@@ -104,10 +105,10 @@ class Engine(PictureEngine):
     `remote`: rewards by label that have actors.
     """
 
-    def __init__(self, config: RunConfig, remote: RemoteRewards = MappingProxyType({})):
+    def __init__(self, config: RunConfig, remote: RemoteRewards = MappingProxyType({}), shards: Shards | None = None):
         config = resolve(config)
         check_first_order(config)
-        super().__init__(config)
+        super().__init__(config, shards)
         self.remote = remote
         self._order = PromptOrder([prompt.weight for prompt in self.prompts], config.seed, "train")
         self.rewards = Mixture(config.rewards, self.device, remote, self.model.frames)

@@ -15,6 +15,7 @@ from rlr_ray.errors import UserError
 from rlr_ray.models import Model
 from rlr_ray.models.finite import check_finite
 from rlr_ray.models.loading import load_model
+from rlr_ray.models.sharding import Shards
 from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.prompts.prompt import Prompt
@@ -40,12 +41,12 @@ def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str
 
 
 class PictureEngine:
-    """Model and prompts of one recipe, on one device: enough to draw its pictures.
+    """Model and prompts of one recipe, on one device: enough to draw its pictures; `shards`: cut among processes.
 
     Raises UserError if the process does not compute with the recipe's `threads`; see prepare_process.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, shards: Shards | None = None):
         if torch.get_num_threads() != config.threads:  # set once: to do so here would change what others compute
             raise UserError(
                 f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: "
@@ -57,7 +58,7 @@ class PictureEngine:
         sets = prompt_sets(config)
         self.prompts, self.held_out_prompts = sets.train, sets.held_out
         self.model: Model = load_model(
-            config.model, config.adapter, config.sampler, self.device, self.prompts[0].request
+            config.model, config.adapter, config.sampler, self.device, self.prompts[0].request, shards
         )
         if config.dcot is not None:
             self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))

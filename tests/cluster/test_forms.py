@@ -39,9 +39,9 @@ BLACK_BOX: dict[str, Any] = {  # its reward is soon explained, and then not
 }
 
 
-def on_ray(folder: Path, keys: dict[str, Any], *, resume: bool = False) -> RunConfig:
-    rollouts = {"cpus": 0.25, "min_actors": 2}
-    config = small_run(folder, name="on-ray", cluster=CLUSTER | {"workers": 2, "rollouts": rollouts}, **keys)
+def on_ray(folder: Path, keys: dict[str, Any], *, resume: bool = False, **cluster: Any) -> RunConfig:
+    asked = CLUSTER | {"workers": 2, "rollouts": {"cpus": 0.25, "min_actors": 2}} | cluster
+    config = small_run(folder, name="on-ray", cluster=asked, **keys)
     assert config.cluster != "none"
     run_on_ray(config, config.cluster, ignore, lambda: RunFolder(config).begin(resume=resume))
     return config
@@ -67,6 +67,19 @@ def test_a_form_has_the_same_bits_on_ray(tmp_path: Path, keys: dict[str, Any]) -
     here = small_run(tmp_path, name="here", **keys)
     train_here(here)
     assert bits(on_ray(tmp_path, keys)) == bits(here)
+
+
+@pytest.mark.parametrize("actors", [0, 1])
+def test_a_base_that_is_cut_among_workers_has_the_same_bits(tmp_path: Path, actors: int) -> None:
+    """Three chunks for two workers, evaluations by the leading one; with an actor, whose base is whole, or none."""
+    keys: dict[str, Any] = {"estimator": RLR, "train": {"chains": 6, "max_change": 0.03}, "evaluation": {"every": 1}}
+    here = small_run(tmp_path, name="here", **keys)
+    train_here(here)
+    cluster = {
+        "worker": {"cpus": 0.5, "shard": True},
+        "rollouts": {"cpus": 0.25, "min_actors": actors, "max_actors": actors},
+    }
+    assert bits(on_ray(tmp_path, keys, **cluster)) == bits(here)
 
 
 @pytest.mark.parametrize(("keys", "cut"), [(BLACK_BOX, 3), (FALLING, 4)], ids=["switch", "step back"])

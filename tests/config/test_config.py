@@ -243,6 +243,13 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"cluster": {"workers": 5}}, ["cluster.workers is 5", "allowed: 1 to 2"]),
     ({"cluster": {"workers": 3}, "train": {"sampling_size": 5}}, ["allowed: 1 to 2", "or train.sampling_size"]),
     ({"cluster": {"workers": 2, "worker": {"gpus": 0.5}}}, ["0.5 for 2 workers", "NCCL"]),
+    (
+        {"cluster": {"worker": {"shard": True}}, "adapter": {"type": "OFT"}},
+        ["cluster.worker.shard is true", "adapter.type is 'OFT'", "set adapter.type: LORA"],
+    ),
+    ({"cluster": {"worker": {"shard": True}}, "model": {"compile": True}}, ["shard is true", "model.compile: false"]),
+    ({"cluster": {"worker": {"shard": True}}, "adapter": {"use_dora": True}}, ["shard is true", "adapter.use_dora"]),
+    ({"cluster": {"worker": {"shard": True}}, "estimator": "measure"}, ["shard is true", "'measure'", "preset: auto"]),
     ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
     ({"name": ".."}, ["name", "'..'"]),
     ({"train": {"learning_rate": "fast"}}, ["train.learning_rate", "'fast'", "number"]),
