@@ -11,6 +11,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as recipes have, and two threads that wai
 set_variables()  # before Ray is imported
 
 
+@pytest.fixture
+def nothing_shown() -> Iterator[None]:
+    """For runs by commands whose report and pictures nobody looks at: half of a small run's time."""
+    from tests.runs import nothing_shown
+
+    with nothing_shown():
+        yield
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One local Ray for all tests of a session that ask for it."""

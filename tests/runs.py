@@ -1,4 +1,5 @@
-"""Short runs, for tests of everything above the core. CPU seconds of one, on one thread, after the process's first:
+"""Short runs, for tests of everything above the core. CPU seconds of one, on one thread, after the process's first,
+with report and pictures, which are half of it:
 
     small_run(tmp_path)                    1.0  4 updates of 4 chains of 4 steps, random weights: the default
     short_run(tmp_path, model=tiny())      1.5  4 updates of 8 chains of 5 steps, judged; random weights
@@ -19,9 +20,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet
 import torch
@@ -150,8 +152,12 @@ def train_here(
     *,
     resume: bool = False,
     stop_after: int | None = None,
+    shown: bool = False,
 ) -> RunFolder:
-    """Train in this process; `stop_after` so many updates it is interrupted."""
+    """Train in this process; `stop_after` so many updates it is interrupted.
+
+    Only if it is `shown` does it leave the report and pictures at its end, which take half of a small run's time.
+    """
 
     def report(row: dict[str, Any]) -> None:
         on_row(row)
@@ -161,8 +167,17 @@ def train_here(
     engine, folder = Engine(config), RunFolder(config)
     folder.check(resume=resume, overwrite=False)
     folder.begin(resume=resume)
-    train(engine, None, report)
+    with nullcontext() if shown else nothing_shown():
+        train(engine, None, report)
     return folder
+
+
+@contextmanager
+def nothing_shown() -> Iterator[None]:
+    """Runs of this process leave neither report nor pictures until the block ends."""
+    results = "rlr_ray.train.results.Results"
+    with patch(f"{results}._report", lambda *_: None), patch(f"{results}._save_pictures", lambda *_: None):
+        yield
 
 
 def shared(processes: int, work: Callable[[int, Reduce], Any]) -> list[Any]:

@@ -44,6 +44,7 @@ def test_the_example_is_unbiased_and_its_reward_rises(capsys: pytest.CaptureFixt
     assert "update 20: reward" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("nothing_shown")
 def test_a_recipe_runs_and_goes_on_from_python(tmp_path: Path) -> None:
     keys = merge(merge(RECIPE, SMALL), {"output_dir": str(tmp_path), "train": {"iterations": 1}})
     rows: list[dict[str, object]] = []

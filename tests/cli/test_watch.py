@@ -27,7 +27,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium (Debian: apt-
 def going(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder as it was after two of four updates, and beside it a finished one."""
     root = tmp_path_factory.mktemp("watched")
-    finished = train_here(small_run(root, name="finished")).path
+    finished = train_here(small_run(root, name="finished"), shown=True).path
     shutil.copytree(finished, root / "going")
     (root / "going" / "summary.json").unlink()
     lines = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)

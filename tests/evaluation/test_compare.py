@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         {"name": "two", "train": {"learning_rate": 0.05}},
         {"name": "three", "evaluation": RUN["evaluation"] | {"seed": 7}},
     ]
-    return [train_here(small_run(root, **RUN | keys)).path for keys in changes]
+    return [train_here(small_run(root, **RUN | keys), shown=True).path for keys in changes]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from rlr_ray.train.contents import _blocks, contents_of
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import small_run, tiny, train_here
 
+pytestmark = pytest.mark.usefixtures("nothing_shown")
 REWARD = "def f(images): return images.mean((1, 2, 3)) * {}\nf.differentiable = True\n"
 JUDGE = "def judge(images): return images.std((1, 2, 3)) * {}\n"
 

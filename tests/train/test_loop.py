@@ -164,7 +164,7 @@ def test_a_run_whose_variance_is_high_says_so(tmp_path: Path, finished: RunConfi
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = short_run(tmp_path_factory.mktemp("runs"), evaluation={"every": 2}, train={"learning_rate": 0.1})
-    train_here(config)
+    train_here(config, shown=True)
     return config
 
 
@@ -241,10 +241,10 @@ def test_files_of_a_finished_run(finished: RunConfig) -> None:
 def test_a_run_that_goes_on_has_a_report_of_its_last_evaluation(tmp_path: Path) -> None:
     config = small_run(tmp_path, evaluation={"every": 2})
     with pytest.raises(KeyboardInterrupt):
-        train_here(config, stop_after=3)
+        train_here(config, stop_after=3, shown=True)
     assert "Still running: update 2 of 4" in (config.folder / "report.html").read_text("utf-8")
     assert not RunFolder(config).holds_results
-    train_here(config, resume=True)
+    train_here(config, resume=True, shown=True)
     assert "after 4 updates, on this process" in (config.folder / "report.html").read_text("utf-8")
 
 

@@ -153,7 +153,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a finished run that was evaluated at its start, half-way and at its end."""
     folder = tmp_path_factory.mktemp("compared")
     keys: dict[str, Any] = {"model": {"name": "digits"}, "train": {"learning_rate": 0.2}}
-    return train_here(small_run(folder, evaluation=COMPARED, **keys)).path
+    return train_here(small_run(folder, evaluation=COMPARED, **keys), shown=True).path
 
 
 def test_a_run_tells_how_like_its_pictures_are(run_folder: Path) -> None:
