@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from rlr_ray.cli.arguments import ASKED
+from rlr_ray.config.base import read_yaml
 from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import ModelConfig
-from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import MODELS, entry_of
 from rlr_ray.prompts.load import describe_prompts

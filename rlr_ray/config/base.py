@@ -1,4 +1,4 @@
-"""The base of everything that a recipe may hold."""
+"""The base of everything that a recipe may hold: strict models, which keys may change, and YAML."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
@@ -39,7 +40,7 @@ def numeric(value: Any) -> Any:
 
 
 def holder(annotation: Any) -> Any:
-    """Of the kinds of values that a key allows, the one that holds keys of its own; None if there is none."""
+    """The kind of value that holds keys of its own, of those that a key allows; None if there is none."""
     for kind in (annotation, *get_args(annotation)):
         if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return kind
@@ -89,3 +90,25 @@ def flat(values: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str,
         path = (*above, str(key))
         leaves |= flat(value, path) if isinstance(value, dict) else {path: value}
     return leaves
+
+
+def read_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError for what is no YAML, or has a key twice in one section."""
+    return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a section, of which the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in first:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key {key.value!r} stands twice, in line {first[key.value].line + 1} and again; "
+                        "allowed: each key once in a section; put all under one, or drop one",
+                        problem_mark=key.start_mark,
+                    )
+                first[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""What no single key of a config can say: values that do not work together, refused when the config loads."""
+"""Values of several keys that do not work together, refused when the config loads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _secrets(config: RunConfig) -> None:
 
 
 def _in_clear(value: Any, where: str, secret: bool) -> Iterator[str]:
-    """Where texts stand that may be secret: any header, keys by their names, and what a URL says of who asks."""
+    """Places of texts that may be secret: any header, keys by their names, and the login or key in a URL."""
     if isinstance(value, dict):
         for key, one in value.items():
             name = str(key)
@@ -52,7 +52,7 @@ def _in_clear(value: Any, where: str, secret: bool) -> Iterator[str]:
             yield from _in_clear(one, where, secret)
     elif isinstance(value, str):
         parts = [part for login in _LOGIN.findall(value) for part in login if part]
-        parts += [told for name, told in _QUERY.findall(value) if name == "key" or names_secret(name)]
+        parts += [argument for name, argument in _QUERY.findall(value) if name == "key" or names_secret(name)]
         if any(not VARIABLE.search(part) for part in [*parts, *([value] if secret else [])]):
             yield where
 
@@ -138,13 +138,13 @@ def _denoiser(config: RunConfig) -> None:
             "(estimator.preset: measure, and `rlr-ray plan`, `lab` and `tune`); set estimator.preset: auto, which is es"
         )
     shape, guards = config.plan_shape, config.guards
-    asks = {
+    differentiates = {
         "first order": shape.first_order_steps,
         "half order": shape.has_half_order,
         "a surrogate": config.estimator.surrogate,
         "guards.kl_penalty": guards.kl_penalty,
     }
-    wrong = [name for name, asked in asks.items() if asked]
+    wrong = [name for name, part in differentiates.items() if part]
     if wrong:
         raise UserError(
             f"model.differentiable is false, but {', '.join(wrong)} would differentiate the denoiser; allowed: zeroth "
@@ -193,17 +193,11 @@ def _surrogate(config: RunConfig) -> None:
             "its weights; set estimator.rest: half_order, estimator.sub_chain.place: cover, or name a differentiable "
             "reward in estimator.surrogate.name"
         )
-    if surrogate.coefficient == "auto" and _sharing(config) < 2:
+    if surrogate.coefficient == "auto" and config.baseline_size < 2:
         raise UserError(
             "estimator.surrogate.coefficient 'auto' compares chains that share a baseline, found 1 of a prompt; raise "
             "train.chains_per_prompt, set estimator.half_order.baseline: batch, or give the coefficient as a number"
         )
-
-
-def _sharing(config: RunConfig) -> int:
-    """Chains that share a baseline."""
-    train = config.train
-    return train.chains_per_prompt if config.estimator.half_order.by_prompt else train.chains
 
 
 def _half_order(config: RunConfig) -> None:
@@ -215,7 +209,7 @@ def _half_order(config: RunConfig) -> None:
             "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
             "estimator.half_order.score: forward, or estimator.sub_chain.length: 0 with rest: zeroth_order"
         )
-    if _sharing(config) < 2 and (half_order.score != "branches" or half_order.baseline == "group"):
+    if config.baseline_size < 2 and (half_order.score != "branches" or half_order.baseline == "group"):
         raise UserError(
             f"estimator.half_order.baseline {half_order.baseline!r} needs 2 chains or more that share it, found 1; "
             "raise train.chains_per_prompt (baselines 'prompt' and 'group') or train.chains ('batch' and 'running')"

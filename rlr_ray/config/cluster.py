@@ -1,4 +1,4 @@
-"""What a run asks of a Ray cluster: the `cluster` key of a recipe."""
+"""The `cluster` key of a recipe: the resources that a run asks of Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Resources = dict[str, float]
 
 
 class Role(Strict):
-    """What one process of a role takes. CPUs and GPUs may be fractions; `resources` are others of Ray's, by name."""
+    """Resources of one process of a role. CPUs and GPUs may be fractions; `resources` are others of Ray's, by name."""
 
     cpus: float = Field(1, ge=0, allow_inf_nan=False)  # of one process, a fraction too
     gpus: float = Field(0, ge=0, allow_inf_nan=False)  # of one process, a fraction too; 0: none
@@ -30,8 +30,8 @@ class Role(Strict):
     @property
     def demand(self) -> Resources:
         """Ray's resources for one process, those of 0 left out."""
-        asked = {"CPU": self.cpus, "GPU": self.gpus} | self.resources
-        return {kind: amount for kind, amount in asked.items() if amount}
+        resources = {"CPU": self.cpus, "GPU": self.gpus} | self.resources
+        return {kind: amount for kind, amount in resources.items() if amount}
 
 
 class WorkerConfig(Role):

@@ -1,4 +1,4 @@
-"""What does not go together in what a run asks of a cluster, refused when the config loads."""
+"""Keys of a cluster that do not go together, refused when the config loads."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from rlr_ray.config.train import TrainConfig
 
 
 def describe_plan(config: RunConfig) -> str:
-    """Which order owns what, what an update costs, and what the estimate is not."""
+    """The plan in words: the steps of each order, an update's cost, and notes on bias and variance."""
     estimator, train = config.estimator, config.train
     if config.chooses_plan:
         return f"plan: chosen by measurement at the start, as by `rlr-ray plan`; {train.iterations} updates"
@@ -43,11 +43,11 @@ def _learning_rate(train: TrainConfig) -> str:
 def _notes(config: RunConfig) -> list[str]:
     shape, estimator = config.plan_shape, config.estimator
     notes = _surrogate_notes(config) if shape.residual else bias_notes(config)
-    own = [label for label, reward in config.rewards.items() if reward.differentiable is None]
-    if own:
+    unknown = [label for label, reward in config.rewards.items() if reward.differentiable is None]
+    if unknown:
         notes.append(
-            f"{', '.join(own)}: code of your own, which a dry run does not import; shown as if it were differentiable, "
-            "unless the recipe says `differentiable: false`"
+            f"{', '.join(unknown)}: code of your own, which a dry run does not import; shown as if it were "
+            "differentiable, unless the recipe says `differentiable: false`"
         )
     notes += _clip_notes(config)
     if config.train.ahead:
@@ -84,7 +84,7 @@ def _notes(config: RunConfig) -> list[str]:
 
 
 def _clip_notes(config: RunConfig) -> list[str]:
-    """What is cut of long gradients, which no plan says."""
+    """Notes on clipping, which a plan's words leave out."""
     estimator, shape, notes = config.estimator, config.plan_shape, []
     if estimator.first_order.clip is not None and shape.first_order_steps:
         notes.append(
@@ -98,14 +98,14 @@ def _clip_notes(config: RunConfig) -> list[str]:
 
 
 def clipped_words(shares: Mapping[str, float]) -> str:
-    """How much of each term was cut, by its name: medians over updates."""
+    """The shares of each term that were clipped, in words; medians over updates."""
     kinds = {"first_order": "of first order's chains", "zeroth_order": "of zeroth order's pairs"}
-    said = [f"{shares[name]:.0%} {kind}" for name, kind in kinds.items() if name in shares]
-    return f"{' and '.join(said)} (median over updates)"
+    parts = [f"{shares[name]:.0%} {kind}" for name, kind in kinds.items() if name in shares]
+    return f"{' and '.join(parts)} (median over updates)"
 
 
 def bias_notes(config: RunConfig) -> list[str]:
-    """One if no number of updates and no weight would make the estimate's expectation the whole gradient."""
+    """Notes if no number of updates and no weight would make the estimate's expectation the whole gradient."""
     shape = config.plan_shape
     if not shape.biased:
         return []
@@ -131,7 +131,7 @@ def bias_notes(config: RunConfig) -> list[str]:
 
 
 def _surrogate_notes(config: RunConfig) -> list[str]:
-    """What a plan with a surrogate estimates, and which bias its weights bring."""
+    """Notes on what a plan with a surrogate estimates, and on the bias of its weights."""
     shape, estimator = config.plan_shape, config.estimator
     surrogate = estimator.surrogate
     assert surrogate is not None
@@ -139,15 +139,15 @@ def _surrogate_notes(config: RunConfig) -> list[str]:
     carriers = " and ".join(name.replace("_", " ") for name in names)
     weights = [getattr(estimator, name).weight for name in names]
     if shape.biased:
-        said = "biased towards its gradient: nothing carries what it misses of the reward at some or all steps"
+        bias = "biased towards its gradient: nothing carries what it misses of the reward at some or all steps"
     elif "auto" in weights:
-        said = f"{carriers} what it leaves of the reward: weight auto, so the sum is biased towards the surrogate's "
-        said += "gradient until the residual's noise falls"
+        bias = f"{carriers} what it leaves of the reward: weight auto, so the sum is biased towards the surrogate's "
+        bias += "gradient until the residual's noise falls"
     elif all(weight == 1 for weight in weights):
-        said = f"{carriers} what it leaves of the reward: weight 1, so the sum is unbiased, whatever it misses"
+        bias = f"{carriers} what it leaves of the reward: weight 1, so the sum is unbiased, whatever it misses"
     else:
-        said = f"{carriers} what it leaves of the reward: weight {weights}, so the sum is biased by what it misses"
-    notes = [f"first order carries the surrogate {surrogate.name!r}, {said}"]
+        bias = f"{carriers} what it leaves of the reward: weight {weights}, so the sum is biased by what it misses"
+    notes = [f"first order carries the surrogate {surrogate.name!r}, {bias}"]
     if surrogate.coefficient == "auto":
         otherwise = f"the whole reward is left to {carriers}" if carriers else "theta stays as it is"
         notes.append(f"while the surrogate's correlation is below {surrogate.threshold:g}, {otherwise}")

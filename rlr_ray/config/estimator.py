@@ -1,4 +1,4 @@
-"""What a recipe says of the estimator: which order owns which step, and how each is estimated."""
+"""The `estimator` key of a recipe: which order owns which step, and how each is estimated."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class DcotConfig(Strict):
         return {stage: (bounds[i], bounds[i + 1] - 1) for i, stage in enumerate(STAGES)}
 
     def stage_of_step(self, steps: int) -> list[int]:  # [T]
-        """Which of the three each step belongs to."""
+        """Number of the stage that each step belongs to."""
         return [(k >= self.mid) + (k >= self.fine) for k in range(steps)]
 
 
@@ -124,7 +124,7 @@ Signal = Annotated[float, Field(gt=0, lt=1)]
 
 
 class HalfOrderConfig(Strict):
-    """What is learned from rewards alone, and the chain's own noise."""
+    """Estimation from the rewards and the chain's own noise, without a gradient of the reward."""
 
     # path: REINFORCE on the chain's noises; branches: on pairs that part at a step; forward: a denoising loss towards
     # the chain's last latent, weighted by its advantage (biased)
@@ -172,7 +172,7 @@ class ZerothOrderConfig(Strict):
 
     @property
     def components(self) -> int:
-        """How many principal components of earlier half-order gradients span guided directions."""
+        """Number of principal components of earlier half-order gradients that span guided directions."""
         if isinstance(self.span, int):
             return self.span
         return min(max(isqrt(self.count), 4), 32)
@@ -225,9 +225,9 @@ _BESIDE_MEASURE = ["weight_averaging", "smoothing", "half_order.baseline"]
 _BESIDE_MEASURE += [f"zeroth_order.{key}" for key in ("count", "chunk_size", "scale", "span")]
 
 
-def _check_measure(given: dict[str, Any]) -> None:
+def _check_measure(stated: dict[str, Any]) -> None:
     """Raise ValueError for keys that would decide the plan too; a config that was written out has those of no plan."""
-    keys = {".".join(path): value for path, value in flat(given).items()}
+    keys = {".".join(path): value for path, value in flat(stated).items()}
     others = keys.keys() - {"preset", *_BESIDE_MEASURE}
     none = flat(EstimatorConfig(preset="measure").model_dump(mode="json")) if others else {}
     wrong = sorted(key for key in others if (path := tuple(key.split("."))) not in none or none[path] != keys[key])
@@ -264,14 +264,14 @@ class EstimatorConfig(Strict):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, given: Any, validate: ModelWrapValidatorHandler[EstimatorConfig]) -> EstimatorConfig:
-        preset = given.get("preset", "auto") if isinstance(given, dict) else None
+    def _fill_from_preset(cls, stated: Any, validate: ModelWrapValidatorHandler[EstimatorConfig]) -> EstimatorConfig:
+        preset = stated.get("preset", "auto") if isinstance(stated, dict) else None
         if preset == "measure":
-            _check_measure(given)
+            _check_measure(stated)
         if not isinstance(preset, str) or preset not in PRESETS:
-            return validate(given)
-        config = validate(merge(PRESETS[preset], given))
-        _unset_defaults(config, given)
+            return validate(stated)
+        config = validate(merge(PRESETS[preset], stated))
+        _unset_defaults(config, stated)
         return config
 
     def decided(self, *, black_box: bool) -> EstimatorConfig:

@@ -1,4 +1,4 @@
-"""What a recipe says of its guards: against runs that fall, and rewards that are gamed."""
+"""The `guards` key of a recipe: against rewards that fall, and rewards that are gamed."""
 
 from __future__ import annotations
 

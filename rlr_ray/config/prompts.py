@@ -1,4 +1,4 @@
-"""What a recipe says of its prompts."""
+"""The `prompts` key of a recipe."""
 
 from __future__ import annotations
 

@@ -12,11 +12,10 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlr_ray.config.base import holder
+from rlr_ray.config.base import holder, read_yaml
 from rlr_ray.config.checks import check_together
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
-from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 from rlr_ray.rewards import is_differentiable, is_video
 from rlr_ray.utils.environment import path_of
@@ -143,7 +142,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _section(name: str, value: Any, key: str) -> dict[str, Any]:
-    """What a key has as a dictionary, also if it is written in a short form."""
+    """A key's value as a dictionary, also if it is written in a short form."""
     short = next((long for pattern, long in _SHORT if re.fullmatch(pattern, name)), None)
     if isinstance(value, dict):
         return value
@@ -165,16 +164,16 @@ def split_override(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r}: the value is not YAML: {error}") from error
 
 
-def _describe(model: type[BaseModel], items: Sequence[Any]) -> str:
-    """One line a key: where a key allows several kinds of values, the one that came furthest, else all of them."""
+def _describe(model: type[BaseModel], errors: Sequence[Any]) -> str:
+    """A line for every key; of one that allows several kinds of values, the error of the kind that came furthest."""
     by_place: dict[tuple[Any, ...], list[Any]] = {}
-    for item in items:
+    for item in errors:
         *above, last = item["loc"] or [""]
         unknown = item["type"] == "extra_forbidden"  # and named whatever it looks like
         place = (*_walk(model, above)[0], last) if unknown else _walk(model, item["loc"])[0]
         by_place.setdefault(place, []).append(item)
     shallow = {place[:depth] for place in by_place for depth in range(1, len(place))}
-    return "\n".join(_line(model, place, found) for place, found in by_place.items() if place not in shallow)
+    return "\n".join(_line(model, place, items) for place, items in by_place.items() if place not in shallow)
 
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
@@ -204,9 +203,9 @@ def _line(model: type[BaseModel], place: tuple[Any, ...], items: Sequence[Any]) 
         within = _walk(model, item["loc"][:-1])[1]
         allowed = ", ".join(sorted(getattr(within, "model_fields", ())))
         return f"{key or repr(key)}: no such key; allowed here: {allowed}"
-    message = " or ".join(dict.fromkeys(found["msg"].removeprefix("Value error, ") for found in items))
-    told = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
-    shown = "" if told else f"found {item['input']!r}; "
+    message = " or ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in items))
+    said_already = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict)
+    shown = "" if said_already else f"found {item['input']!r}; "
     return f"{key}: {shown}{message}" if key else message
 
 
@@ -268,7 +267,7 @@ def _without_gone(values: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def output_dir_of(overrides: list[str]) -> str:
-    """Where overrides, or else the default, say that runs lie."""
+    """The folder of runs by the overrides, or else by default."""
     return str(overridden({}, overrides).get("output_dir", RunConfig.model_fields["output_dir"].default))
 
 

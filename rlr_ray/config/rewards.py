@@ -1,4 +1,4 @@
-"""What a recipe says of a reward: the keys `reward`, `rewards` and their like for judges."""
+"""The keys `reward` and `rewards` of a recipe, and their like for judges."""
 
 from __future__ import annotations
 
@@ -80,37 +80,37 @@ Rewards = dict[Label, RewardConfig]
 Judges = dict[Label, JudgeConfig]
 
 
-def gathered(given: Any, one: str, many: str) -> Any:
-    """`given` with its rewards as a dictionary of dictionaries, whichever short form they have.
+def spelled_out(values: Any, singular: str, plural: str) -> Any:
+    """Unchecked values with their rewards as a dictionary of dictionaries, whichever short form they have.
 
     `reward: {name: x, ...}` is short for `rewards: {x: {...}}`, `rewards: {x: 0.5}` for `rewards: {x: {weight: 0.5}}`;
     a reward's name is its label if it does not say another.
     """
-    if not isinstance(given, dict):
-        return given
-    given = dict(given)
-    single, several = given.pop(one, None), given.pop(many, None)
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    single, several = values.pop(singular, None), values.pop(plural, None)
     if single is not None and several:
-        raise ValueError(f"found both {one!r} and {many!r}; allowed: one of them; put all under {many!r}")
+        raise ValueError(f"found both {singular!r} and {plural!r}; allowed: one of them; put all under {plural!r}")
     if isinstance(single, str):
         single = {"name": single}
     if single is not None:
         if not isinstance(single, dict) or not isinstance(single.get("name"), str):
-            raise ValueError(f"{one}: found {single!r}; allowed: {{name: ..., options: {{...}}}}; give its name")
-        return given | {many: {single["name"]: single}}
+            raise ValueError(f"{singular}: found {single!r}; allowed: {{name: ..., options: {{...}}}}; give its name")
+        return values | {plural: {single["name"]: single}}
     if isinstance(several, dict):
-        _check_labels(several, one, many)
+        _check_labels(several, singular, plural)
         several = {label: _spelled(label, reward) for label, reward in several.items()}
-    return given if several is None else given | {many: several}
+    return values if several is None else values | {plural: several}
 
 
-def _check_labels(several: dict[Any, Any], one: str, many: str) -> None:
+def _check_labels(several: dict[Any, Any], singular: str, plural: str) -> None:
     """Raise ValueError for keys of a single reward where labels belong."""
     keys = [label for label in several if label in RewardConfig.model_fields]
     if keys:
         raise ValueError(
-            f"{many}: found the keys of one reward, {', '.join(keys)}, where labels belong; allowed: any label that is "
-            f"no such key; write `{one}: {{name: ...}}` for one, or `{many}: {{LABEL: {{name: ...}}}}`"
+            f"{plural}: found the keys of one reward, {', '.join(keys)}, where labels belong; allowed: any label that "
+            f"is no such key; write `{singular}: {{name: ...}}` for one, or `{plural}: {{LABEL: {{name: ...}}}}`"
         )
 
 

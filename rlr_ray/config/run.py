@@ -15,7 +15,7 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
 from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.prompts import PromptsConfig, Source, check_texts
-from rlr_ray.config.rewards import Judges, Rewards, gathered
+from rlr_ray.config.rewards import Judges, Rewards, spelled_out
 from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.forward_term import forward_steps, output_weight
 from rlr_ray.core.plan import Plan, Position
@@ -60,7 +60,7 @@ class AdapterConfig(BaseModel):
         return dict(self.model_extra or {})
 
     def steps_off(self, schedule: Schedule) -> int:
-        """How many last steps of a schedule run without the adapter."""
+        """Number of last steps of a schedule that run without the adapter."""
         return steps_off(schedule, 1 / 3 if self.off_below == "auto" else self.off_below or 0.0)
 
 
@@ -92,8 +92,8 @@ class EvaluationConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
-        return gathered(given, "judge", "judges")
+    def _one_or_several(cls, values: Any) -> Any:
+        return spelled_out(values, "judge", "judges")
 
 
 class RunConfig(Strict):
@@ -190,15 +190,20 @@ class RunConfig(Strict):
 
     @property
     def _place(self) -> Position:
-        """Where the sub-chain may lie, a stage of dcot as its range."""
+        """The position of sub-chains, a stage of dcot as its range."""
         ranges: dict[Any, Any] = self.dcot.ranges(self.sampler.steps) if self.dcot else {}
         place: Position = ranges.get(self.estimator.sub_chain.place, self.estimator.sub_chain.place)
         return place
 
     @property
+    def baseline_size(self) -> int:
+        """Chains of an update that share a baseline."""
+        return self.train.chains_per_prompt if self.estimator.half_order.by_prompt else self.train.chains
+
+    @property
     def differentiable(self) -> bool:
         """True if every reward has a gradient."""
-        return all(reward.has_gradient for reward in self.rewards.values())
+        return not self.black_box
 
     @property
     def remote_rewards(self) -> Judges:
@@ -268,31 +273,31 @@ class RunConfig(Strict):
     def samples(self) -> bool:
         """True if some update samples steps without a gradient, as it may until a surrogate is trusted."""
         shape = self.plan_shape
-        some = shape.linear or shape.truncation != "fixed" or shape.first_order_steps < shape.trained
-        return some or shape.residual or shape.switch
+        not_all = shape.linear or shape.truncation != "fixed" or shape.first_order_steps < shape.trained
+        return not_all or shape.residual or shape.switch
 
     @property
     def compared_steps(self) -> int:
         """Steps an update at which chains are compared with the base model's."""
-        asked, steps = self.guards.kl_steps, self.sampler.steps
-        return (steps if asked == "all" else asked or min(2, steps)) if self.guards.kl_penalty else 0
+        drawn, steps = self.guards.kl_steps, self.sampler.steps
+        return (steps if drawn == "all" else drawn or min(2, steps)) if self.guards.kl_penalty else 0
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, given: Any) -> Any:
+    def _short_forms(cls, values: Any) -> Any:
         """`estimator: measure` is short for its preset, `reward` for `rewards` of one; auto may be es.
 
         `train.group_size` is short for chains of a prompt and half order's baseline.
         """
-        if isinstance(given, dict) and isinstance(given.get("estimator"), str):
-            given = given | {"estimator": {"preset": given["estimator"]}}
-        return gathered(_grouped(_without_gradients(given)), "reward", "rewards")
+        if isinstance(values, dict) and isinstance(values.get("estimator"), str):
+            values = values | {"estimator": {"preset": values["estimator"]}}
+        return spelled_out(_grouped(_without_gradients(values)), "reward", "rewards")
 
     @field_validator("loggers", mode="before")
     @classmethod
-    def _names(cls, given: Any) -> Any:
+    def _names(cls, loggers: Any) -> Any:
         """`[parquet, wandb: {project: p}]` is short for `{parquet: {}, wandb: {project: p}}`."""
-        parts = given if isinstance(given, list) else [given]
+        parts = loggers if isinstance(loggers, list) else [loggers]
         named = [part if isinstance(part, dict) else {str(part): {}} for part in parts]
         return {name: options or {} for part in named for name, options in part.items()}
 
@@ -302,20 +307,20 @@ class RunConfig(Strict):
         return self.model_copy(update={"device": device})
 
 
-def _without_gradients(given: Any) -> Any:
-    """Unchecked values of a run whose denoiser has no gradients, with preset es for auto; others as they are."""
-    model, estimator = (given.get(key) if isinstance(given, dict) else None for key in ("model", "estimator"))
+def _without_gradients(values: Any) -> Any:
+    """Unchecked values of a run, with preset es for auto if its denoiser has no gradients."""
+    model, estimator = (values.get(key) if isinstance(values, dict) else None for key in ("model", "estimator"))
     if not isinstance(model, dict) or model.get("differentiable", True) is not False:
-        return given
+        return values
     keys = estimator if isinstance(estimator, dict) else {}
-    return given | {"estimator": keys | {"preset": "es"}} if keys.get("preset", "auto") == "auto" else given
+    return values | {"estimator": keys | {"preset": "es"}} if keys.get("preset", "auto") == "auto" else values
 
 
-def _grouped(given: Any) -> Any:
+def _grouped(values: Any) -> Any:
     """Unchecked values with `train.group_size` written out. Raises ValueError beside keys that say otherwise."""
-    train, estimator = (given.get(key) if isinstance(given, dict) else None for key in ("train", "estimator"))
+    train, estimator = (values.get(key) if isinstance(values, dict) else None for key in ("train", "estimator"))
     if not isinstance(train, dict) or train.get("group_size") is None:
-        return given
+        return values
     size, rest = train["group_size"], {key: value for key, value in train.items() if key != "group_size"}
     keys = estimator if isinstance(estimator, dict) else {}
     half_order = keys.get("half_order") or {}
@@ -329,7 +334,7 @@ def _grouped(given: Any) -> Any:
                 f"train.group_size {size} says {key}: {allowed[1]}, found {value!r}; leave out one of the two"
             )
     half_order = half_order | {"baseline": "group"}
-    return given | {
+    return values | {
         "train": rest | {"chains_per_prompt": size},
         "estimator": keys | {"half_order": half_order},
     }

@@ -1,4 +1,4 @@
-"""What a recipe says of its updates: how many, of how many chains, and the optimizer's steps."""
+"""The `train` key of a recipe: number and size of updates, and the optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search is: `tune_configs/*.yaml`."""
+"""The config of a search: `tune_configs/*.yaml`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Distribution = dict[str, list[Any]]  # one entry, e.g. {loguniform: [0.001, 0.1]
 
 
 class CostConfig(Strict):
-    """What a trial may spend; it runs as many updates as that allows."""
+    """The budget of a trial, which runs as many updates as that allows."""
 
     denoiser_forwards: float | None = Field(None, gt=0)  # a backward counts as two
     seconds: float | None = Field(None, gt=0)  # of one process, as predicted from a measured update's parts
@@ -40,7 +40,7 @@ class CostConfig(Strict):
 
 
 class SchedulerConfig(Strict):
-    """Which trials go on after each evaluation.
+    """The rule by which trials go on after each evaluation.
 
     pbt ends none: a bad trial goes on from a good one's state with that one's keys, perturbed, which gives schedules.
     """
@@ -80,7 +80,7 @@ class TuneConfig(Strict):
 
 
 def _distribution(key: str, distribution: Any) -> Any:
-    """With numbers for texts like 1e-4. Raises ValueError for one that Optuna cannot draw from."""
+    """The distribution with numbers for texts like 1e-4. Raises ValueError for one that Optuna cannot draw from."""
     if key in _OWN or key.split(".")[0] == "cluster":
         raise ValueError(f"{key} cannot be searched over, a search sets it; see cost, evaluations and budgets_gib")
     names = ("choice", *_NUMBERS)

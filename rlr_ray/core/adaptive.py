@@ -1,4 +1,4 @@
-"""What earlier updates say of the next: where to perturb, where sub-chains lie, how far to trust each term."""
+"""Running statistics of the estimator: they choose where the next update perturbs and how its terms are weighed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATISTICS = (
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an update is to do, from earlier updates' chains alone: its own would bias it."""
+    """Choices for one update, made from earlier updates' chains alone: its own chains would bias the estimate."""
 
     directions: Directions
     position_weights: list[float] | None  # [T] law of the sub-chain's first step; None: uniform
@@ -77,7 +77,7 @@ class Adaptive:
         return Proposal(self._directions(others), weights, self._control_variate(), rows)
 
     def baseline(self, prompts: Sequence[str], parts: int) -> Tensor | None:  # [B] -> [m, B]
-        """Of each of m `parts` of the reward, from the chains of earlier updates; None if there is none.
+        """Running mean of each of m `parts` of the reward over earlier updates' chains; None where none is kept.
 
         It does not depend on an update's own chains, so that it leaves half order unbiased.
         """
@@ -152,7 +152,7 @@ class Adaptive:
         return weights
 
     def _lengths(self, estimate: GradientEstimate) -> dict[str, float]:
-        """What makes each term as long as first order in the mean over updates; 1 without that, or while one is 0.
+        """Factors that make each term as long as first order on average over updates; 1 where either length is 0.
 
         A term whose expectation is not its part of the gradient (the forward term) has no length of its own.
         """

@@ -1,4 +1,4 @@
-"""A chunk's part of the terms: its chains begun, first order climbed, half order scored."""
+"""A chunk's share of the gradient: its chains are sampled, first order backpropagated and half order computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 
 @dataclass(frozen=True)
 class Forms:
-    """How the terms are formed on the steps that a plan gives them; by default as the paper has them."""
+    """Variants of the terms on the steps that a plan gives them; the defaults are the paper's."""
 
     clip: float | None = None  # first order: a chain's gradient at most so many times their median norm
     typical: float | None = None  # that norm in earlier updates, where an update's chains' gradients are not all kept
@@ -186,7 +186,7 @@ def _branch_advantages(
     trajectory: Trajectory,
     parts: Tensor | None = None,  # [m, B]
 ) -> Tensor:  # [n, m + 2, B]
-    """Of each sub-chain: of each part, of the whole reward, and of what first order leaves of it."""
+    """Each sub-chain's advantage of each part, of the whole reward, and of what first order leaves of it."""
     ends = [sub_chain[-1] for sub_chain in plan.sub_chains]
     rewards = chains.parts_whole_and_left(trajectory.latents[-1], parts)
     rows = 2 * len(chains.x_start)

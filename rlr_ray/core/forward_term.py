@@ -76,7 +76,7 @@ def forward_term(
 
 
 def output_weight(schedule: Schedule, k: int, weighting: Weighting) -> float:
-    """What a squared error of step k's model output is multiplied by. Raises UserError for weights it does not have.
+    """Factor of the squared error of step k's model output. Raises UserError for a weighting that does not exist.
 
     An error of the clean latent is c_o times the output's, and times signal / noise that of the noise e, and over noise
     that of v = signal e - noise x_0 (signal^2 + noise^2 = 1) or e - x_0 (signal + noise = 1).

@@ -24,7 +24,7 @@ TERMS = ("first_order", "half_order", "zeroth_order", "kl_penalty")
 
 @dataclass(frozen=True)
 class Penalty:
-    """What chains pay for their divergence from the base model's."""
+    """Price of the chains' divergence from the base model's."""
 
     size: float  # reward per nat
     base: Tensor  # [P]
@@ -49,7 +49,7 @@ class GradientEstimate:
 
     @property
     def kind(self) -> str:
-        """Which terms it has, and whose reward first order carries: gradients of one kind have like sizes."""
+        """Its terms, and whether first order climbs a surrogate: gradients of one kind are of similar size."""
         return " + ".join(self.terms) + " of a surrogate" * self.of_surrogate
 
     def total(self, weights: Mapping[str, float]) -> Tensor:  # [P]
@@ -60,7 +60,7 @@ class GradientEstimate:
         return total
 
     def noise_shares(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """How much of the total's squared norm is each term's own variance, 0 .. 1; left out where it is not known."""
+        """Share of the total's squared norm that is each term's own variance, 0 .. 1; left out where not known."""
         norm = square_norm(self.total(weights)) if self.terms else 0.0
         shares = {name: weights.get(name, 1.0) ** 2 * term.variance / norm for name, term in self.terms.items() if norm}
         return {name: min(share, 1.0) for name, share in shares.items() if not math.isnan(share)}
@@ -217,6 +217,5 @@ def _everywhere(term: TermEstimate | None, theta: Tensor, reduce: Reduce) -> Ter
     if term is not None:
         cut = term.cut or Cut(math.nan, math.nan)
         gradient, numbers = term.gradient.to(theta), [term.variance, cut.share, cut.length]
-    told = reduce(torch.tensor(numbers, dtype=torch.float64, device=theta.device))
-    variance, share, length = told.tolist()
+    variance, share, length = reduce(torch.tensor(numbers, dtype=torch.float64, device=theta.device)).tolist()
     return TermEstimate(reduced(gradient, reduce), variance, None if math.isnan(share) else Cut(share, length))

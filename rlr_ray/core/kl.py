@@ -1,4 +1,4 @@
-"""How far chains have moved from the base model's: Kullback-Leibler divergence between Gaussian steps, closed form."""
+"""Kullback-Leibler divergence of chains from the base model's: between Gaussian steps, in closed form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def divergence_by_step(
     base: Tensor,  # [P]
     trajectory: Trajectory,
 ) -> Tensor:  # [T, B], nats
-    """Of each step and chain: `|m_k(x_k; theta) - m_k(x_k; base)|^2 / (2 sigma_k^2)`, m_k the step's mean.
+    """Divergence of each step and chain: `|m_k(x_k; theta) - m_k(x_k; base)|^2 / (2 sigma_k^2)`, m_k the step's mean.
 
     A step's two Gaussians share their sigma, so this is exact at the states x_k that were visited, and by the chain
     rule the expectation of its sum over steps is the divergence between the laws of the whole chains. 0 where the

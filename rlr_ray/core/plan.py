@@ -1,4 +1,4 @@
-"""Which order owns which step."""
+"""A plan: the owner of every denoising step, and what chains cost under it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Score = Literal["path", "branches", "forward"]
 
 @dataclass(frozen=True)
 class Plan:
-    """One chunk's owner of every step: first order the last ones, half order its sub-chains, zeroth order the rest.
+    """Owner of every step of a chunk: first order the last ones, half order its sub-chains, zeroth order the rest.
 
     First order may carry a part of the reward only: a differentiable surrogate of it, or those of several rewards that
     are differentiable. From the step `residual_from` on, the other orders then carry what that leaves of the reward;
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def free_forwards(self) -> int:
-        """Of a chain's denoiser forwards, those without a gradient before or after them: any process may run them."""
+        """The part of a chain's denoiser forwards that needs no gradient: any process may run them."""
         return self.sampled + (self._tails if self.sampled == self.steps else 0)
 
     @property

@@ -1,4 +1,4 @@
-"""What the plans of a run share: which order owns which step, by which law they are drawn."""
+"""The law by which a run's plans are drawn: which order may own which step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, spread evenly whateve
 
 @dataclass(frozen=True)
 class PlanShape:
-    """What all updates of a run share; `draw` makes one chunk's plan of it. Raises UserError if it cannot be drawn.
+    """The part of a plan that all updates share; `draw` makes a chunk's plan. Raises UserError if none can be drawn.
 
     Its errors name parameters in backquotes, which config.estimator.in_keys turns into a recipe's keys.
     """
@@ -241,7 +241,7 @@ class PlanShape:
         return tuple(drawn), (inverse,) * len(drawn)
 
     def _depth(self, *seed: int | str, chunk: int) -> tuple[int, tuple[float, ...] | None]:
-        """How many steps a chunk backpropagates, uniform over K .. all unless fixed, and the steps' weights.
+        """Number of steps that a chunk backpropagates, uniform over K .. all unless fixed, and the steps' weights.
 
         Russian roulette divides by the probability of reaching a step, which makes first order unbiased for all.
         """

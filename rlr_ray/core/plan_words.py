@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""A plan's shape described in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def shape_words(shape: PlanShape) -> str:
-    """Which order owns which steps, and whether the sum is biased."""
+    """Says which order owns which steps, and whether the sum is biased."""
     if shape.switch:
         before, *_, after = shape.alternatives
         return f"{shape_words(before)}; once a surrogate is trusted: {shape_words(after)}"

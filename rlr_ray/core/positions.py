@@ -1,4 +1,4 @@
-"""Where sub-chains lie: every law here is drawn before the update's chains are, so none of them brings a bias."""
+"""Positions of sub-chains. They are drawn before the update's chains are, so no law of them brings a bias."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def uniform_blocks(low: int, stop: int, length: int, count: int, *seed: int | st
 
 
 def weighted_block(low: int, stop: int, length: int, weights: Sequence[float], *seed: int | str) -> range:
-    """One block in steps low .. stop-1, its start drawn with probability proportional to `weights` [T] there."""
+    """A block in steps low .. stop-1 whose start is drawn with probability proportional to `weights` [T] there."""
     allowed = torch.tensor(weights[low : stop - length + 1], dtype=torch.float64)
     start = low + int(torch.multinomial(allowed, 1, generator=generator(*seed)))
     return range(start, start + length)

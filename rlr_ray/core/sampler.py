@@ -150,7 +150,7 @@ class Sampler:
         return len(self) - self.off
 
     def output(self, theta: Tensor, k: int, latent: Tensor, conditioning: Conditioning) -> Tensor:  # [B, C, H, W]
-        """What the denoiser predicts at step k."""
+        """The denoiser's prediction at step k: theta's, or the base model's at the last `off` steps."""
         theta = theta if k < self.trained or self.base is None else self.base
         return self.denoiser(theta, latent, self.schedule.timesteps[k], conditioning)
 

@@ -1,4 +1,4 @@
-"""What a denoising step does to its latent: a mean, linear in the latent and the model's output, and Gaussian noise."""
+"""Denoising schedules: a step's mean, linear in the latent and the model's output, and its Gaussian noise."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Schedule:
 
     @property
     def kappa(self) -> tuple[float, ...]:  # [T]
-        """How strongly a step's model output moves its mean, in sigmas; inf where there is no noise.
+        """Shift of a step's mean by its model output, in sigmas; inf where there is no noise.
 
         Half order's variance grows with its square.
         """

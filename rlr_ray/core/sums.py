@@ -28,13 +28,13 @@ def reduced(vector: Tensor, reduce: Reduce) -> Tensor:  # [P] -> [P]
     return vector
 
 
-def gathered(own: Mapping[int, Tensor], chunks: int, reduce: Reduce) -> Tensor:  # chunk -> [...]; [chunks, ...]
-    """What every process has of its own chunks, each in its place."""
-    some = next(iter(own.values()))
-    every = some.new_zeros(chunks, *some.shape)  # the others' stay 0
-    for c, value in own.items():
-        every[c] = value
-    return reduce(every)
+def gathered(local: Mapping[int, Tensor], chunks: int, reduce: Reduce) -> Tensor:  # chunk -> [...]; [chunks, ...]
+    """The values of all chunks, in their order, from processes of which each has those of its `local` ones."""
+    first = next(iter(local.values()))
+    values = first.new_zeros(chunks, *first.shape)  # other processes' chunks stay 0 here
+    for c, value in local.items():
+        values[c] = value
+    return reduce(values)
 
 
 class ExactMean:

@@ -1,4 +1,4 @@
-"""How far a surrogate's heads may be trusted: measured on chains that they have not learned from.
+"""Trust in a surrogate's heads, measured on chains that they have not learned from.
 
 h heads (one a reward), B chains of an update.
 """
@@ -109,7 +109,7 @@ class Trust:
 
     @property
     def noise_share(self) -> Tensor:  # [h]
-        """Of the reward's own noise in its variance within a prompt, 0 .. 1."""
+        """Share of the reward's own noise in its variance within a prompt, 0 .. 1."""
         if not self.sums:
             return torch.zeros_like(self.noise[0])
         chains, squares, *_ = torch.stack(self.sums).sum(0)

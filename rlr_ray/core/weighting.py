@@ -1,4 +1,4 @@
-"""One term's estimate with its own noise, and how much weight it deserves."""
+"""A term's estimate with its own noise, and the weight that this noise leaves it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rlr_ray.core.sums import square_norm
 
 @dataclass(frozen=True)
 class Cut:
-    """What clipping took of a term's estimates."""
+    """The part of a term's estimates that clipping removed."""
 
     share: float  # of the estimates that were cut, 0 .. 1
     length: float  # of their summed norms that was lost, 0 .. 1
 
 
 def cut_at(sizes: Tensor, limit: float) -> Cut:  # [n]
-    """What a limit takes of estimates of these norms."""
+    """The part that a limit removes of estimates of these norms."""
     whole = float(sizes.sum())
     kept = float(sizes.clamp(max=limit).sum())
     return Cut(float((sizes > limit).double().mean()), 1 - kept / whole if whole else 0.0)

@@ -19,7 +19,7 @@ _BLOCK = 2**14  # numbers of every row that are worked on at once
 
 @dataclass(frozen=True)
 class Directions:
-    """Where perturbations are drawn: evenly over a sphere in R^P (isotropic), or in the span of a few vectors (guided).
+    """The law of perturbations: evenly over a sphere in R^P (isotropic), or in the span of a few vectors (guided).
 
     A direction has length sqrt(dimensions), so that E u u^T is the identity on its span. Normal numbers would do that
     too, but their length varies, which in k dimensions costs a factor (k + 2) / k of variance.
@@ -37,7 +37,7 @@ class Directions:
 
     @property
     def step_size(self) -> float:
-        """What a direction is multiplied by before it is added to theta."""
+        """Factor of a direction before it is added to theta."""
         return self.scale * math.sqrt(self.parameters / self.dimensions)
 
     def coordinates(self, seed: Sequence[int | str], dtype: torch.dtype) -> Tensor:  # [k], or [P] if isotropic

@@ -19,7 +19,7 @@ _ENOUGH = 20  # prompts, that they stand for others
 
 @dataclass(frozen=True)
 class Comparison:
-    """One reward's or one judge's scores of the same chains by the base model and by a tuned one."""
+    """Scores of the same chains by the base model and by a tuned one, of one reward or judge."""
 
     base: float  # mean
     tuned: float  # mean
@@ -30,7 +30,7 @@ class Comparison:
 
 
 def unit(groups: Sequence[int]) -> str:
-    """What intervals resample: "prompts" if there are many with several chains each, else "chains".
+    """The unit that intervals resample: "prompts" if there are many with several chains each, else "chains".
 
     Chains of one prompt are alike, so what is said of prompts that were not drawn rests on G prompts, not on n chains:
     whole prompts are resampled. With fewer than 20, G is too small for that (the interval would cover too seldom) and
@@ -86,7 +86,7 @@ def mean_interval(values: numpy.ndarray, groups: Sequence[int], level: float) ->
 
 
 def _units(values: numpy.ndarray, groups: Sequence[int]) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Of each unit: the sum of its values and how many there are."""
+    """Sum and number of each unit's values."""
     if unit(groups) == "chains":
         return values, numpy.ones_like(values)
     _, index = numpy.unique(groups, return_inverse=True)

@@ -123,8 +123,7 @@ def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]],
         scores = {
             label: asdict(row) | {"trained_on": trained_on(comparison, run, label)} for label, row in result.items()
         }
-        told = _chains(model) | {"likeness": like, "scores": scores}
-        runs.append({"run": run.name, "folder": str(run.folder)} | told)
+        runs.append({"run": run.name, "folder": str(run.folder), **_chains(model), "likeness": like, "scores": scores})
     return {
         "level": level,
         "intervals_resample": unit(comparison.groups),
@@ -140,14 +139,14 @@ def summary(comparison: RunComparison, results: Sequence[dict[str, Comparison]],
 
 
 def _chains(model: Evaluation) -> dict[str, Any]:
-    """What is said of chains themselves."""
+    """Figures of the chains themselves."""
     kl, error = mean_and_error(model.divergence)
     kls = {"kl": kl, "kl_se": error, "kl_by_step": model.kl_by_step}
     return kls | {"diversity": model.diversity, "invalid": model.invalid}
 
 
 def score_table(comparison: RunComparison, results: Sequence[dict[str, Comparison]], level: float) -> Table:
-    """One line a run and score."""
+    """A line for every run and score."""
     interval = f"{100 * level:g} % interval"
     heads = ("run", "score", "base", "tuned", "difference", interval, "wins", interval)
     lines = table("Same seeds and prompts; * the run was trained on it", heads, left=2)
@@ -160,7 +159,7 @@ def score_table(comparison: RunComparison, results: Sequence[dict[str, Compariso
 
 
 def chain_table(comparison: RunComparison) -> Table:
-    """One line a model: how far its chains are from the base model's, and its pictures from each other."""
+    """A line for every model: the divergence of its chains from the base model's, and its pictures' diversity."""
     by = f"diversity by {comparison.compared_by}"
     lines = table(None, ("model", "KL to the base, nats a chain", "most of it at step", by))
     for name, model in comparison.models.items():
@@ -181,7 +180,7 @@ def _most(by_step: list[float | None]) -> str:
 
 
 def likeness_table(comparison: RunComparison) -> Table:
-    """One line a run, reference and measure that is known."""
+    """A line for every run, reference and measure that is known."""
     heads = ("run", "pictures, against", "measure", "base", "tuned", "difference")
     lines = table(
         f"Without a judge, by the features of {comparison.compared_by}; distances over the reference's", heads, left=3
@@ -190,8 +189,8 @@ def likeness_table(comparison: RunComparison) -> Table:
         for reference, measures in likeness.items():
             for name, one in measures.items():
                 change = f"{one['change']:+.3f} ± {one['change_se']:.3f}"
-                told = (LIKENESS[name], f"{one['before']:.3f}", f"{one['after']:.3f}", change)
-                lines.add_row(run.name, REFERENCES[reference], *told)
+                means = f"{one['before']:.3f}", f"{one['after']:.3f}"
+                lines.add_row(run.name, REFERENCES[reference], LIKENESS[name], *means, change)
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Which runs are evaluated, and by which recipe."""
+"""The runs that are evaluated, and the recipe that they are evaluated by."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from rlr_ray.config.base import read_yaml
 from rlr_ray.config.recipe import find_run, load_config, output_dir_of, parse_config, run_config
 from rlr_ray.config.run import ModelConfig, RunConfig
-from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL
@@ -68,7 +68,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def recipe_of(options: argparse.Namespace, runs: Sequence[Run]) -> RunConfig:
-    """What the runs are evaluated by: the recipe of --config or of the first run, with what the options say on top."""
+    """The recipe that the runs are evaluated by: that of --config or of the first run, with the options on top."""
     recipe = load_config(options.config, []) if options.config else runs[0].config
     for run in runs:
         _check_alike(recipe, f"--config {options.config}" if options.config else f"run {runs[0].name}", run)
@@ -100,7 +100,7 @@ def _short(part: Any) -> str:
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
-    """What --prompts, --seed and --chains set in the recipe; what only training reads then refuses nothing."""
+    """Overrides by --prompts, --seed and --chains; keys that only training reads become neutral and refuse nothing."""
     keys: dict[str, Any] = {"estimator": NEUTRAL, "guards": {}}
     keys |= {"prompts": options.prompts, "evaluation.seed": options.seed}
     keys |= {"evaluation.chains": getattr(options, "chains", None)}

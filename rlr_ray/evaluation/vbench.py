@@ -105,7 +105,7 @@ def _results_of(folder: Path) -> dict[str, float]:
 
 
 def _score(dimension: str, result: Any) -> float:
-    """Of `[score, [one for each video, ...]]`; some versions leave imaging quality in percent."""
+    """The score in `[score, [one for each video, ...]]`; some versions leave imaging quality in percent."""
     score = float(result[0] if isinstance(result, list) else result)
     return score / 100 if dimension == "imaging_quality" and score > 1 else score
 

@@ -1,4 +1,4 @@
-"""How far the expectations of two kinds of estimates agree: cosine and length, free of the estimates' own noise."""
+"""Agreement of the expectations of two kinds of estimates: cosine and length, free of the estimates' own noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the expectation of estimates with a reference's; nan where noise leaves no length."""
+    """Agreement of estimates' expectation with a reference's; nan where noise leaves no length."""
 
     cosine: float
     cosine_se: float
@@ -33,8 +33,8 @@ def agreement(estimates: Tensor, reference: Tensor) -> Agreement:  # [n, P], [n,
     then all is nan.
     """
     a, b = estimates.double(), reference.double()
-    along, own, norm = (_without_each(one @ other.T) for one, other in ((a, b), (a, a), (b, b)))  # each [n + 1]
-    cosines, lengths = along / (own.sqrt() * norm.sqrt()), own.sqrt() / norm.sqrt()
+    ab, aa, bb = (_without_each(left @ right.T) for left, right in ((a, b), (a, a), (b, b)))  # each [n + 1]
+    cosines, lengths = ab / (aa.sqrt() * bb.sqrt()), aa.sqrt() / bb.sqrt()
     return Agreement(float(cosines[0]), _spread(cosines[1:]), float(lengths[0]), _spread(lengths[1:]))
 
 

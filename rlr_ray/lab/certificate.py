@@ -25,7 +25,7 @@ SURELY_SEEN = 5.0  # standard errors: a bias of so many exceeds the limit in 93 
 
 @dataclass(frozen=True)
 class Certified:
-    """One plan's scores. `claims` says what its expectation is held against."""
+    """Scores of a plan. `claims` says what its expectation is held against."""
 
     name: str
     plan: str
@@ -86,7 +86,7 @@ def certify(case: Case, truth: Truth) -> Certified:
 
 
 def _first_and_rest(case: Case, truth: Truth) -> tuple[Tensor, Tensor]:  # 2 [n, T, P]
-    """What first order, and what the other orders estimate of each step."""
+    """The exact gradient of each step that first order estimates, and that the other orders estimate."""
     steps, start = truth.steps(), case.candidate.shape.residual_from
     if case.carried is None or start is None:
         return steps, steps

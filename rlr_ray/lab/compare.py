@@ -61,7 +61,7 @@ class Result:
 
 
 class Laboratory:
-    """One model at one theta, its reference, and the plans measured on it."""
+    """A model at one theta, with its reference and the plans measured on it."""
 
     def __init__(self, config: RunConfig, theta: Tensor | None, guides: Tensor | None, batches: int):
         self.config, self.batches, self.guides = config, batches, guides
@@ -116,7 +116,7 @@ class Laboratory:
         return Result(measured, peak / 2**20, seconds, keys)
 
     def profile(self, reference: Reference) -> list[dict[str, float]]:
-        """One row a step: the gradient's share, kappa, and the variance per chain that each order has there.
+        """A row for every step: the gradient's share, kappa, and the variance per chain that each order has there.
 
         Zeroth order's is the law of isotropic directions, P E|g|^2 - |E g|^2, with g a chain's exact gradient.
         """

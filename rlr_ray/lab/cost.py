@@ -33,7 +33,7 @@ class Probe:
     seconds: dict[str, float]  # per chunk: forward (one step), backward (one step), rollout (a chunk of pairs)
 
     def update_seconds(self, run: RunConfig, plans: Sequence[Plan]) -> float:
-        """Of an update in one process; the mean over plans that are drawn at random."""
+        """Seconds of an update in one process, on average over the plans."""
         seconds, zeroth, pulled = self.seconds, run.estimator.zeroth_order, run.estimator.half_order.pull > 0
         forwards = sum(plan.forwards(run.estimator.checkpointed, pulled=pulled) for plan in plans) / len(plans)
         backwards = sum(plan.backwards for plan in plans) / len(plans)
@@ -125,7 +125,7 @@ class Work:
         return rollout(subject.sampler, subject.theta, plan, self.pairs, directions, 0.0)
 
     def held(self) -> float:
-        """What an update holds all along: weights, all chains and trajectories, sums of gradients, the optimizer."""
+        """Bytes that an update holds all along: weights, chains and trajectories, sums of gradients, the optimizer."""
         config, latent = self.engine.config, self.chains.x_start
         trajectory = _bytes(latent) / len(latent) * 2 * (len(self.subject.sampler) + 1)
         gradients = _bytes(self.subject.theta) * 12  # exact sums, two terms; optimizer, guides

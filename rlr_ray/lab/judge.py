@@ -1,4 +1,4 @@
-"""How a gradient is judged as it will be used: noise scale x cost, and its direction by an unbiased reference.
+"""Judging a gradient as it will be used: noise scale x cost, and its direction by an unbiased reference.
 
 n batches of B chains, P trained numbers.
 """
@@ -44,22 +44,22 @@ def signal_of(rows: Tensor) -> float:  # [n, P]
     return square if square > 0 else float(rows.double().mean(0).square().sum())
 
 
-def sure_cosine(told: Agreement) -> float:
+def sure_cosine(measured: Agreement) -> float:
     """A standard error below the cosine; 0 where that is not known."""
-    return max(min(told.cosine, 1.0) - told.cosine_se, 0.0) if math.isfinite(told.cosine_se) else 0.0
+    return max(min(measured.cosine, 1.0) - measured.cosine_se, 0.0) if math.isfinite(measured.cosine_se) else 0.0
 
 
-def trust_words(name: str, told: Agreement, reference: str) -> str:
-    """How far a biased gradient can be trusted on this problem."""
-    sure = sure_cosine(told)
-    if not math.isfinite(told.cosine_se) or told.cosine_se > 0.3:
-        said = "not known, noise hides it; measure more batches (--batches)"
-    elif told.cosine + told.cosine_se < LEAST_COSINE:
-        said = "hardly: it climbs something else as well; prefer an unbiased plan, or a surrogate that is trusted"
+def trust_words(name: str, measured: Agreement, reference: str) -> str:
+    """A sentence on how far a biased gradient can be trusted on this problem."""
+    sure = sure_cosine(measured)
+    if not math.isfinite(measured.cosine_se) or measured.cosine_se > 0.3:
+        verdict = "not known, noise hides it; measure more batches (--batches)"
+    elif measured.cosine + measured.cosine_se < LEAST_COSINE:
+        verdict = "hardly: it climbs something else as well; prefer an unbiased plan, or a surrogate that is trusted"
     elif sure >= 0.8:
-        said = "far: it points along the gradient here, at the start of a run"
+        verdict = "far: it points along the gradient here, at the start of a run"
     elif sure >= LEAST_COSINE:
-        said = "some way: most of it is along the gradient; watch the held-out reward"
+        verdict = "some way: most of it is along the gradient; watch the held-out reward"
     else:
-        said = "not sure: measure more batches (--batches)"
-    return f"how far {name} can be trusted here: {said} ({told}, beside {reference})"
+        verdict = "not sure: measure more batches (--batches)"
+    return f"how far {name} can be trusted here: {verdict} ({measured}, beside {reference})"

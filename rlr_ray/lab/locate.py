@@ -1,4 +1,4 @@
-"""Which range of steps loses the reward: what each step's output promises, and where the promise falls.
+"""The range of steps that loses reward: where the forecast of each step's output falls.
 
 T steps, n chains.
 """
@@ -108,7 +108,7 @@ def free_steps(location: Location, shape: PlanShape, schedule: Schedule) -> rang
 
 
 def step_rows(rewards: Tensor, schedule: Schedule) -> list[dict[str, float]]:  # [T + 1, n]
-    """One row a step."""
+    """A row for every step."""
     means = rewards.double().mean(1).tolist()
     rows = zip(schedule.timesteps, means[:-1], changes(rewards), strict=True)
     return [

@@ -36,7 +36,7 @@ LEAST_BATCHES = 8  # fewer say nothing of a variance
 
 @dataclass(frozen=True)
 class Subject:
-    """What plans are measured on: a sampler at one theta, and batches of chains by number, always the same."""
+    """The problem that plans are measured on: a sampler at one theta, and batches of chains by number."""
 
     sampler: Sampler
     theta: Tensor  # [P]
@@ -132,7 +132,7 @@ def _perturb(subject: Subject, candidate: Candidate, number: int, plan: Plan, ch
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a candidate's estimates were like. Variances are per chain: an update of B chains has 1 / B of them."""
+    """Statistics of a candidate's estimates. Variances are per chain: an update of B chains has 1 / B of them."""
 
     name: str
     plan: str
@@ -192,7 +192,7 @@ def variance_se(rows: Tensor) -> float:  # [n, P]
 
 
 def _weight(candidate: Candidate, name: str, terms: Mapping[str, Tensor], spread: float) -> float:
-    """Of a term, as `core.adaptive.Adaptive` has it once its statistics have settled."""
+    """A term's weight, as `core.adaptive.Adaptive` has it once its statistics have settled."""
     stated, rows = candidate.weights.get(name, 1.0), terms[name]
     if not isinstance(stated, str):
         return stated
@@ -233,14 +233,14 @@ def subject_of(
 
 
 def prompts_of(engine: Engine, number: int, size: int) -> list[str]:
-    """Of a batch's chains."""
+    """Prompts of a batch's chains."""
     return [prompt.text for prompt in engine.train_prompts(_FIRST_STEP + number, range(size))]
 
 
 def _running_baseline(
     engine: Engine, theta: Tensor, batch: Callable[[int], Sequence[Chains]], size: int
 ) -> Callable[[int], Tensor | None]:
-    """What earlier updates would say of each prompt: means over chains that no measurement uses, once asked for."""
+    """Each prompt's mean reward as earlier updates would leave it: over chains that no measurement uses."""
 
     @functools.cache
     def means() -> RunningMeans:

@@ -29,7 +29,7 @@ class PlanStatistics:
 
 @dataclass(frozen=True)
 class Option:
-    """One plan with what it would cost this recipe."""
+    """A plan with its cost for this recipe."""
 
     name: str
     keys: Estimator
@@ -54,7 +54,7 @@ class Option:
 
     @property
     def cosine(self) -> float:
-        """Of the expectation with the gradient, as far as it is sure."""
+        """Cosine of the expectation with the gradient, a standard error less than measured; 1 if unbiased."""
         return 1.0 if self.unbiased else 0.0 if self.agreement is None else sure_cosine(self.agreement)
 
     @property
@@ -94,5 +94,5 @@ class Choice:
 
     @property
     def error(self) -> float:
-        """Of the predicted peak, relative to the measured one."""
+        """Error of the predicted peak, relative to the measured one."""
         return self.best.peak_gib / self.measured_gib - 1

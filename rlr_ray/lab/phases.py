@@ -20,7 +20,7 @@ from rlr_ray.train.surrogate import OnlineSurrogate
 
 @dataclass(frozen=True)
 class Phase:
-    """What updates of a phase are measured on, and their plan's shape."""
+    """The problem that a phase's updates are measured on, and their plan's shape."""
 
     subject: Subject
     shape: PlanShape
@@ -28,8 +28,8 @@ class Phase:
 
 def until_trusted(engine: Engine, subject: Subject) -> Phase:
     """No head is: the forward term carries what has no gradient."""
-    own = len(engine.config.rewards) - len(engine.config.black_box)
-    return Phase(subject, engine.shape.carrying(own, len(engine.config.rewards)))
+    count = len(engine.config.rewards)
+    return Phase(subject, engine.shape.carrying(count - len(engine.config.black_box), count))
 
 
 def once_trusted(engine: Engine, subject: Subject, updates: int) -> Phase | None:
@@ -56,15 +56,17 @@ def once_trusted(engine: Engine, subject: Subject, updates: int) -> Phase | None
 def _learn(engine: Engine, online: OnlineSurrogate, subject: Subject, number: int) -> None:
     """Score an update's chains, and only then learn from them, as a run does."""
     batch = -1 - number
-    pictures, prompts, rewards = list[Tensor](), list[Tensor](), list[Tensor]()
+    pictures, prompts, rewards = list[Tensor](), list[Tensor](), list[Tensor]()  # [B, ...], [B, D], [h, B]
     for chains in subject.batch(batch):
         last = subject.sampler.sample(subject.theta, *chains.start).latents[-1]
         pictures.append(online.read(last, chains.conditioning))
         prompts.append(online.features(chains.conditioning))
-        rated, own = chains.rated(last), list(chains.black_box)
-        rewards.append(rated[own].masked_fill(chains.replaced[-1][own], torch.nan) if chains.replaced else rated[own])
-    seen, told, scored = torch.cat(pictures), torch.cat(prompts), torch.cat(rewards, 1)  # [B, ...], [B, D], [h, B]
+        rated = chains.rated(last)
+        rated = rated.masked_fill(chains.replaced[-1], torch.nan) if chains.replaced else rated
+        rewards.append(rated[list(chains.black_box)])
+    all_pictures, all_prompts, all_rewards = torch.cat(pictures), torch.cat(prompts), torch.cat(rewards, 1)
     assert online.trust is not None
-    online.trust.observe(online.scores(seen, told), scored, prompts_of(engine, batch, len(seen)))
+    texts = prompts_of(engine, batch, len(all_pictures))
+    online.trust.observe(online.scores(all_pictures, all_prompts), all_rewards, texts)
     with torch.enable_grad():
-        online.learn(number, seen, told, scored)
+        online.learn(number, all_pictures, all_prompts, all_rewards)

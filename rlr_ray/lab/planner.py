@@ -76,7 +76,7 @@ def choose(config: RunConfig, batches: int | None = None, remote: RemoteRewards 
 
 
 class Planner:
-    """One recipe's measurements, from which a plan is chosen for any budget."""
+    """Measurements of a recipe, from which a plan is chosen for any budget."""
 
     @memory_errors()
     def __init__(self, config: RunConfig, batches: int | None = None, remote: RemoteRewards = MappingProxyType({})):
@@ -108,9 +108,8 @@ class Planner:
             logger.info(f"checking the memory of {option.name} on a real update")
             peak = self.measured_peak(option)
             if peak <= budget:
-                count, spent = len(self.sweep.rows), time.monotonic() - self.begun
-                told = self.reference[0], self.probe, peak / GIB, spent
-                return Choice(budget_gib, option, options, rule, count, *told)
+                measured = self.reference[0], self.probe, peak / GIB, time.monotonic() - self.begun
+                return Choice(budget_gib, option, options, rule, len(self.sweep.rows), *measured)
         least = min((option for option in options if option.unbiased), key=lambda option: option.peak_gib)
         raise UserError(
             f"memory_budget_gib is {budget_gib:g}, but the least that an unbiased plan needs is "
@@ -146,7 +145,7 @@ class Planner:
 
     @functools.cached_property
     def reference(self) -> tuple[str, Tensor]:  # in words, [n, P]
-        """What is unbiased: exact gradients, or where there are none or noise hides their length, branches.
+        """Unbiased estimates: exact gradients, or where there are none or noise hides their length, branches.
 
         Where the sampler has no noise there are no branches.
         """
@@ -186,8 +185,10 @@ class Planner:
             yield PlanStatistics(name, roulette(least), sweep.roulette_variance(least), signal)
         for k in sorted({1, min(3, sweep.steps - 1)} - {0}):
             bias = (sweep.truncated_bias(k), float("nan"))
-            own = float(sweep.last[k].mean.square().sum())
-            yield PlanStatistics(f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), own, bias)
+            truncated_signal = float(sweep.last[k].mean.square().sum())
+            yield PlanStatistics(
+                f"alignprop, K = {k}", truncated(k), sweep.truncated_variance(k), truncated_signal, bias
+            )
 
     def _one_by_one(self, rule: PaperRule | None) -> Iterator[PlanStatistics]:
         """Plans that the sweep does not hold, measured once each."""
@@ -246,15 +247,15 @@ class Planner:
         candidate = candidate_of(name, config, subject, guides, norms)
         candidate = replace(candidate, shape=phase.shape) if phase else candidate
         judged = judge(subject, candidate, self.reference[1][: None if config.biased else _DIRECT_BATCHES])
-        got = judged.measured
+        measured = judged.measured
         self.clipped = judged.rows if keys == CLIPPED else self.clipped
         forward = candidate.shape.score == "forward" and self.clipped is not None
         return PlanStatistics(
             name,
             keys,
-            (got.variance, got.variance_se),
+            (measured.variance, measured.variance_se),
             judged.signal if config.biased else signal_of(self.reference[1]),
-            (got.relative_bias, got.relative_bias_se),
+            (measured.relative_bias, measured.relative_bias_se),
             judged.agreement if config.biased else None,
             agreement(judged.rows, self.clipped) if forward and self.clipped is not None else None,
             phase.shape if phase else None,

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from rlr_ray.config.base import read_yaml
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
-from rlr_ray.config.yaml_text import read_yaml
 from rlr_ray.errors import UserError
 
 Estimator = dict[str, Any]  # keys of config.estimator

@@ -1,4 +1,4 @@
-"""What estimates are held against: every batch's exact gradient, or where there is none a long unbiased average.
+"""The reference of estimates: every batch's exact gradient, or where there is none a long unbiased average.
 
 T steps: those that are theta's, all but the last ones of the base model.
 """
@@ -185,11 +185,11 @@ class PlanSweep:
         self.rows.append(last[-1] if self.exact else others[0])
 
     def reinforce_variance(self, k: int) -> Spread:
-        """Of first order on the last k steps and REINFORCE on the others."""
+        """Variance of first order on the last k steps and REINFORCE on the others."""
         return self._spread(self.mixed[k])
 
     def truncated_variance(self, k: int) -> Spread:
-        """Of first order on the last k steps alone."""
+        """Variance of first order on the last k steps alone."""
         return self._spread(self.last[k])
 
     def _spread(self, moments: Moments) -> Spread:
@@ -201,7 +201,7 @@ class PlanSweep:
         return float(self.last[k].mean @ g / (g @ g)) - 1
 
     def roulette_variance(self, least: int) -> Spread:
-        """Of Russian roulette over at least `least` steps (one of `roulettes`), its depth averaged exactly."""
+        """Variance of Russian roulette over at least `least` steps (of `roulettes`), its depth averaged exactly."""
         mean = self.last[self.steps].mean
         square = float(mean @ mean)
         pairs = zip(self.roulettes[least], self.rows, strict=True)

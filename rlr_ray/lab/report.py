@@ -1,4 +1,4 @@
-"""What the laboratory and the planner show: tables for a terminal, files for programs, a figure for people."""
+"""Output of the laboratory and the planner: tables for a terminal, files for programs, a figure for people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def certificate_table(rows: Sequence[Certified]) -> Table:
-    """One line a plan: each term's worst z-score and the sum's, or how a biased one agrees; bias along the gradient."""
+    """A line for every plan: its terms' worst z-scores and the sum's, or a biased one's agreement; its bias."""
     heads = ("plan", "FO", "HO", "ZO", "sum", "bias along g", "variance", "verdict, or cosine and length")
     lines = table("Worst z-score over the exact gradient's direction and 20 random ones", heads)
     for row in rows:
@@ -43,14 +43,14 @@ def certificate_table(rows: Sequence[Certified]) -> Table:
 
 
 def verdict_words(row: Certified) -> str:
-    told = row.agreement
     if row.biased:
-        return f"{told.cosine:.2f} ± {told.cosine_se:.2f}, {told.length:.3g} ± {told.length_se:.2g}"
+        cosine, length = row.agreement.cosine, row.agreement.length
+        return f"{cosine:.2f} ± {row.agreement.cosine_se:.2f}, {length:.3g} ± {row.agreement.length_se:.2g}"
     return "ok" if row.ok else "FAILED"
 
 
 def lab_table(results: Sequence[Result]) -> Table:
-    """One line a plan, unbiased ones first, least variance at equal cost on top."""
+    """A line for every plan, unbiased ones first, least variance at equal cost on top."""
     heads = ("plan", "bias along g", "variance", "cost", "variance x cost", "cosine", "peak MiB", "batches")
     lines = table("Per chain; a backward costs two forwards; * biased", heads)
     for result in ranked(results):
@@ -69,7 +69,7 @@ def lab_table(results: Sequence[Result]) -> Table:
 
 
 def steps_table(title: str, rows: Sequence[dict[str, float]]) -> Table:
-    """One line a step, a column a key."""
+    """A line for every step, a column for every key."""
     lines = table(title, list(rows[0]))
     for row in rows:
         lines.add_row(*(f"{value:.3g}" for value in row.values()))
@@ -141,8 +141,8 @@ def choice_table(choice: Choice) -> Table:
 
 
 def _option_cells(option: Option) -> list[str]:
-    told, saving = option.agreement, " (checkpointed)" if option.keys["checkpoint_steps"] else ""
-    cosine = "1" if option.unbiased else "not measured" if told is None else _cosine(told)
+    saving = " (checkpointed)" if option.keys["checkpoint_steps"] else ""
+    cosine = "1" if option.unbiased else "not measured" if option.agreement is None else _cosine(option.agreement)
     return [
         option.name + saving + ("" if option.unbiased else " *"),
         f"{option.noise_scale:.3g}{_error(option.variance_se / option.signal)}",
@@ -154,12 +154,12 @@ def _option_cells(option: Option) -> list[str]:
     ]
 
 
-def _cosine(told: Agreement) -> str:
-    return f"{told.cosine:.2f} ± {told.cosine_se:.2f}" if math.isfinite(told.cosine_se) else "too noisy"
+def _cosine(measured: Agreement) -> str:
+    return f"{measured.cosine:.2f} ± {measured.cosine_se:.2f}" if math.isfinite(measured.cosine_se) else "too noisy"
 
 
 def choice_words(choice: Choice) -> str:
-    """What was chosen and why, and the paper's rule beside it."""
+    """The choice and its reasons, and the paper's rule beside it."""
     best = choice.best
     budget = "no memory budget" if choice.budget_gib is None else f"budget {choice.budget_gib:g} GiB"
     lines = [f"{budget}: {best.name}: {best.plan}"]
@@ -185,15 +185,15 @@ def choice_words(choice: Choice) -> str:
 
 
 def surest(option: Option, reference: str) -> tuple[Agreement, str]:
-    """How a biased plan agrees with what it was held against most surely, and with what."""
+    """The surest of a biased plan's agreements, and the name of what it agrees with."""
     assert option.agreement is not None
-    told = [(option.agreement, reference)]
-    told += [(option.beside_clipped, "clipped backpropagation")] if option.beside_clipped else []
-    return min(told, key=lambda one: one[0].cosine_se if math.isfinite(one[0].cosine_se) else math.inf)
+    agreements = [(option.agreement, reference)]
+    agreements += [(option.beside_clipped, "clipped backpropagation")] if option.beside_clipped else []
+    return min(agreements, key=lambda one: one[0].cosine_se if math.isfinite(one[0].cosine_se) else math.inf)
 
 
 def _probe_words(probe: Probe) -> str:
-    """What one chunk takes of memory and time."""
+    """Memory and time of a chunk in words."""
     memory, seconds = probe.memory, {name: f"{value:.3g}" for name, value in probe.seconds.items()}
     mib = {
         "one more step of a sub-chain": memory.half_order.further,

@@ -37,7 +37,7 @@ class Case:
 
     @property
     def claims(self) -> str:
-        """What its expectation is held against."""
+        """The name of what its expectation is held against."""
         if self.claims_nothing:
             return "nothing"
         return "the projection on its span" if self.candidate.biased else "g"
@@ -69,7 +69,7 @@ def _third(latent: Tensor) -> Tensor:  # [B]
 
 
 def _two_rewards(chains: Chains) -> Chains:
-    """Whose sum is the toy's; the second is a black box."""
+    """Chains with two rewards whose sum is the toy's; the second is a black box."""
 
     def parts(latent: Tensor) -> Tensor:  # [2, B]
         differentiable = toy_surrogate(latent)
@@ -79,7 +79,7 @@ def _two_rewards(chains: Chains) -> Chains:
 
 
 def _three_rewards(chains: Chains) -> Chains:
-    """Whose sum is the toy's; two are black boxes with heads, the first right and trusted, the second wrong and not."""
+    """Chains with three rewards whose sum is the toy's; of two black boxes the first has a right and trusted head."""
 
     def parts(latent: Tensor) -> Tensor:  # [3, B]
         first, second = toy_surrogate(latent), _third(latent).detach()

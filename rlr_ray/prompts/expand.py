@@ -67,13 +67,13 @@ class Endpoint:
     def __call__(self, prompt: str) -> Triple:
         """Raises UserError if no answer of the server's is a triple."""
         for _ in range(_TRIES):
-            said = self._ask(prompt)
-            triple = _read(said)
+            answer = self._ask(prompt)
+            triple = _read(answer)
             if triple:
                 return triple
         raise UserError(
-            f"{self.url} answered {said[:200]!r} for {prompt!r}; allowed: a JSON object with texts 'coarse', 'mid' and "
-            "'fine'; try another --model, or write the three into that prompt's row yourself"
+            f"{self.url} answered {answer[:200]!r} for {prompt!r}; allowed: a JSON object with texts 'coarse', 'mid' "
+            "and 'fine'; try another --model, or write the three into that prompt's row yourself"
         )
 
     def _ask(self, prompt: str) -> str:
@@ -88,10 +88,10 @@ class Endpoint:
         return said_in(answer)
 
 
-def _read(said: str) -> Triple | None:
+def _read(text: str) -> Triple | None:
     """The triple in a language model's answer, whatever it wrote around it; None if there is none."""
     try:
-        answer = json.loads(said[said.find("{") : said.rfind("}") + 1])
+        answer = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except json.JSONDecodeError:
         return None
     if not isinstance(answer, dict) or not all(isinstance(answer.get(stage), str) for stage in STAGES):
@@ -109,14 +109,14 @@ def expand(prompts: Sequence[Prompt], triple_of: Callable[[str], Triple]) -> Ite
         columns |= {WEIGHT: prompt.weight} if prompt.weight != 1 else {}
         return {"prompt": prompt.text, **stages, **columns, **prompt.metadata}
 
-    pool, asked = ThreadPoolExecutor(_AT_ONCE), deque[Future[dict[str, Any]]]()
+    pool, pending = ThreadPoolExecutor(_AT_ONCE), deque[Future[dict[str, Any]]]()
     with pool:
         for prompt in prompts:
-            asked.append(pool.submit(row, prompt))
-            if len(asked) == _AT_ONCE:  # no further ahead: what was asked after a failure is lost
-                yield asked.popleft().result()
-        while asked:
-            yield asked.popleft().result()
+            pending.append(pool.submit(row, prompt))
+            if len(pending) == _AT_ONCE:  # no further ahead: what was asked after a failure is lost
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

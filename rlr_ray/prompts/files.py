@@ -68,7 +68,7 @@ _UNPACKED_BY |= dict.fromkeys(
 
 
 def conversion(kind: str, source: str) -> str:
-    """What makes rows that can be read of a file of such an ending; empty if none is known."""
+    """The command that converts a file of such an ending to one that can be read; empty if none is known."""
     command = _UNPACKED_BY.get(kind)
     return f"convert it: {command} {shlex.quote(source)}, and name what comes of it" if command else ""
 

@@ -46,7 +46,7 @@ class PromptOrder:
 
 
 def _ends(weights: Sequence[float]) -> list[float]:  # [n]
-    """Where each prompt's interval ends; exact, so that equal weights own [i, i + 1)."""
+    """The end of each prompt's interval; exact, so that equal weights own [i, i + 1)."""
     if min(weights) == max(weights):
         return [float(end) for end in range(1, len(weights) + 1)]
     sums = list(accumulate(map(Fraction, weights)))

@@ -36,17 +36,17 @@ class Prompt:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What a model is given that learns its shapes from a prompt."""
+        """The prompt as it is given to a model that learns its shapes from one."""
         return {"prompt": self.text, "negative": self.negative, "columns": self.drawn_columns}
 
     @property
     def drawn(self) -> tuple[object, ...]:
-        """What its pictures are drawn from; prompts that differ in the rest alone are one to a model."""
+        """All that its pictures depend on; prompts that differ in the rest alone are the same to a model."""
         texts = (self.text, self.negative, self.stages)
         return (*texts, repr(sorted(self.drawn_columns.items()))) if self.drawn_columns else texts
 
     def seen_from(self, folder: Path) -> Prompt:
-        """With the files that a model may draw from as paths, if they lie in the folder by the names that it has."""
+        """This prompt with its pictures as paths, where the folder has files of the names that it states."""
         files = {name: value for name, value in self.drawn_columns.items() if name not in TEXTS}
         files = {name: _in_folder(value, folder) for name, value in files.items()}
         return replace(self, metadata=self.metadata | files) if files else self

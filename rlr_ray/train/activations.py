@@ -1,4 +1,4 @@
-"""What first order keeps for its way back, measured: whether all steps' activations fit at once."""
+"""Memory of first order's activations, measured: whether those of all steps fit at once."""
 
 from __future__ import annotations
 

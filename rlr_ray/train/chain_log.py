@@ -75,11 +75,9 @@ class ChainLog:
 
     def _make_room(self) -> None:
         """Remove the oldest of this process's shards beyond the limit; the newest stays."""
-        own = [shard for shard in shards(self.folder) if _matched(shard)[3] == str(self.process.rank)]
-        sizes = [shard.stat().st_size for shard in own]
-        while len(own) > 1 and sum(sizes) > self.limit:
-            own.pop(0).unlink(missing_ok=True)
-            sizes.pop(0)
+        kept = [shard for shard in shards(self.folder) if _matched(shard)[3] == str(self.process.rank)]
+        while len(kept) > 1 and sum(shard.stat().st_size for shard in kept) > self.limit:
+            kept.pop(0).unlink(missing_ok=True)
 
 
 def shards(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a run is made of beside its recipe: contents that may change under the same names."""
+"""Digests of a run's prompts, reward modules and weights, which may change under the same names."""
 
 from __future__ import annotations
 

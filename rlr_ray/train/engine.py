@@ -1,4 +1,4 @@
-"""What a process needs to run chains: model, reward, prompts and schedule, built from the config alone.
+"""The engine: model, rewards, prompts and schedule of a run in one process, built from the config alone.
 
 The trainer and every rollout actor build the same engine, so a chain, a direction or a plan is named by numbers and
 never sent.
@@ -41,7 +41,7 @@ _KEPT_BYTES = 2**30  # of an update's chains' gradients
 
 
 class Result(Protocol):
-    """What came of some indices of a request, a dataclass; little more than its numbers once it is pickled."""
+    """The result of some indices of a request, a dataclass; little more than its numbers once it is pickled."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -67,7 +67,7 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One update's perturbation rollouts: the parameters, which steps are perturbed, and where directions come from."""
+    """Perturbation rollouts of an update: the parameters, the steps that are perturbed and the law of directions."""
 
     step: int
     plan: Plan
@@ -124,7 +124,7 @@ class Engine(PictureEngine):
 
     @functools.cached_property
     def clip(self) -> Clip | None:
-        """Whose features measure diversity, if the recipe names one."""
+        """The CLIP whose features pictures are compared by, if the recipe names one."""
         path = self.config.evaluation.clip
         return Clip(*load_clip("evaluation.clip", path, CLIP_REPOSITORY)).to(self.device) if path is not None else None
 
@@ -167,13 +167,11 @@ class Engine(PictureEngine):
         return self.model.weights() + sum(map(module_bytes, rewards))
 
     def groups(self) -> Tensor:  # [B]
-        """Which chains of an update share a baseline."""
-        train = self.config.train
-        size = train.chains_per_prompt if self.config.estimator.half_order.by_prompt else train.chains
-        return (torch.arange(train.chains) // size).to(self.device)
+        """The baseline group of each of an update's chains, by number."""
+        return (torch.arange(self.config.train.chains) // self.config.baseline_size).to(self.device)
 
     def forms(self, reference: Tensor | None = None, typical: float | None = None) -> Forms:
-        """How the recipe forms its terms; `reference` [P] is what a forward term is pulled to.
+        """The recipe's variants of the terms; `reference` [P] is the theta that a forward term is pulled to.
 
         Chains' own gradients are all kept until their median is known, unless that takes more than a GiB: then
         `typical` is taken for it, which earlier updates left; the first cuts none.
@@ -202,8 +200,13 @@ class Engine(PictureEngine):
     ) -> Chains:
         """The chains of an update; what they are depends on the run's seed, the step and their index alone."""
         chains = self.chains(self.train_seeds(step, indices), self.train_prompts(step, indices), total, tally)
-        drawn_by = [(self.config.seed, "forward", step, index) for index in indices]
-        return replace(chains, draws=lambda steps, draws: self._draws(steps, draws, drawn_by))
+        seeds = [(self.config.seed, "forward", step, index) for index in indices]
+
+        def draw(steps: Sequence[int], draws: int) -> tuple[Tensor, Tensor]:  # [B, K], [K, B, C, H, W]
+            drawn, noise = forward_draws(steps, draws, self.model.latent_shape, seeds)
+            return drawn.to(self.device), noise.to(self.device)
+
+        return replace(chains, draws=draw)
 
     def chains(
         self,
@@ -241,12 +244,6 @@ class Engine(PictureEngine):
             black_box=self.rewards.black_box if self.config.mixed or self.shape.switch else (),
         )
 
-    def _draws(
-        self, steps: Sequence[int], draws: int, seeds: Sequence[Sequence[int | str]]
-    ) -> tuple[Tensor, Tensor]:  # [B, K], [K, B, C, H, W]
-        drawn, noise = forward_draws(steps, draws, self.model.latent_shape, seeds)
-        return drawn.to(self.device), noise.to(self.device)
-
     def _score(
         self,
         rewards: Mixture,
@@ -255,7 +252,7 @@ class Engine(PictureEngine):
         metadata: list[dict[str, Any]],
         conditioning: Conditioning,
     ) -> Scored:
-        """Of a video only the frames that some reward sees are decoded."""
+        """Decode latents and rate them; of a video only the frames that some reward sees are decoded."""
         times = len(latents) // len(texts)
         images = self.decode(latents, conditioning, rewards.frames or None)
         return rewards.score(images, texts * times, metadata * times)

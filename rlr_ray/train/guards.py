@@ -16,7 +16,7 @@ _SIGNIFICANT = 2.0  # standard errors
 
 @dataclass(frozen=True)
 class Best:
-    """Where the held-out reward was highest, the start included."""
+    """The evaluation of the highest held-out reward so far, the start included."""
 
     update: int  # updates done
     value: float

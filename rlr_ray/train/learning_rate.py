@@ -95,7 +95,7 @@ def rate_of_change(
     size = sum(float(one.square().sum()) for one in at_start)
 
     def logarithm(rate: float) -> float:
-        """Of the change over the fraction; at most 5 away from 0."""
+        """Logarithm of the change over the fraction, cut to -5 .. 5."""
         pairs = zip(predictions(theta + rate * signs), at_start, strict=True)
         part = math.sqrt(sum(float((moved - one).square().sum()) for moved, one in pairs) / size) / fraction
         return min(max(math.log(part), -5.0), 5.0) if part and math.isfinite(part) else -5.0 if part == 0 else 5.0

@@ -120,7 +120,7 @@ def _start(
 
 
 def _shared_sum(engine: Engine, results: Results | None, process: Process) -> WeightedSum:
-    """What every process maximises: rewards standardised by the leading one's evaluation."""
+    """The sum of rewards that every process maximises, standardised by the leading process's evaluation."""
     total = results.total if results else engine.rewards.weighted_sum()
     if not any(engine.rewards.normalized):
         return total
@@ -133,8 +133,8 @@ def _verdict(engine: Engine, results: Results | None, process: Process) -> tuple
     """Whether the leading process ends the run before its time, and whether held-out chains are beyond kl_stop."""
     if not engine.config.guards.may_stop:
         return False, False
-    said = [results.stopped, results.guards.too_far] if results else [False, False]
-    stops, too_far = process.reduce(torch.tensor(said, dtype=torch.float32, device=engine.device)).tolist()
+    verdict = [results.stopped, results.guards.too_far] if results else [False, False]
+    stops, too_far = process.reduce(torch.tensor(verdict, dtype=torch.float32, device=engine.device)).tolist()
     return bool(stops), bool(too_far)
 
 

@@ -68,15 +68,19 @@ def show_surrogate(
     engine: Engine,
     state: TrainState,
     step: int,
+    coefficient: float,  # the surrogate's, in this update
     chains: Mapping[int, Chains],  # this process's chunks
     estimate: GradientEstimate,
     process: Process,
     online: OnlineSurrogate | None,
 ) -> dict[str, Any]:
-    """Measure the surrogate on an update's chains, and only then, if it learns, show it what the rewards said of them.
+    """Measure the surrogate on an update's chains, and only then, if it learns, let it learn what the rewards said.
 
-    The columns that say how it follows them. Every process is given the same numbers.
+    Returns the columns that say how it follows them; none without a surrogate. Every process learns the same numbers.
     """
+    if engine.config.estimator.surrogate is None:
+        return {}
+    columns: dict[str, Any] = {} if engine.shape.switch else {"surrogate_coefficient": coefficient}
     latents, rewards = estimate.latents, estimate.rewards
     count = len(rewards) // len(next(iter(chains.values())).x_start)
 
@@ -86,34 +90,33 @@ def show_surrogate(
 
     if online is None or online.trust is None:
         scores = {c: one.surrogate(latents[c]) for c, one in chains.items() if one.surrogate is not None}
-        followed = state.adaptive.observe_surrogate(gather(scores), rewards, engine.groups())
-        columns: dict[str, Any] = {"surrogate_correlation": followed}
+        columns["surrogate_correlation"] = state.adaptive.observe_surrogate(gather(scores), rewards, engine.groups())
     if online is None:
         return columns
-    seen = {c: online.read(latents[c], one.conditioning) for c, one in chains.items()}
+    pictures = {c: online.read(latents[c], one.conditioning) for c, one in chains.items()}
     prompts = {c: online.features(one.conditioning) for c, one in chains.items()}
     if online.trust is not None:
         rewards = gather({c: _known(one, estimate.parts, count, c) for c, one in chains.items()})
         again = {c: one.rated(latents[c])[list(one.black_box)] for c, one in chains.items() if online.trust.rates_again}
         texts = [prompt.text for prompt in engine.train_prompts(step, range(len(estimate.rewards)))]
-        scores = {c: online.scores(seen[c], prompts[c]) for c in chains}
+        scores = {c: online.scores(pictures[c], prompts[c]) for c in chains}
         online.trust.observe(gather(scores), rewards, texts, gather(again) if again else None)
-        columns = _columns(engine, online.trust)
-    pictures, told = (
-        gather({c: part.movedim(0, -1) for c, part in of.items()}).movedim(-1, 0) for of in (seen, prompts)
+        columns |= _columns(engine, online.trust)
+    all_pictures, all_prompts = (
+        gather({c: rows.movedim(0, -1) for c, rows in local.items()}).movedim(-1, 0) for local in (pictures, prompts)
     )
     with torch.enable_grad():
-        online.learn(step, pictures, told, rewards)
+        online.learn(step, all_pictures, all_prompts, rewards)
     online.share(process.leads, process.reduce)
     return columns
 
 
 def _known(chains: Chains, parts: Tensor, count: int, chunk: int) -> Tensor:  # [m, all B] -> [h, B]
-    """What the rewards said of a chunk's chains where first order has no gradient; NaN where that was not finite."""
-    own = parts.unflatten(1, (count, -1))[:, chunk]
+    """Scores of a chunk's chains by the rewards without a gradient; NaN where they were not finite."""
+    scores = parts.unflatten(1, (count, -1))[:, chunk]
     if chains.replaced:
-        own = own.masked_fill(chains.replaced[0], torch.nan)
-    return own[list(chains.black_box)]
+        scores = scores.masked_fill(chains.replaced[0], torch.nan)
+    return scores[list(chains.black_box)]
 
 
 def _columns(engine: Engine, trust: Trust) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def chain_rows(seeds: Sequence[int], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """What plain diffusers needs to draw these chains again."""
+    """Rows with all that plain diffusers needs to draw these chains again."""
     return [
         {"prompt": prompt.text}
         | ({"negative_prompt": prompt.negative} if prompt.negative else {})
@@ -69,7 +69,7 @@ class PictureEngine:
         return Sampler(self.model, schedule, self.config.adapter.steps_off(schedule), self.model.initial_theta)
 
     def prompt_note(self) -> str:
-        """How many prompts, negative ones among them, the model cuts for their length, and the first; "" if none."""
+        """A note of the prompts, negative ones among them, that the model cuts for their length; "" if none."""
         texts = dict.fromkeys(text for prompt in (*self.prompts, *self.held_out_prompts) for text in prompt.texts)
         cut = self.model.truncated(list(texts))
         if not cut:
@@ -86,7 +86,7 @@ class PictureEngine:
         return seeds, [self.held_out_prompts[index % len(self.held_out_prompts)] for index in indices]
 
     def start(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Start:
-        """How a plain diffusers pipeline begins with these prompts and one generator a seed."""
+        """First latents and noises as a plain diffusers pipeline draws them for these prompts, one generator a seed."""
         return self.model.begin(seeds, self.encode(prompts))
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ Features = Callable[[Tensor], Tensor]  # images [B, 3, H, W], or videos [B, F, 3
 
 
 def picture_features(engine: Engine) -> tuple[str, Features]:
-    """Whose features pictures are compared by, and these; Euclidean distances are meant.
+    """The name and the function of the features that pictures are compared by; by Euclidean distance.
 
     Those of evaluation.clip; else of the first judge, then of the first reward, that has a method `features(images)` in
     this process; else pixels, averaged down to sides of 16 at most. Videos frame by frame, but where a reward of videos
@@ -52,8 +52,8 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _of_reward(label: str, features_of: Features, view: View, images: Tensor) -> Tensor:
-    seen = view.of(images) if view.frames else images
-    features = features_of(seen) if view.together else _by_frame(features_of)(seen)
+    frames = view.of(images) if view.frames else images
+    features = features_of(frames) if view.together else _by_frame(features_of)(frames)
     if features.dim() != 2 or len(features) != len(images) or not bool(features.isfinite().all()):
         raise UserError(
             f"reward {label!r}: its features(images) returned shape {list(features.shape)} for {len(images)} pictures; "
@@ -107,7 +107,7 @@ def real_reference(engine: Engine) -> Reference | None:
 
 
 def _size(engine: Engine) -> tuple[int, int]:  # H, W
-    """Of the model's pictures."""
+    """Size of the model's pictures."""
     latent = torch.zeros(1, *engine.model.latent_shape, device=engine.device)
     height, width = engine.model.decode(latent).shape[-2:]
     return height, width
@@ -116,12 +116,12 @@ def _size(engine: Engine) -> tuple[int, int]:  # H, W
 def _digits(prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:  # [N, 3, 16, 16], [N]
     """The shipped real digits that the prompts name, and by which, if no two name the same."""
     images, labels = real_digits()
-    asked = named("digit", WORDS, prompts)
-    chosen = torch.isin(labels, asked)
+    digits = named("digit", WORDS, prompts)
+    chosen = torch.isin(labels, digits)
     images, labels = images[chosen], labels[chosen]
-    if len(asked.unique()) < len(asked):
+    if len(digits.unique()) < len(digits):
         return images, None
-    return images, (labels[:, None] == asked).int().argmax(1)
+    return images, (labels[:, None] == digits).int().argmax(1)
 
 
 def _folder(folder: Path, prompts: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
@@ -147,7 +147,7 @@ def _folder(folder: Path, prompts: Sequence[str], size: tuple[int, int]) -> tupl
 
 
 def _letters(text: str) -> str:
-    """What of a prompt a folder's name can say."""
+    """A prompt as a folder's name can have it: its words in lower case, joined by hyphens."""
     return "-".join(re.findall(r"\w+", text.lower()))
 
 

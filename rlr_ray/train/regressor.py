@@ -46,8 +46,11 @@ class Regressor(nn.Module):
         return scores * self.reward_std[:, None] + self.reward_mean[:, None]
 
     def standard_scores(self, pictures: Tensor, prompts: Tensor) -> Tensor:  # [h, B]
-        seen, told = self.look(self._standard(as_pictures(pictures), "picture")), self._standard(prompts, "prompt")
-        scores: Tensor = self.rate(seen * (1 + self.scale(told)) + self.shift(told))
+        features, condition = (
+            self.look(self._standard(as_pictures(pictures), "picture")),
+            self._standard(prompts, "prompt"),
+        )
+        scores: Tensor = self.rate(features * (1 + self.scale(condition)) + self.shift(condition))
         return scores.T
 
     def _standard(self, values: Tensor, name: str) -> Tensor:

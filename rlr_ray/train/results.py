@@ -89,7 +89,7 @@ class Results:
 
     @property
     def _asked(self) -> dict[str, Any]:
-        """What scores, diversity and pictures depend on and a resumed run may change: keys, and accepted contents."""
+        """Keys and accepted contents on which an evaluation depends and which a resumed run may change."""
         rewards, evaluation = self.engine.config.rewards, self.engine.config.evaluation
         return {
             "invalid": {label: reward.invalid for label, reward in rewards.items()},
@@ -261,7 +261,7 @@ def _known(value: float) -> float | None:
 
 
 def _medians(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
-    """Of such a column of each term, over the updates that have it."""
+    """Each term's median of the column `TERM_column`, over the updates that have it."""
     values = {name: [row.get(f"{name}_{column}") for row in rows] for name in TERMS}
     known = {name: [value for value in each if value is not None] for name, each in values.items()}
     return {name: statistics.median(each) for name, each in known.items() if each}

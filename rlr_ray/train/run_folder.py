@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where a run keeps what it must not lose."""
+    """The files of a run that it must not lose."""
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -73,10 +73,11 @@ class RunFolder:
         steps = self.checkpoints.steps()
         if resume and not self.holds_run:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume, or set name and output_dir to it")
-        if resume and steps and (asked := self.config.train.iterations) < steps[-1]:
+        iterations = self.config.train.iterations
+        if resume and steps and iterations < steps[-1]:
             raise UserError(
-                f"{self.path} has done {steps[-1]} updates, and train.iterations is {asked}; allowed: {steps[-1]} or "
-                "more; raise it, or start a new run with another name"
+                f"{self.path} has done {steps[-1]} updates, and train.iterations is {iterations}; allowed: {steps[-1]} "
+                "or more; raise it, or start a new run with another name"
             )
         if resume:
             self._check_unchanged()
@@ -95,7 +96,7 @@ class RunFolder:
     def _check_only_own(self) -> None:
         """Raise UserError if files would be deleted that no run wrote."""
         files = [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()]
-        others = sorted(name for name in files if not any(fnmatchcase(name, own) for own in _OWN))
+        others = sorted(name for name in files if not any(fnmatchcase(name, pattern) for pattern in _OWN))
         if others:
             shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
             raise UserError(
@@ -113,7 +114,7 @@ class RunFolder:
             )
 
     def _changed_contents(self, now: dict[str, str]) -> list[str]:
-        """What differs from when the run was begun or changes were last accepted; of an earlier version nothing."""
+        """Names of contents that differ from those begun with or last accepted; none in an earlier version's run."""
         before = self.contents
         return sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
 

@@ -1,12 +1,14 @@
-"""An update's chains as work for whoever runs forwards: asked for by numbers, and back as tensors by name.
+"""An update's chains as work for whoever runs forwards: requested by numbers, and returned as tensors by name.
 
-B chains of a chunk, T steps, m parts of the reward.
+They are requested at the update's own theta or, with train.ahead, while the update before backpropagates. B chains of a
+chunk, T steps, m parts of the reward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import safetensors.torch
@@ -14,10 +16,15 @@ import torch
 from torch import Tensor
 
 from rlr_ray.core.chunk import Begun, begin
+from rlr_ray.core.gradient import Penalty
+from rlr_ray.core.kl import compared_steps
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.core.seeds import permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
-from rlr_ray.train.engine import Engine
+from rlr_ray.train.engine import Engine, RolloutBatch, Rollouts
+from rlr_ray.train.process import Process
+from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.utils.memory import memory_errors
 
 Work = Mapping[int, tuple[Plan, Chains]]  # chunk's number -> its plan and chains
@@ -25,7 +32,7 @@ Work = Mapping[int, tuple[Plan, Chains]]  # chunk's number -> its plan and chain
 
 @dataclass(frozen=True)
 class Sampled:
-    """What came of some chains, as tensors by name; pickled it is their bytes and little else."""
+    """The results of some chains as tensors by name; pickled they are their bytes and little else."""
 
     indices: range
     tensors: Mapping[str, Tensor]
@@ -108,3 +115,84 @@ def received(results: Iterable[Sampled], work: Work, size: int, tally: Tally) ->
                 chains.replaced.append(there["replaced"])
             trajectory = Trajectory(there["latents"], chains.noise, chains.conditioning, steps)
             yield c, Begun(trajectory, there.get("parts"), there.get("branches"))
+
+
+@dataclass(frozen=True)
+class ChainSource:
+    """The chunks that this process backpropagates in an update, and where their chains come from."""
+
+    request: ChainRequest
+    chunks: Sequence[int]
+    batch: RolloutBatch | None  # being sampled elsewhere; None: this process samples
+    behind: bool = False  # sampled at the theta of the update before
+
+
+def request_chains(
+    engine: Engine, state: TrainState, now: Sampling, process: Process, rollouts: Rollouts | None, total: WeightedSum
+) -> ChainSource:
+    """This update's chains: those sampled ahead, unless its plan has become another or theta stepped back meanwhile.
+
+    A resumed run has them sampled again, at the same theta.
+    """
+    chunks, pending, state.pending = local_chunks(engine, process), state.pending, None
+    request = chain_request(engine, state.step, now, total)
+    if state.sampling is not None:
+        earlier = chain_request(engine, state.step, state.sampling, total)
+        if replace(earlier, theta=request.theta) == request:
+            return ChainSource(earlier, chunks, pending or _start(engine, earlier, chunks, rollouts), behind=True)
+    if pending is not None:
+        pending.cancel()
+    return ChainSource(request, chunks, _start(engine, request, chunks, rollouts))
+
+
+def request_ahead(
+    engine: Engine,
+    state: TrainState,
+    now: Sampling,
+    chunks: Sequence[int],
+    rollouts: Rollouts | None,
+    total: WeightedSum,
+) -> None:
+    """Have the next update's chains sampled meanwhile, as it will request them if its plan stays what it is."""
+    if not engine.config.train.ahead:
+        return
+    state.sampling = now
+    if state.step + 1 < engine.config.train.iterations:
+        state.pending = _start(engine, chain_request(engine, state.step + 1, now, total), chunks, rollouts)
+
+
+def chain_request(engine: Engine, step: int, by: Sampling, total: WeightedSum) -> ChainRequest:
+    """An update's chains, with the latents that its terms read."""
+    surrogate, penalty = by.control_variate != 0, penalty_of(engine, step)
+    plans = engine.plans(step, by.position_weights, surrogate=surrogate, trusted=by.trusted)
+    kept = {*penalty.steps} if penalty else set[int]()
+    if engine.config.train.ahead and plans[0].score == "path":
+        kept |= {sub_chain.stop for plan in plans for sub_chain in plan.sub_chains}
+    return ChainRequest(step, plans, by.theta, tuple(sorted(kept)), by.control_variate, by.trusted, total)
+
+
+def local_chunks(engine: Engine, process: Process) -> list[int]:
+    """The chunks that this process backpropagates, in whole groups that are sampled together."""
+    train = engine.config.train
+    chunks = range(train.chains // train.chunk_size)
+    return [c for c in chunks if c // train.sampled_together % process.size == process.rank]
+
+
+def penalty_of(engine: Engine, step: int) -> Penalty | None:
+    """The penalty on an update's divergence, at steps drawn evenly from all at which it is finite."""
+    config, steps = engine.config, compared_steps(engine.sampler)
+    if not config.compared_steps:
+        return None
+    drawn = permutation(len(steps), config.seed, "penalty", step)[: config.compared_steps]
+    return Penalty(config.guards.kl_penalty, engine.model.initial_theta, [steps[i] for i in sorted(drawn)])
+
+
+def _start(
+    engine: Engine, request: ChainRequest, chunks: Sequence[int], rollouts: Rollouts | None
+) -> RolloutBatch | None:
+    """Have these chunks sampled elsewhere; None if nobody there samples as this process does, or no step is to be."""
+    train = engine.config.train
+    if rollouts is None or not engine.config.actors_sample or not any(request.plans[c].sampled for c in chunks):
+        return None
+    groups = [list(group) for _, group in groupby(chunks, lambda c: c // train.sampled_together)]
+    return rollouts(request, [range(c[0] * train.chunk_size, (c[-1] + 1) * train.chunk_size) for c in groups])

@@ -1,4 +1,4 @@
-"""What changes from update to update: theta and its average, the optimizer, and the estimator's statistics."""
+"""The state of training: theta and its average, the optimizer, and the estimator's statistics."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def adaptive_of(parameters: int, estimator: EstimatorConfig) -> Adaptive:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What an update's chains are drawn by: theta, and what its plan follows from beside the seed."""
+    """The theta that an update's chains are drawn at, and all else that decides its plan beside the seed."""
 
     theta: Tensor  # [P] on the CPU
     position_weights: Sequence[float] | None  # [T] law of a sub-chain's place
@@ -110,7 +110,7 @@ class Sampling:
 
 
 class TrainState:
-    """One run's state; `update` is one optimizer step on the weighted sum of the terms, upwards.
+    """State of a run; `update` is an optimizer step on the weighted sum of the terms, upwards.
 
     An update's learning rate follows from its number, train.iterations and the steps back before it, so a run that is
     resumed goes on exactly; with more iterations than it was begun with, it goes on along the longer schedule.
@@ -141,12 +141,12 @@ class TrainState:
 
     @property
     def theta_to_save(self) -> Tensor:  # [P]
-        """What is evaluated and left: theta, or its moving average."""
+        """The theta that is evaluated and saved: theta itself, or its moving average."""
         return self.theta.detach() if self.average is None else self.average
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """The learning rate of the next update."""
         assert self.rate is not None, "train.learning_rate: auto was not measured; see train/learning_rate.py"
         rate = self.rate * self._scheduled
         warm = min(1.0, (self.step + 1) / self.train.warmup) if self.train.warmup else 1.0
@@ -154,11 +154,11 @@ class TrainState:
 
     @property
     def _scheduled(self) -> float:
-        """What the schedule makes of the next update's rate."""
+        """The schedule's factor of the next update's rate."""
         return SCHEDULES[self.train.schedule](self.step / self.train.iterations, self.train.schedule_final)
 
     def propose(self, steps: int) -> Proposal:
-        """What the next update is to do; directions may also lie along the optimizer's momentum and the way so far."""
+        """Choices for the next update; directions may also follow the optimizer's momentum and theta's way so far."""
         memory = self.optimizer.state[self.theta]
         momentum = memory.get("exp_avg", memory.get("momentum_buffer"))  # None while no update had a term
         return self.adaptive.propose(steps, [momentum, self.theta.detach() - self.initial_theta])

@@ -1,4 +1,4 @@
-"""What steadies a run: gradients of like size, whatever their kind, cut where they are long; a step back from a fall.
+"""Stability of a run: gradients are scaled by kind and clipped, and theta steps back when the reward falls.
 
 P trained numbers, G prompts of an update with B / G chains each.
 """
@@ -46,7 +46,7 @@ class Sizes:
         return factor * self._cut(factor * norm)
 
     def _cut(self, size: float) -> float:
-        """What clips an update at some times its running size, which a spike may raise by no more than a tenth."""
+        """Factor that cuts an update to `clip` times its running size, which a spike raises by at most a tenth."""
         if self.clip is None:
             return 1.0
         typical = size if self.typical is None else self.typical
@@ -61,7 +61,7 @@ class Sizes:
 
 
 class StepBack:
-    """Where a run returns to, and when: from numbers that are the same in every process.
+    """Decides when a run returns to an earlier theta, and to which, from numbers that are equal in every process.
 
     When the mean reward of the last updates lies below the best such mean by more than three standard errors of the
     difference, and by more than luck makes of the highest of n such means (in expectation at most sqrt(2 ln n) standard
@@ -83,7 +83,7 @@ class StepBack:
 
     @property
     def cut(self) -> float:
-        """Of the learning rate."""
+        """Factor of the learning rate: a half for each step back."""
         return 0.5**self.steps_back
 
     @property
@@ -122,7 +122,7 @@ class StepBack:
         return where
 
     def _variance(self, rewards: Tensor) -> float | None:
-        """Of the mean of an update's rewards [G, B / G], prompts' difficulty included; None if not known yet.
+        """Variance of the mean of an update's rewards [G, B / G], prompts' difficulty included; None if not known yet.
 
         By the spread of the prompts' means; an update of a single prompt cannot tell how prompts differ, so there the
         running mean of half the squared difference between two updates in a row counts, if it is more.

@@ -1,4 +1,4 @@
-"""One update: rollouts started, chunks backpropagated meanwhile, terms summed, one optimizer step."""
+"""An update: rollouts are started, chunks backpropagated meanwhile, terms summed, and the optimizer steps once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from torch import Tensor
 from rlr_ray.core.chunk import Begun
 from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.kl import prediction_change
-from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
-from rlr_ray.train.asking import Asked, ask, ask_ahead, penalty_of
 from rlr_ray.train.chain_log import ChainLog
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
 from rlr_ray.train.process import Process
-from rlr_ray.train.sampling import Work, received
+from rlr_ray.train.sampling import ChainSource, Work, penalty_of, received, request_ahead, request_chains
 from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
 
@@ -37,20 +35,20 @@ def update(
     total: WeightedSum | None = None,  # what is maximised; None: no reward standardised
     log: ChainLog | None = None,  # of chains
 ) -> dict[str, Any]:
-    """One update: start what needs no gradient, backpropagate this process's chunks, sum, take one optimizer step."""
+    """Start all that needs no gradient, backpropagate this process's chunks, sum, and take one optimizer step."""
     started = time.monotonic()
     config, step, theta = engine.config, state.step, state.theta.detach()
     proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
-    coefficient, trusted = proposal.control_variate, online.trusted if online else ()
-    now = Sampling(theta.cpu().clone(), proposal.position_weights, coefficient, trusted)
-    asked = ask(engine, state, now, process, rollouts, total)
-    plans, own = asked.request.plans, asked.own
+    coefficient = proposal.control_variate
+    now = Sampling(theta.cpu().clone(), proposal.position_weights, coefficient, online.trusted if online else ())
+    source = request_chains(engine, state, now, process, rollouts, total)
+    plans = source.request.plans
     count = config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
     request = RolloutRequest(step, plans[0], now.theta, proposal.directions, coefficient, total)
     pairs = _pairs(engine, request, rollouts) if count and process.leads else None
-    ask_ahead(engine, state, now, own, rollouts, total)
-    chains = {c: _with_surrogate(engine, asked.request.chains(engine, c, tally), online) for c in own}
-    work = {c: asked.request.ready(c, one) for c, one in chains.items()}
+    request_ahead(engine, state, now, source.chunks, rollouts, total)
+    chains = {c: _with_surrogate(engine, source.request.chains(engine, c, tally), online) for c in source.chunks}
+    work = {c: source.request.ready(c, chunk) for c, chunk in chains.items()}
     prompts = [prompt.text for prompt in engine.train_prompts(step, range(config.train.chains))]
     baseline = state.adaptive.baseline(prompts, len(total.labels))
     estimate = estimate_gradient(
@@ -61,12 +59,12 @@ def update(
         lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
         forms=replace(
             engine.forms(state.theta_to_save, state.adaptive.typical),
-            behind=asked.behind,
+            behind=source.behind,
             standardised=total.weights if config.estimator.half_order.baseline == "group" else None,
         ),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
-        begun=_begun(engine, asked, work, tally),
+        begun=_begun(engine, source, work, tally),
         penalty=penalty_of(engine, step),
         half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
@@ -79,20 +77,11 @@ def update(
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
     row |= _step(engine, state, process, chains, estimate, weights)
-    row |= {"chains_behind": int(asked.behind)} if config.train.ahead else {}
+    row |= {"chains_behind": int(source.behind)} if config.train.ahead else {}
     row["stepped_back"] = int(state.watch(estimate.rewards))
-    if config.estimator.surrogate is not None:
-        row |= {"surrogate_coefficient": coefficient} if not engine.shape.switch else {}
-        row |= show_surrogate(engine, state, step, chains, estimate, process, online)
+    row |= show_surrogate(engine, state, step, coefficient, chains, estimate, process, online)
     row |= _rewards(engine, estimate, process, total, tally)
-    read = features_read(config, climbed=bool(trusted) or coefficient != 0)
-    cost = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
-    row["denoiser_forwards"], row["denoiser_backwards"] = map(sum, zip(cost, read, strict=True))
-    row |= _by_actors(
-        engine, process, [(pairs, count, plans[0].pair_forwards), (asked.batch, *_free(engine, plans, own))]
-    )
-    if "actor_forwards" in row:
-        row["actor_share"] = row["actor_forwards"] / (row["denoiser_forwards"] + 2 * row["denoiser_backwards"])
+    row |= _forwards(engine, process, source, pairs, count)
     row["seconds"] = time.monotonic() - started
     return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
 
@@ -136,11 +125,11 @@ def _chunks(count: int, size: int) -> list[range]:
     return [range(first, first + size) for first in range(0, count, size)]
 
 
-def _begun(engine: Engine, asked: Asked, work: Work, tally: Tally) -> Iterator[tuple[int, Begun]]:
-    """What was sampled of this process's chunks, as it comes."""
-    if asked.batch is None:
-        return asked.request.begin(engine, work)
-    return received(asked.batch.results, work, engine.config.train.chunk_size, tally)
+def _begun(engine: Engine, source: ChainSource, work: Work, tally: Tally) -> Iterator[tuple[int, Begun]]:
+    """This process's chunks as they come, each sampled up to its first-order steps."""
+    if source.batch is None:
+        return source.request.begin(engine, work)
+    return received(source.batch.results, work, engine.config.train.chunk_size, tally)
 
 
 def _pairs(engine: Engine, request: RolloutRequest, rollouts: Rollouts | None) -> RolloutBatch:
@@ -148,9 +137,21 @@ def _pairs(engine: Engine, request: RolloutRequest, rollouts: Rollouts | None) -
     return (rollouts or engine.local_rollouts)(request, _chunks(zeroth.count, zeroth.chunk_size))
 
 
-def _free(engine: Engine, plans: Sequence[Plan], own: Sequence[int]) -> tuple[int, float]:
-    """How many chains these chunks have, and a chain's forwards without a gradient, on average."""
-    return engine.config.train.chunk_size * len(own), sum(plans[c].free_forwards for c in own) / len(own)
+def _forwards(
+    engine: Engine, process: Process, source: ChainSource, pairs: RolloutBatch | None, count: int
+) -> dict[str, Any]:
+    """Denoiser forwards and backwards of all processes, and how many of them actors ran; `count` pairs were asked."""
+    config, plans = engine.config, source.request.plans
+    climbed = bool(source.request.trusted) or source.request.control_variate != 0
+    cost = config.cost(plans, checkpoint_steps=engine.checkpoint_steps)
+    forwards, backwards = map(sum, zip(cost, features_read(config, climbed=climbed), strict=True))
+    row: dict[str, Any] = {"denoiser_forwards": forwards, "denoiser_backwards": backwards}
+    chains = config.train.chunk_size * len(source.chunks)
+    free = sum(plans[c].free_forwards for c in source.chunks) / len(source.chunks)  # of a chain, without a gradient
+    row |= _by_actors(engine, process, [(pairs, count, plans[0].pair_forwards), (source.batch, chains, free)])
+    if "actor_forwards" in row:
+        row["actor_share"] = row["actor_forwards"] / (forwards + 2 * backwards)
+    return row
 
 
 _SUMMED = ("rollouts_missing", "rollouts_rerun", "rollouts_hedged", "rollouts_here")
@@ -163,17 +164,17 @@ def _by_actors(
     if engine.config.cluster == "none":
         return {}
     counts, forwards = [batch.counts if batch else {} for batch, *_ in parts], 0.0
-    for one, (_, indices, each) in zip(counts, parts, strict=True):
-        elsewhere = indices - one.get("rollouts_missing", 0) - one.get("rollouts_here", 0) if one else 0
-        forwards += elsewhere * each
-    sums = [*(float(sum(one.get(name, 0) for one in counts)) for name in _SUMMED), forwards]
+    for count, (_, indices, forwards_each) in zip(counts, parts, strict=True):
+        by_actors = indices - count.get("rollouts_missing", 0) - count.get("rollouts_here", 0) if count else 0
+        forwards += by_actors * forwards_each
+    sums = [*(float(sum(count.get(name, 0) for count in counts)) for name in _SUMMED), forwards]
     reduced = process.reduce(torch.tensor(sums, dtype=torch.float64, device=engine.device)).tolist()
     columns: dict[str, Any] = dict(zip((*_SUMMED, "actor_forwards"), map(round, reduced), strict=True))
-    return columns | {"rollout_actors": max(one.get("rollout_actors", 0) for one in counts)}
+    return columns | {"rollout_actors": max(count.get("rollout_actors", 0) for count in counts)}
 
 
 def _with_surrogate(engine: Engine, chains: Chains, online: OnlineSurrogate | None) -> Chains:
-    """With heads to switch to, or one surrogate to share the reward with, at its full size."""
+    """These chains with an online surrogate's heads to switch to, or with its sum, not yet times its coefficient."""
     if online is None:
         return chains
     if engine.shape.switch:

@@ -1,4 +1,4 @@
-"""What is installed, and what a process sets for itself at its start."""
+"""The environment of a process: installed versions, variables and secrets, users' modules, and its settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSIONS = ("rlr-ray", "torch", "diffusers", "transformers", "peft", "ray")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a run's numbers may depend on, those of them that are installed."""
+    """Versions of Python and of the installed packages that a run's numbers may depend on."""
     numbers = {"python": platform.python_version()}
     for name in _VERSIONS:
         with suppress(PackageNotFoundError):
@@ -95,7 +95,7 @@ def path_of(text: str) -> Path:
 
 
 def module_file(name: str) -> str | None:
-    """Where a user's module lies, which is not imported; None if it is not found here."""
+    """The file of a user's module, which is not imported; None if it is not found here."""
     if _is_file(name):
         return str(_file_of(name))
     if os.getcwd() not in sys.path:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at its peak, and holding a run to a budget."""
+"""Peak memory of a piece of work, and a run's memory budget."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _cuda_peak(work: Callable[[], Any], device: torch.device) -> int:
 
 
 def _cpu_peak(work: Callable[[], Any]) -> int:
-    """What `torch.profiler.profile` starts, but for allocations alone: operators would take half a GiB of events.
+    """Traces allocations as `torch.profiler.profile` does, without operators, whose events would take half a GiB.
 
     Garbage waits meanwhile: what an earlier measurement left of it would count against this one.
     Raises UserError with a torch that has none of this.
@@ -70,7 +70,7 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What tensors may still take on a device."""
+    """Bytes that tensors may still take on a device."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
@@ -104,7 +104,7 @@ class MemoryBudget:
             torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
 
     def run(self, step: int, work: Callable[[], Result]) -> tuple[Result, float | None]:
-        """What `work` returns, and the peak of the process's tensors in GiB; None for an update that is not traced.
+        """Do the work; its result, and the peak of the process's tensors in GiB, None for an update that is not traced.
 
         Raises OutOfMemory if it is over the budget.
         """

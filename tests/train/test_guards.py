@@ -15,11 +15,11 @@ from rlr_ray.errors import UserError
 from rlr_ray.rewards.mixture import WeightedSum
 from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train import update as one_update
-from rlr_ray.train.asking import penalty_of
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.guards import Guards
 from rlr_ray.train.held_out import evaluate, standardised
 from rlr_ray.train.process import ALONE
+from rlr_ray.train.sampling import penalty_of
 from rlr_ray.train.state import TrainState
 from tests.runs import short_run, small_run, train_here
 

@@ -17,12 +17,11 @@ from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.rewards.mixture import Tally
-from rlr_ray.train.asking import ask, ask_ahead
 from rlr_ray.train.engine import Engine, Request, RolloutBatch
 from rlr_ray.train.held_out import HeldOutRequest, evaluate
 from rlr_ray.train.online import online_surrogate
 from rlr_ray.train.process import ALONE
-from rlr_ray.train.sampling import ChainRequest
+from rlr_ray.train.sampling import ChainRequest, request_ahead, request_chains
 from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.update import update
 from tests.runs import RECIPE, small_run, train_here
@@ -172,16 +171,20 @@ def test_chains_ahead_are_left_out_when_the_plan_has_changed_or_theta_stepped_ba
     def asked(request: Any, chunks: Sequence[range]) -> RolloutBatch:
         return RolloutBatch([], cancel=lambda: cancelled.append(request.step))
 
-    ask_ahead(engine, state, now, [0, 1], asked, total)
+    request_ahead(engine, state, now, [0, 1], asked, total)
     assert state.pending is not None
     state.step = 1
     same, state.pending = state.pending, state.pending
-    assert ask(engine, state, now, ALONE, asked, total).batch is same and state.pending is None and not cancelled
+    assert (
+        request_chains(engine, state, now, ALONE, asked, total).batch is same
+        and state.pending is None
+        and not cancelled
+    )
     state.pending, state.sampling = same, replace(now, trusted=(0,))  # as if a surrogate had been trusted then
-    assert not ask(engine, state, now, ALONE, asked, total).behind and cancelled == [1]
+    assert not request_chains(engine, state, now, ALONE, asked, total).behind and cancelled == [1]
     state.pending = same
     state._return_to(state.initial_theta)
-    assert not ask(engine, state, now, ALONE, asked, total).behind and cancelled == [1, 1]
+    assert not request_chains(engine, state, now, ALONE, asked, total).behind and cancelled == [1, 1]
 
 
 @pytest.mark.parametrize("preset", ["awm", "ddpo"])
