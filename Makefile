@@ -7,7 +7,7 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --quiet 
 # A CPU build of torch where the index has one; with a GPU, install your own torch in .venv first.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all models mutations system check format clean
+.PHONY: demo test test-all docs models mutations system check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --set name=demo --overwrite
@@ -17,6 +17,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m tests.budget test-all
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 models: $(INSTALLED)
 	$(BIN)/python -m tests.models.table
