@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rlr_ray.config.yaml_text import read_yaml
 
 from rlr_ray.config.recipe import parse_config
-from rlr_ray.config.yaml_text import read_yaml
 from tests.test_floors import PACKAGE
 
 ROOT = PACKAGE.parent
