@@ -18,7 +18,6 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.loggers.registry import build_loggers
 from rlr_ray.loggers.surrogate import surrogate_words
 from rlr_ray.loggers.terminal import progress
-from rlr_ray.models.sizes import describe_sizes
 from rlr_ray.prompts.load import describe_prompts
 from rlr_ray.train.run_folder import RunFolder, locked
 from rlr_ray.train.state import check_optimizer
@@ -36,6 +35,8 @@ def train_command(options: argparse.Namespace) -> None:
     build_loggers(config, own=not options.dry_run)  # once more where the run is led; what cannot be is refused here
     prompts = describe_prompts(config)
     if options.dry_run:
+        from rlr_ray.models.sizes import describe_sizes  # here: it imports every kind of adapter
+
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
         console.print(f"{describe_plan(config)}\n{prompts}\n{describe_sizes(config)}", markup=False, soft_wrap=True)
         return

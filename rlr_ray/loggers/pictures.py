@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rlr_ray.utils.files import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRAMES_A_SECOND = 8
 _DPI = 130
@@ -31,7 +32,7 @@ def save_comparison(
     """Before-and-after pairs of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], with their prompts."""
     columns = min(_COLUMNS, len(before))
     rows = math.ceil(len(before) / columns)
-    figure = Figure((2.4 * columns, 1.5 * rows + 0.7), _DPI)
+    figure = _figure((2.4 * columns, 1.5 * rows + 0.7), _DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = []
     for axis in axes.flat:
@@ -47,7 +48,7 @@ def save_comparison(
 def save_columns(stem: Path, images: Mapping[str, Tensor], titles: Sequence[str]) -> None:
     """A column of images [n, 3, H, W] in [0, 1], or videos [n, F, 3, H, W], for each name, a row a chain."""
     columns, rows = len(images), len(titles)
-    figure = Figure((1.5 * columns + 1.5, 1.5 * rows + 0.3), _DPI)
+    figure = _figure((1.5 * columns + 1.5, 1.5 * rows + 0.3), _DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
     shown = []
     for column, (name, column_images) in enumerate(images.items()):
@@ -107,7 +108,7 @@ def animated(frames: Sequence[Image.Image]) -> dict[str, Any]:
 
 def save_reward_curve(path: Path, rows: Sequence[dict[str, Any]], held_out: dict[int, tuple[float, float]]) -> None:
     """Training reward and steps back over updates, and the held-out mean and standard error by number of updates."""
-    figure = Figure((7, 4))
+    figure = _figure((7, 4))
     axis = figure.subplots()
     axis.plot([row["step"] + 1 for row in rows], [row["reward_mean"] for row in rows], label="training chains", lw=1)
     back = [row for row in rows if row.get("stepped_back")]
@@ -139,6 +140,8 @@ def _array(image: Tensor) -> numpy.ndarray:  # [H, W, 3]
 
 def _save_shown(figure: Figure, shown: Sequence[tuple[Any, Tensor]], stem: Path) -> None:
     """Draw an image, or a video, in each axis, and save the figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     videos = [image.unsqueeze(0) if image.dim() == 3 else image for _, image in shown]
     drawn = [
         axis.imshow(_array(video[0]), interpolation="nearest") for (axis, _), video in zip(shown, videos, strict=True)
@@ -152,3 +155,9 @@ def _save_shown(figure: Figure, shown: Sequence[tuple[Any, Tensor]], stem: Path)
         canvas.draw()
         frames.append(Image.fromarray(numpy.asarray(canvas.buffer_rgba())).convert("RGB"))
     _save_frames(stem, frames)
+
+
+def _figure(inches: tuple[float, float], dpi: float | None = None) -> Figure:
+    from matplotlib.figure import Figure  # here: no first update waits for it
+
+    return Figure(inches, dpi)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from rlr_ray.cli import main
+from rlr_ray.cli import _function, arguments, main
 from rlr_ray.config.recipe import load_config
 from rlr_ray.core.plan_shape import PlanShape
 from rlr_ray.loggers.registry import build_loggers
@@ -250,3 +251,26 @@ def test_a_gpu_where_there_is_none(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that this runs on a machine with a GPU too
     assert main(train(recipe, "device=cuda")) == 2
     assert "device is 'cuda', but torch finds no CUDA device here; set device: auto" in capfd.readouterr().err
+
+
+def test_help_and_what_is_mistyped_import_nothing_heavy() -> None:
+    """4.6 CPU seconds where `train --help` imported what trains."""
+    code = """
+import sys
+from rlr_ray.cli import _COMMANDS, main
+for words in (*([name, "--help"] for name in _COMMANDS), ["train", "--confg", "x"], ["dcot", "expand", "--help"]):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code == (2 if "--confg" in words else 0), words
+heavy = {"torch", "diffusers", "transformers", "ray", "plotly", "matplotlib", "pydantic"} & sys.modules.keys()
+sys.exit(f"imported: {heavy}" if heavy else 0)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("usage: rlr-ray") == 12 and "unrecognized arguments: --confg" in told.stderr
+
+
+def test_every_command_that_is_named_is_there() -> None:
+    for _, text in re.findall(r"(command)=\"([\w:]+)\"", Path(arguments.__file__).read_text("utf-8")):
+        assert callable(_function(text))
