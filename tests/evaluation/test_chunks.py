@@ -7,22 +7,31 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlr_ray.rewards.scores import Evaluation
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.held_out import evaluate
-from tests.runs import short_run, small_run
+from tests.runs import small_run
 
 CHAINS = 43
+EVALUATION = {"chains": CHAINS, "judge": {"name": "digits_judge"}}
 
 
-@pytest.mark.parametrize("size", [3, 50])
-def test_the_chunk_of_an_evaluation_does_not_change_it_beyond_rounding(tmp_path: Path, size: int) -> None:
-    """In chunks of the training's size, smaller and larger than the chains whose divergence is measured."""
-    usual, other = (
-        Engine(short_run(tmp_path, evaluation={"chains": CHAINS} | chunk)) for chunk in ({}, {"chunk_size": size})
-    )
-    theta = usual.model.initial_theta + 0.05
+@pytest.fixture(scope="module")
+def usual() -> tuple[Engine, Evaluation]:
+    """In chunks of the training's size."""
+    engine = Engine(small_run(Path("nowhere"), train={"chains": 8, "chunk_size": 4}, evaluation=EVALUATION))
+    return engine, evaluate(engine, engine.model.initial_theta + 0.05)
+
+
+@pytest.mark.parametrize("size", [9, 50])
+def test_the_chunk_of_an_evaluation_does_not_change_it_beyond_rounding(
+    usual: tuple[Engine, Evaluation], size: int
+) -> None:
+    """Smaller and larger than the number of chains whose divergence is measured."""
+    engine, one = usual
+    other = engine.under(small_run(Path("nowhere"), evaluation=EVALUATION | {"chunk_size": size}))
     seen: list[int] = []
-    one, two = evaluate(usual, theta), evaluate(other, theta, lambda indices, images: seen.append(len(images)))
+    two = evaluate(other, engine.model.initial_theta + 0.05, lambda indices, images: seen.append(len(images)))
     assert seen == [size] * (CHAINS // size) + [CHAINS % size]
     assert one.scores.keys() == two.scores.keys() == {"digits", "digits_judge"}
     for label, scores in one.scores.items():
