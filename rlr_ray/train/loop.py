@@ -152,7 +152,7 @@ def _judged(
         recorder.loggers.evaluation(row["step"], results.latest.images)
     stops, too_far = _verdict(engine, results, process)
     if engine.config.guards.kl_stop is not None and not stops:
-        row["stepped_back"] = int(state.watch_divergence(too_far=too_far)) or row["stepped_back"]
+        row["stepped_back"] += int(state.watch_divergence(too_far=too_far))
     return stops
 
 

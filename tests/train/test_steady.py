@@ -7,6 +7,7 @@ import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -32,7 +33,7 @@ from rlr_ray.train import steady
 from rlr_ray.train import update as one_update
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.learning_rate import gradient_signs, random_signs, rate_of_change
-from rlr_ray.train.loop import train
+from rlr_ray.train.loop import _judged, train
 from rlr_ray.train.process import ALONE, Process
 from rlr_ray.train.run_folder import RunFolder
 from rlr_ray.train.state import TrainState
@@ -260,6 +261,16 @@ def test_beyond_kl_stop_a_run_goes_back_below_it_and_ends_after_the_limit(tmp_pa
     summary = folder.load_summary()
     assert rows_back(folder) == [2, 4] and summary["steps"] == 4 and summary["kl"] == 0.0
     assert "KL to the base model above guards.kl_stop" in summary["stopped"]
+
+
+def test_a_fall_and_a_divergence_in_one_update_are_two_steps_back() -> None:
+    """The rate is halved twice, and the summary counts what rows say."""
+    guards = GuardsConfig(kl_stop=1.0)
+    state = TrainState(torch.zeros(2), TrainConfig(learning_rate=0.1), EstimatorConfig(), guards)
+    engine: Any = SimpleNamespace(config=SimpleNamespace(guards=guards), device=torch.device("cpu"))
+    other = Process(rank=1, size=2, reduce=lambda _: torch.tensor([0.0, 1.0]))  # the leading one saw it beyond kl_stop
+    row = {"stepped_back": 1}  # by its rewards
+    assert not _judged(engine, state, None, None, other, row) and row["stepped_back"] == 2
 
 
 def test_two_processes_decide_alike_and_as_one_does(tmp_path: Path, falling: None) -> None:
