@@ -70,6 +70,7 @@ def test_a_run_says_what_became_of_its_prompts(recipe: Path, capsys: pytest.Capt
     assert [chain.get("negative_prompt") for chain in chains] == [None, None, "two", None]
 
 
+@pytest.mark.usefixtures("nothing_shown")
 def test_an_adapter_that_diffusers_does_not_load_says_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = "adapter={type: IA3, target_modules: [attn2.to_out.0], feedforward_modules: []}"
     assert main(train(recipe, adapter, "train.iterations=1")) == 0
@@ -162,6 +163,7 @@ def test_bad_input_is_named_with_its_remedy_and_no_traceback(
     assert said.count("error:") == 1 and "Traceback" not in said
 
 
+@pytest.mark.usefixtures("nothing_shown")
 def test_a_bad_config_costs_no_earlier_run(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = train(recipe, "train.iterations=1")
     assert main(command) == 0
@@ -238,6 +240,7 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert "error: could not save: " in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("nothing_shown")
 def test_a_run_that_never_started_stands_in_no_ones_way(recipe: Path) -> None:
     Path("broken_rewards.py").write_text(BROKEN_REWARDS)
     command = train(recipe, "train.iterations=1")
