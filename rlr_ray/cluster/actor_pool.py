@@ -42,7 +42,7 @@ class ActorPool:
         coordinator: ActorHandle,
         remote: RemoteRewards,
     ):
-        self.config, self.room, self.coordinator = config.on(cluster.rollouts.gpus), room, coordinator
+        self.config, self.room, self.coordinator = config.on_actors, room, coordinator
         self.remote, self.coordinator_name = remote, ray.get(coordinator.called.remote())
         self.rollouts = cluster.rollouts
         self.names = (f"{config.name}-{number}" for number in itertools.count())

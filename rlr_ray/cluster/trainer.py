@@ -174,6 +174,7 @@ def _shards(config: RunConfig, cluster: ClusterConfig, workers: int) -> Shards |
 
 
 def _train(loop_config: dict[str, Any], process: Process, shards: Shards | None) -> None:
+    from rlr_ray.train.agreement import check_agreement
     from rlr_ray.train.loop import train
 
     config: RunConfig = loop_config["config"]
@@ -201,11 +202,14 @@ def _train(loop_config: dict[str, Any], process: Process, shards: Shards | None)
             prepare_process(config.threads)
             engine = Engine(config, loop_config["remote"], shards)
             if rollouts is not None:
-                rollouts.share(process.size, engine.run if config.actors_sample else None)
+                alike = config.actors_sample and not config.actors_differ
+                rollouts.share(process.size, engine.run if alike else None)
             if process.leads:
                 coordinator.note_built.remote()
             if not _begun(coordinator, alive):
                 return
+            if rollouts is not None and config.actors_differ and process.leads:
+                check_agreement(engine, rollouts, loop_config["cluster"].rollouts)
             if process.leads:
                 logger.info(f"training on {process.size} worker{'s' * (process.size > 1)}")
             train(engine, rollouts, report, process)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,6 +66,11 @@ class RolloutsConfig(Role):
     quorum: float = Field(1.0, gt=0, le=1)
     hedge_after: float | None = Field(3.0, gt=1, allow_inf_nan=False)  # medians until an idle actor runs a chunk too
     timeout_s: float = Field(600, gt=0, allow_inf_nan=False)  # of one chunk, then its actor is ended
+    # Of actors' frozen weights; None: as model.dtype, and then the same bits as in one process
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    compile: bool = False  # actors' denoiser by torch.compile, whatever model.compile is
+    # By how much of their size chains of actors with such keys may end away from the workers' when the run starts
+    tolerance: float = Field(0.05, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ordered(self) -> RolloutsConfig:

@@ -10,7 +10,7 @@ from rlr_ray.errors import UserError
 
 def check_cluster(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
-    for check in (_reward_patience, _reward_actors, _devices, _workers, _shard):
+    for check in (_reward_patience, _reward_actors, _devices, _workers, _shard, _actors_otherwise):
         check(config)
 
 
@@ -94,3 +94,13 @@ def _shard(config: RunConfig) -> None:
                 f"cluster.worker.shard is true, but {said}; allowed: plain LoRA on linear layers, not compiled, with a "
                 f"plan that is stated; {remedy}, or set cluster.worker.shard: false"
             )
+
+
+def _actors_otherwise(config: RunConfig) -> None:
+    """Actors that compute otherwise are to be there: no worker draws their chains."""
+    if config.cluster == "none" or config.cluster.rollouts.max_actors or not config.actors_differ:
+        return
+    raise UserError(
+        "cluster.rollouts.dtype or compile says how actors compute, and max_actors is 0, so there are none; leave them "
+        "out, or raise cluster.rollouts.max_actors"
+    )

@@ -263,6 +263,20 @@ class RunConfig(Strict):
         return self.cluster == "none" or bool(self.cluster.worker.gpus) == bool(self.cluster.rollouts.gpus)
 
     @property
+    def on_actors(self) -> RunConfig:
+        """This config for rollout actors."""
+        if self.cluster == "none":
+            return self
+        asked = self.cluster.rollouts
+        model = {"dtype": asked.dtype or self.model.dtype, "compile": asked.compile or self.model.compile}
+        return self.on(asked.gpus).model_copy(update={"model": self.model.model_copy(update=model)})
+
+    @property
+    def actors_differ(self) -> bool:
+        """True if rollout actors compute otherwise than workers, so that their chains have other bits."""
+        return self.on_actors.model != self.model
+
+    @property
     def needs_actors(self) -> bool:
         """True if updates have work for rollout actors: perturbation pairs, or chains sampled without a gradient."""
         if self.cluster != "none" and not self.cluster.rollouts.max_actors:

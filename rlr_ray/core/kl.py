@@ -68,6 +68,19 @@ def _step_divergence(sampler: Sampler, theta: Tensor, base: Tensor, trajectory: 
 
 
 @torch.no_grad()
+def drift(sampler: Sampler, theta: Tensor, trajectory: Trajectory, k: int) -> float:  # theta: [P]
+    """Divergence of step k as another process took it from this one's at the same theta, nats, a mean over chains.
+
+    `|x_(k+1) - sigma z_k - m_k(x_k; theta)|^2 / (2 sigma^2)`: the other's own mean is what it added sigma z_k to, and
+    the two Gaussians share sigma. Needs the latents at both ends of the step, which must have noise.
+    """
+    sigma = sampler.schedule.sigma[k]
+    theirs = trajectory.at(k + 1) - sigma * trajectory.noise[k]
+    ours = sampler.mean(theta, k, trajectory.at(k), trajectory.conditioning)
+    return float(((theirs - ours) / sigma).double().flatten(1).square().sum(1).mean() / 2)
+
+
+@torch.no_grad()
 def prediction_change(
     sampler: Sampler,
     before: Tensor,  # [P]

@@ -50,7 +50,7 @@ def evaluate(
     """
     config, size = engine.config.evaluation, engine.config.sampled_at_once
     chunks = [range(first, min(first + size, config.chains)) for first in range(0, config.chains, size)]
-    if rollouts is not None and engine.config.actors_sample:
+    if rollouts is not None and engine.config.actors_sample and not engine.config.actors_differ:
         results = list(rollouts(HeldOutRequest(theta.cpu()), chunks).results)
     else:
         results = [_measured(engine, theta, indices, look) for indices in chunks]

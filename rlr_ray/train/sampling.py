@@ -23,6 +23,7 @@ from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.core.seeds import permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
 from rlr_ray.train.engine import Engine, RolloutBatch, Rollouts
+from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.train.process import Process
 from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.utils.memory import memory_errors
@@ -125,6 +126,7 @@ class ChainSource:
     chunks: Sequence[int]
     batch: RolloutBatch | None  # being sampled elsewhere; None: this process samples
     behind: bool = False  # sampled at the theta of the update before
+    otherwise: bool = False  # sampled by actors that compute otherwise than this process
 
 
 def request_chains(
@@ -139,10 +141,16 @@ def request_chains(
     if state.sampling is not None:
         earlier = chain_request(engine, state.step, state.sampling, total)
         if replace(earlier, theta=request.theta) == request:
-            return ChainSource(earlier, chunks, pending or _start(engine, earlier, chunks, rollouts), behind=True)
+            return _source(engine, earlier, chunks, pending or _start(engine, earlier, chunks, rollouts), behind=True)
     if pending is not None:
         pending.cancel()
-    return ChainSource(request, chunks, _start(engine, request, chunks, rollouts))
+    return _source(engine, request, chunks, _start(engine, request, chunks, rollouts))
+
+
+def _source(
+    engine: Engine, request: ChainRequest, chunks: Sequence[int], batch: RolloutBatch | None, *, behind: bool = False
+) -> ChainSource:
+    return ChainSource(request, chunks, batch, behind, batch is not None and engine.config.actors_differ)
 
 
 def request_ahead(
@@ -166,8 +174,10 @@ def chain_request(engine: Engine, step: int, by: Sampling, total: WeightedSum) -
     surrogate, penalty = by.control_variate != 0, penalty_of(engine, step)
     plans = engine.plans(step, by.position_weights, surrogate=surrogate, trusted=by.trusted)
     kept = {*penalty.steps} if penalty else set[int]()
-    if engine.config.train.ahead and plans[0].score == "path":
+    if (engine.config.train.ahead or engine.config.actors_differ) and plans[0].score == "path":
         kept |= {sub_chain.stop for plan in plans for sub_chain in plan.sub_chains}
+    if engine.config.actors_differ and (k := drift_step(engine, step, plans)) is not None:
+        kept |= {k, k + 1}
     return ChainRequest(step, plans, by.theta, tuple(sorted(kept)), by.control_variate, by.trusted, total)
 
 
@@ -176,6 +186,13 @@ def local_chunks(engine: Engine, process: Process) -> list[int]:
     train = engine.config.train
     chunks = range(train.chains // train.chunk_size)
     return [c for c in chunks if c // train.sampled_together % process.size == process.rank]
+
+
+def drift_step(engine: PictureEngine, step: int, plans: Sequence[Plan]) -> int | None:
+    """The denoising step at which an update's drift is measured, drawn from those that are sampled with noise."""
+    sampled = min(plan.sampled for plan in plans)
+    steps = [k for k in compared_steps(engine.sampler) if k < sampled]
+    return steps[permutation(len(steps), engine.config.seed, "drift", step)[0]] if steps else None
 
 
 def penalty_of(engine: Engine, step: int) -> Penalty | None:

@@ -17,6 +17,7 @@ from rlr_ray.core.kl import prediction_change
 from rlr_ray.core.sampler import Chains
 from rlr_ray.core.seeds import normal, permutation
 from rlr_ray.rewards.mixture import Tally, WeightedSum
+from rlr_ray.train.agreement import DriftMeter
 from rlr_ray.train.chain_log import ChainLog
 from rlr_ray.train.engine import Engine, RolloutBatch, RolloutRequest, Rollouts
 from rlr_ray.train.online import features_read, show_surrogate
@@ -42,7 +43,7 @@ def update(
     coefficient = proposal.control_variate
     now = Sampling(theta.cpu().clone(), proposal.position_weights, coefficient, online.trusted if online else ())
     source = request_chains(engine, state, now, process, rollouts, total)
-    plans = source.request.plans
+    plans, meter = source.request.plans, DriftMeter(engine, source)
     count = config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
     request = RolloutRequest(step, plans[0], now.theta, proposal.directions, coefficient, total)
     pairs = _pairs(engine, request, rollouts) if count and process.leads else None
@@ -59,12 +60,12 @@ def update(
         lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
         forms=replace(
             engine.forms(state.theta_to_save, state.adaptive.typical),
-            behind=source.behind,
+            behind=source.behind or source.otherwise,
             standardised=total.weights if config.estimator.half_order.baseline == "group" else None,
         ),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
-        begun=_begun(engine, source, work, tally),
+        begun=meter.watching(_begun(engine, source, work, tally)),
         penalty=penalty_of(engine, step),
         half_order_rows=proposal.half_order_rows if count else 0,
         reduce=process.reduce,
@@ -77,7 +78,7 @@ def update(
     row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
     row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
     row |= _step(engine, state, process, chains, estimate, weights)
-    row |= {"chains_behind": int(source.behind)} if config.train.ahead else {}
+    row |= ({"chains_behind": int(source.behind)} if config.train.ahead else {}) | meter.columns
     row["stepped_back"] = int(state.watch(estimate.rewards))
     row |= show_surrogate(engine, state, step, coefficient, chains, estimate, process, online)
     row |= _rewards(engine, estimate, process, total, tally)

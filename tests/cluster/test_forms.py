@@ -13,6 +13,7 @@ import pytest
 from rlr_ray.cluster.launch import run_on_ray
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
 from rlr_ray.train.run_folder import RunFolder
 from tests.cluster.test_runs import CLUSTER, ignore
 from tests.runs import FALLING, outcome, small_run, train_here
@@ -80,6 +81,19 @@ def test_a_base_that_is_cut_among_workers_has_the_same_bits(tmp_path: Path, acto
         "rollouts": {"cpus": 0.25, "min_actors": actors, "max_actors": actors},
     }
     assert bits(on_ray(tmp_path, keys, **cluster)) == bits(here)
+
+
+def test_actors_that_compute_otherwise_leave_the_same_bits_however_many_there_are(tmp_path: Path) -> None:
+    """No worker samples what they do. One that is too far away ends the run."""
+    keys: dict[str, Any] = {"estimator": RLR, "train": {"iterations": 2}}
+    rollouts = {"cpus": 0.25, "dtype": "bfloat16"}
+    one, two = (
+        bits(on_ray(tmp_path / str(count), keys, rollouts=rollouts | {"min_actors": count, "max_actors": count}))
+        for count in (1, 2)
+    )
+    assert one == two
+    with pytest.raises(UserError, match=r"cluster.rollouts.tolerance, 1e-06"):
+        on_ray(tmp_path / "far", keys, rollouts=rollouts | {"tolerance": 1e-6})
 
 
 @pytest.mark.parametrize(("keys", "cut"), [(BLACK_BOX, 3), (FALLING, 4)], ids=["switch", "step back"])
