@@ -105,6 +105,12 @@ class RunFolder:
             )
 
     def _check_contents(self) -> None:
+        if (self.path / "contents.json").is_file() and not self._accepted():
+            raise UserError(
+                f"{self.path / 'contents.json'} is damaged, so nobody knows whether prompts, rewards or weights are "
+                "those that the run was begun with; put it back from a backup, or add --accept-changes, which takes "
+                "what there is now"
+            )
         changed = self._changed_contents(contents_of(self.config))
         if changed:
             raise UserError(
@@ -129,7 +135,7 @@ class RunFolder:
         return self._accepted().get("changes", [])
 
     def _accepted(self) -> dict[str, Any]:
-        with suppress(OSError, ValueError):  # of an earlier version, or damaged
+        with suppress(OSError, ValueError):  # of an earlier version, or damaged; see _check_contents
             accepted: dict[str, Any] = json.loads((self.path / "contents.json").read_text("utf-8"))
             return accepted
         return {}

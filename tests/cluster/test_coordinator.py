@@ -139,9 +139,9 @@ def test_a_users_error_ends_the_workers_that_wait_for_its_share(
     monkeypatch.setattr("rlr_ray.cluster.trainer._train", fails)
     coordinator, folder = RunCoordinator(), str(tmp_path)
     monkeypatch.setattr(Seat, "take", lambda seat: None)  # which is for a process of its own
-    work = {"coordinator": Handle(coordinator), "cluster": ClusterConfig(), "folder": folder, "ran_on": "Ray"}
+    plain = {"config": None, "cluster": ClusterConfig(), "folder": folder, "ran_on": "Ray"}
     with pytest.raises(UserError, match="not finite") if size > 1 else nullcontext():
-        run_worker(work)
+        run_worker(plain | {"coordinator": Handle(coordinator)})
     assert str(coordinator.failure()) == "the reward is not finite"
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from rlr_ray.cli import main
 from rlr_ray.config.recipe import resolve
 from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
 from rlr_ray.train.contents import _blocks, contents_of
 from rlr_ray.train.run_folder import RunFolder
 from tests.runs import small_run, tiny, train_here
@@ -124,6 +125,17 @@ def test_options_that_are_files_are_contents_and_a_run_of_an_earlier_version_has
     Path("runs/short/contents.json").unlink()
     Path("prompts.txt").write_text("3\n")
     RunFolder(_config()).check(resume=True, overwrite=False)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_damaged_list_of_contents_is_told() -> None:
+    Path("runs/short/contents.json").write_text('{"contents": {"prom')
+    folder = RunFolder(_config())
+    with pytest.raises(UserError, match=r"contents.json is damaged, .* add --accept-changes"):
+        folder.check(resume=True, overwrite=False)
+    folder.check(resume=True, overwrite=False, accept_changes=True)
+    folder.begin(resume=True)
+    folder.check(resume=True, overwrite=False)
 
 
 def test_of_a_large_file_blocks_are_read_that_reach_from_end_to_end(
