@@ -15,13 +15,13 @@ from rlr_ray.evaluation.followed import Followed, duration
 from rlr_ray.loggers.curves import Point, Rows, held_out_points, likeness_points, points, spent
 from rlr_ray.loggers.figures import COLORS, not_empty, titled
 from rlr_ray.loggers.html import captioned, change_words, picture, plots, section, warned
-from rlr_ray.loggers.page import facts, table
+from rlr_ray.loggers.page import table
 from rlr_ray.rewards.likeness import LIKENESS, REFERENCES
 from rlr_ray.rewards.scores import mean_and_error
 
 _WORK = "denoiser forwards, a backward as two"
 _FEW = 6  # runs whose pictures stand side by side
-_DASHES = ("solid", "dash", "dot")
+_MARKS = {"solid": "●", "dash": "◐", "dot": "○"}  # of lines
 _UNITS = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 _SMOOTH = 20  # parts of a run: a mean over one is a point of its training curve
 
@@ -31,7 +31,7 @@ def comparison_parts(runs: Sequence[Followed]) -> dict[str, str]:
     warnings = [f"{run.name}: {text}" for run in runs for text in run.summary.get("warnings", ())]
     names = ", ".join(run.name for run in runs) if len(runs) <= _FEW else f"{len(runs)} runs"
     parts = {
-        "head": f"<h1>{html.escape(names)}</h1>" + facts((run.name, run.state) for run in runs),
+        "head": f"<h1>{html.escape(names)}</h1>{_states(runs)}",
         "results": section("What came of them", _results(runs)),
         "reward": section("Reward", plots(_rewards(runs)) + _curves_note(runs)),
         "pictures": section("Before and after, on the same seeds", _pictures(runs)),
@@ -40,6 +40,16 @@ def comparison_parts(runs: Sequence[Followed]) -> dict[str, str]:
         "warnings": section("Warnings", warned(warnings)),
     }
     return {name: part for name, part in parts.items() if part}
+
+
+def _states(runs: Sequence[Followed]) -> str:
+    """How far each run is, beside the mark of its lines."""
+    lines = (
+        f'<tr><td><span style="color:{style["color"]}">{_MARKS[style["dash"]]}</span> {html.escape(run.name)}</td>'
+        f"<td>{html.escape(run.state)}</td></tr>"
+        for run, style in _styled(runs)
+    )
+    return f'<table class="facts">{"".join(lines)}</table>'
 
 
 def _results(runs: Sequence[Followed]) -> str:
@@ -174,7 +184,7 @@ def _measured(
 
 
 def _finished(figure: go.Figure, over: str, runs: Sequence[Followed]) -> go.Figure:
-    return titled(figure, over).update_layout(showlegend=len(runs) > 1)
+    return titled(figure, over).update_layout(showlegend=1 < len(runs) <= _FEW)
 
 
 def _held_out(run: Followed) -> dict[str, dict[int, Point]]:
@@ -207,7 +217,7 @@ def _styled(runs: Sequence[Followed]) -> Iterator[tuple[Followed, dict[str, str]
     """A color a run; where there are more, their lines are broken."""
     for number, run in enumerate(runs):
         again, color = divmod(number, len(COLORS))
-        yield run, {"color": COLORS[color], "dash": _DASHES[again % len(_DASHES)]}
+        yield run, {"color": COLORS[color], "dash": list(_MARKS)[again % len(_MARKS)]}
 
 
 def _differences(runs: Sequence[Followed]) -> str:

@@ -64,6 +64,8 @@ class Followed:
                 f"{text}; nothing new for {duration(silent)}, where an update took {duration(pace)}. If it has ended, "
                 f"`rlr-ray train --resume {self.folder}` goes on with it."
             )
+        if done >= asked:
+            return f"{text}: its results are being measured and written."
         return f"{text}, {duration(pace)} each: about {duration(pace * (asked - done))} left, evaluations apart."
 
 

@@ -42,9 +42,9 @@ def report_parts(config: RunConfig, rows: Rows, shown: Shown | None, state: str)
     parts = {
         "head": f"<h1>{html.escape(config.name)}</h1><p>{html.escape(state)}</p>",
         "results": "".join(_results(shown, now)) if shown else "",
-        "facts": facts(_facts(config, summary)),
         "reward": "<h2>Reward</h2>" + drawn(rewards.pop("Reward"), 380, "Reward") + plots(rewards),
         "pictures": f"<h2>Before and {now}, on the same seeds</h2>{_pairs(shown, now)}" if shown else "",
+        "facts": "<h2>Plan and cost</h2>" + facts(_facts(config, summary)),
         "terms": section("Terms of the gradient", plots(term_figures(rows))),
         "likeness": section(
             "Pictures without a judge", plots(likeness_figures(rows, summary.get("likeness", {}), kept))
@@ -161,10 +161,16 @@ def picture(source: str, when: str, scores: Mapping[str, float], pair: Pair) -> 
 def plots(figures: Mapping[str, go.Figure]) -> str:
     """Side by side where there is room; a long legend gets more, since it takes a line an entry on a phone."""
     cells = (
-        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, 280 + 20 * max(len(figure.data) - 4, 0), title)}</div>"
+        f"<div><h3>{html.escape(title)}</h3>{drawn(figure, _height(figure), title)}</div>"
         for title, figure in figures.items()
     )
     return f'<div class="plots">{"".join(cells)}</div>' if figures else ""
+
+
+def _height(figure: go.Figure) -> int:
+    """In pixels."""
+    told = figure.layout.showlegend is not False
+    return 280 + 20 * max(len(figure.data) - 4, 0) * told
 
 
 def section(title: str, body: str) -> str:

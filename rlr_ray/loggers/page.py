@@ -20,7 +20,7 @@ h2 { margin-top: 2.5rem } progress { width: 100%; height: .5rem; accent-color: #
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { padding-left: 0; text-align: left }
-td:first-child, td:last-child { white-space: normal }
+td:first-child, td:last-child { white-space: normal } .scroll td:first-child { min-width: 9rem }
 .facts td:last-child { padding-right: 0; text-align: left } .facts td { vertical-align: top }
 .facts td:first-child { white-space: nowrap } .facts td:last-child { overflow-wrap: anywhere }
 @media (max-width: 30rem) { td, th { padding: .25rem .4rem } th:first-child { white-space: normal } }
