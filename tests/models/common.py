@@ -17,9 +17,7 @@ from rlr_ray.config.run import AdapterConfig, ModelConfig, RunConfig, SamplerCon
 from rlr_ray.core.sampler import Sampler
 from rlr_ray.core.seeds import chain_noise
 from rlr_ray.models.loading import load_model
-from rlr_ray.train.engine import Engine
-from rlr_ray.train.loop import train
-from rlr_ray.train.run_folder import RunFolder
+from tests.runs import train_here
 
 CPU = torch.device("cpu")
 SEEDS = (11, 12, 13)
@@ -134,28 +132,19 @@ def recipe(name: str, folder: Path, output: Path, **changes: Any) -> RunConfig:
     return parse_config(merge(base, changes))
 
 
-def run(config: RunConfig, *, resume: bool = False, stop_after: int | None = None) -> dict[str, Any]:
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] + 1 == stop_after:
-            raise KeyboardInterrupt
-
-    folder, engine = RunFolder(config), Engine(config)
-    folder.begin(resume=resume)
-    train(engine, None, report)
-    return folder.load_summary()
-
-
-def updates_raise_the_reward(config: Callable[[Path], RunConfig], folder: Path, *, interrupted: bool = True) -> Path:
+def updates_raise_the_reward(
+    config: Callable[[Path], RunConfig], folder: Path, *, interrupted: bool = True, shown: bool = False
+) -> Path:
     """Assert that the reward rises, and that a run stopped after 4 goes on to the same bits; where the run lies."""
     whole, broken = config(folder / "whole"), config(folder / "broken")
-    summary = run(whole)
+    summary = train_here(whole, shown=shown).load_summary()
     assert summary["gain"] > 5 * summary["gain_se"] > 0
     assert summary["adapter"].startswith("lora/")
     if not interrupted:
         return whole.folder
     with pytest.raises(KeyboardInterrupt):
-        run(broken, stop_after=4)
-    assert run(broken, resume=True)["gain"] == summary["gain"]
+        train_here(broken, stop_after=4)
+    assert train_here(broken, resume=True).load_summary()["gain"] == summary["gain"]
     first, second = (load_file(config.folder / summary["adapter"]) for config in (whole, broken))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     return whole.folder

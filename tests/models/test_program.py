@@ -19,12 +19,13 @@ from rlr_ray.core.sampler import Sampler, Start
 from rlr_ray.errors import UserError
 from rlr_ray.prompts.load import load_prompts
 from tests.models import examine
-from tests.models.common import SEEDS, model_of, recipe, run, some_theta
+from tests.models.common import SEEDS, model_of, recipe, some_theta
 from tests.models.examine import Subject
 from tests.models.tiny_flow import save_flux, save_stable_diffusion_3
 from tests.models.tiny_video import save_wan
 from tests.models.zoo.parts import picture
 from tests.models.zoo.stable import sd_parts
+from tests.runs import train_here
 
 QUICK = ("StableDiffusionInpaintPipeline", "FluxPipeline", "WanPipelineA14B")
 SAMPLE = (
@@ -141,7 +142,7 @@ def test_inpainting_of_each_prompts_own_picture_raises_a_reward(tmp_path: Path) 
     model = {"name": "auto", "path": str(tmp_path / "pipeline"), "height": 16, "width": 16, "call": {"strength": 1.0}}
     adapter = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_out.0"]}
     config = recipe("auto", tmp_path, tmp_path, model=model, adapter=adapter, prompts=str(file))
-    summary = run(config)
+    summary = train_here(config).load_summary()
     assert summary["gain"] > 2 * summary["gain_se"] > 0
     assert summary["adapter"].startswith("lora/")
 

@@ -290,7 +290,7 @@ def test_updates_of_all_orders_raise_a_reward(
         "evaluation": {"chains": chains},
     }
     folder = updates_raise_the_reward(
-        lambda output: recipe(name, folders[name], output, **changes), tmp_path, interrupted=name == "wan"
+        lambda output: recipe(name, folders[name], output, **changes), tmp_path, interrupted=name == "wan", shown=True
     )
     assert Image.open(folder / "samples" / "before_after.gif").n_frames == frames
 
