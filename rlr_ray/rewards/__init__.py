@@ -48,6 +48,7 @@ REWARDS = {
     "pickscore": Entry("clip:PickScore"),
     "sfw": Entry("sfw:Sfw", differentiable=False),
     "vlm": Entry("vlm:Vlm", differentiable=False),
+    "vqa": Entry("vqa:Vqa", differentiable=False),
 }
 
 

@@ -28,7 +28,7 @@ NUMBERS = ["1", "2", "3"]
 MOVING = ["a two moving left", "seven moving up", "a three moving right"]
 DIGITS = ("digits", "digits_judge", "moving_digits", "moving_digits_judge")
 DIFFERENTIABLE = [name for name in REWARDS if is_differentiable(name)]
-READERS = ("geneval", "ocr", "sfw", "vlm")  # of what noise does not have: they have tests of their own
+READERS = ("geneval", "ocr", "sfw", "vlm", "vqa")  # of what noise does not have: they have tests of their own
 MOTION = ("dynamic_degree", "motion_smoothness")
 BLIND = ("aesthetic", "jpeg_compressibility", "jpeg_incompressibility", *MOTION)  # to the prompt
 
