@@ -74,7 +74,7 @@ def spec_of(peer: Peer, chains: int, rate: float, seed: int, points: list[int]) 
         "points": points,
         "adapter": config.adapter.options,
         "theta": model.initial_theta,
-        "shapes": model.parameters.shapes,  # type: ignore[attr-defined]
+        "shapes": model.tuned.vectors["unet"].shapes,  # type: ignore[attr-defined]
         "prompts": [prompt.text for prompt in engine.prompts],
         "chains": chains,
         "steps": config.sampler.steps,
@@ -92,7 +92,7 @@ def difference(results: dict[str, Any]) -> float:
     with torch.no_grad():
         for k, time in enumerate(schedule.timesteps):
             latent = schedule.mean(k, latent, model(theta, latent, time, conditioning)) + schedule.sigma[k] * noise[k]
-        largest = float((model.decode(latent) - results["pictures"]).abs().max())
+        largest = float((model.decode(latent, None, conditioning) - results["pictures"]).abs().max())
     if largest > 1e-2:
         raise RuntimeError(f"pictures of both environments differ by {largest:.3g}; at most 0.01 is expected")
     return largest

@@ -60,7 +60,7 @@ def measured(label: str, name: str, keys: dict[str, Any]) -> Row:
     config = parse_config(recipe | keys | {"cluster": "none"})
     engine = PictureEngine(config)
     model: Any = engine.model
-    modules = sum("lora_A" in name for name in model.parameters.shapes)
+    modules = sum("lora_A" in name for vector in model.tuned.vectors.values() for name in vector.shapes)
     scale = config.adapter.options.get("lora_alpha", 0) / math.sqrt(config.adapter.options.get("r", 1))
     rule = float(f"{0.03 * 4 * math.sqrt(7) / (scale * math.sqrt(modules)):.2g}") if modules else None
     row = {"case": label, "numbers": len(engine.model.initial_theta), "modules": modules or None}

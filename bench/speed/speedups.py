@@ -32,7 +32,7 @@ def forward(one: Engine, chains: int, *, own: bool = False) -> Part:
 
     def call() -> Tensor:
         with torch.no_grad():
-            return model(theta, some.x_start, 500.0, some.conditioning)
+            return model(theta, some.x_start, model.schedule.timesteps[1], some.conditioning)
 
     return call
 
@@ -78,8 +78,8 @@ class Tried:
 
     def quick(self) -> dict[str, tuple[Part, Part]]:
         plain = self.plain
-        vmapped = self.changed(lambda model: setattr(model, "per_chain", False))
-        last = self.changed(lambda model: model.module.to(memory_format=torch.channels_last))
+        vmapped = self.changed(lambda model: setattr(model.tuned, "per_chain", False))
+        last = self.changed(lambda model: model.pipeline.unet.to(memory_format=torch.channels_last))
         pairs = {CHECK: (forward(plain, 40), forward(plain, 40))}
         for chains in (16, 80):
             batched = forward(plain, chains, own=True)
@@ -104,7 +104,7 @@ class Tried:
         return pairs
 
     def compiled(self) -> dict[str, tuple[Part, Part]]:
-        plain, fast = self.plain, self.changed(lambda model: model.module.compile(dynamic=False))
+        plain, fast = self.plain, engine(self.size, model={"compile": True})
         return {
             "torch.compile, a forward of 40": (forward(plain, 40), forward(fast, 40)),
             "torch.compile, own weights of 40 chains": (forward(plain, 40, own=True), forward(fast, 40, own=True)),

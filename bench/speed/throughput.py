@@ -24,19 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.models import TRUE_SIZES, engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, interleaved, rounded
 from rlr_ray.core.plan_shape import PlanShape
-from rlr_ray.core.sampler import Chains, Conditioning
+from rlr_ray.core.sampler import Chains
 from rlr_ray.core.zeroth_order import Directions, rollout
 from rlr_ray.models.schedulers import ddim_scheduler
 from rlr_ray.train.engine import Engine, RolloutRequest
 
 DIRECTIONS = (1, 8, 32)
 ROLLOUT, CHAIN, PIPELINE = "rollout", "chain", "pipeline"
-_ARGUMENTS = {  # what the pipeline calls the parts of a prompt's embedding
-    "prompt": "prompt_embeds",
-    "negative": "negative_prompt_embeds",
-    "pooled": "pooled_prompt_embeds",
-    "negative_pooled": "negative_pooled_prompt_embeds",
-}
 
 
 class Bench:
@@ -64,7 +58,7 @@ class Bench:
         return {
             ROLLOUT: lambda: rollout(self.engine.sampler, self.theta, self.plan, bare, directions, 1e-3),
             CHAIN: lambda: self._sample(both),
-            PIPELINE: lambda: self._pipeline(both.x_start, both.conditioning, "latent"),
+            PIPELINE: lambda: self._pipeline(both.x_start, self._texts(2 * count), "latent"),
         }
 
     def whole(self, count: int) -> dict[str, Part]:
@@ -77,9 +71,9 @@ class Bench:
                 return chains.objective(self._sample(chains))
 
         def pipeline() -> Tensor:
-            texts = [self.engine.prompts[k % len(self.engine.prompts)].text for k in range(2 * count)]
+            texts = self._texts(2 * count)
             start = torch.randn(2 * count, *self.model.latent_shape, device=self.engine.device)
-            images = self._pipeline(start, self.model.encode(texts), "pt")
+            images = self._pipeline(start, texts, "pt")
             return self.engine.rewards.score(images.float(), texts, [{}] * len(texts)).scores
 
         return {ROLLOUT: lambda: self.engine.rollout(request, range(count)), CHAIN: chain, PIPELINE: pipeline}
@@ -87,12 +81,14 @@ class Bench:
     def _sample(self, chains: Chains) -> Tensor:
         return self.engine.sampler.sample(self.theta, *chains.start).latents[-1]
 
-    def _pipeline(self, start: Tensor, conditioning: Conditioning, output: str) -> Tensor:
-        sampler, dtype = self.engine.config.sampler, self.model.dtype
-        embedded = {_ARGUMENTS[name]: value.to(dtype) for name, value in conditioning.items()}
+    def _texts(self, count: int) -> list[str]:
+        return [self.engine.prompts[k % len(self.engine.prompts)].text for k in range(count)]
+
+    def _pipeline(self, start: Tensor, texts: list[str], output: str) -> Tensor:
+        sampler = self.engine.config.sampler
         images: Tensor = self.pipeline(
-            **embedded,
-            latents=start.to(dtype),
+            texts,
+            latents=start.to(self.pipeline.unet.dtype),
             num_inference_steps=sampler.steps,
             eta=sampler.eta,
             guidance_scale=sampler.guidance_scale,

@@ -25,7 +25,7 @@ from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.core.zeroth_order import rollout
-from rlr_ray.models.pipelines import recomputed
+from rlr_ray.models.seams import recomputed
 
 HALF = "half order, h = {}"
 ROLLOUT = "rollout of one pair a chain"

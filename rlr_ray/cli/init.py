@@ -17,7 +17,7 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import ModelConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models.loading import MODELS, entry_of
+from rlr_ray.models.loading import EMBEDDED, class_of
 from rlr_ray.prompts.load import describe_prompts
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ def _answer(name: str) -> str:
 
 def recipe_of(model: str, reward: str, prompts: str) -> str:
     """The recipe's text. Raises UserError for a model or a reward that cannot be."""
-    shipped = model in MODELS and MODELS[model].path is not None
-    keys = {"name": model} if shipped else {"name": "auto", "path": model}
+    shipped = model in EMBEDDED
+    keys = {"name": model} if shipped else {"path": model}
     adapter, sampler = (_SMALL, "{steps: 10, guidance_scale: 1.0}") if shipped else _kind_of(model)
     spelled = read_yaml(reward) if reward.startswith("{") else {"name": reward}
     label = re.sub(r"\W+", "_", f"{model.rstrip('/').rpartition('/')[2]}_{spelled.get('name', 'reward')}").strip("_")
@@ -93,7 +93,7 @@ def recipe_of(model: str, reward: str, prompts: str) -> str:
 def _kind_of(model: str) -> tuple[str, str]:
     """Adapter and sampler that suit a model, as far as its files can be had."""
     try:
-        kind = entry_of(ModelConfig(name="auto", path=model)).pipeline
+        kind = class_of(ModelConfig(path=model))
     except UserError as error:
         if model.count("/") != 1 or model.startswith(("/", ".", "~", "$")):
             raise

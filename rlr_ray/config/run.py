@@ -25,7 +25,7 @@ from rlr_ray.utils.environment import path_of
 
 
 class ModelConfig(Strict):
-    # A line of the table in rlr_ray/models/loading.py; auto: by the class of the pipeline at `path`
+    # auto: of the pipeline's own class; digits or moving_digits: embedded ones; others refuse all classes but theirs
     name: str = "auto"
     path: str | None = None  # folder or hub name of the pipeline
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
@@ -35,11 +35,11 @@ class ModelConfig(Strict):
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
     # Whether gradients pass through the denoiser; false: it is only run, and preset auto is es, zeroth order alone
     differentiable: bool = True
-    # Arguments of the pipeline's own call that all chains share, e.g. {max_sequence_length: 256}; of name: pipeline
+    # Arguments of the pipeline's own call that all chains share, e.g. {max_sequence_length: 256}
     call: dict[str, Any] = Field(default_factory=dict)
     # The denoiser's activations are computed again for the gradient, by blocks
     gradient_checkpointing: Annotated[bool, FREE] = False
-    # Pictures, frames or Wan's videos decoded at once; None: all
+    # Pictures, frames or videos decoded at once; None: all
     decode_slice: Annotated[int | None, FREE] = Field(None, ge=1)
     # The denoiser, by torch.compile: minutes at each process's start, then faster steps
     compile: Annotated[bool, FREE] = False

@@ -19,7 +19,8 @@ from torch import Tensor
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.loggers.pictures import to_pil
-from rlr_ray.models.loading import entry_of
+from rlr_ray.models.facts import fact_of
+from rlr_ray.models.loading import class_of
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.utils.console import table
 
@@ -34,7 +35,7 @@ class VBenchVideos:
     def __init__(self, folder: Path, config: RunConfig):
         """Raises UserError for prompts that cannot be a file's name, or if videos cannot be written."""
         self.folder, self.prompts = folder, [prompt.text for prompt in prompt_sets(config).held_out]
-        self.rate = entry_of(config.model).frames_a_second
+        self.rate = fact_of(class_of(config.model)).frames_a_second
         if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
             raise UserError("--vbench writes videos with imageio, which is not installed: pip install rlr-ray[video]")
         for number, prompt in enumerate(self.prompts):

@@ -1,4 +1,4 @@
-"""Models: pipelines seen as denoisers; which there are stands in the table of models/loading.py."""
+"""Models: diffusers pipelines, each run by its own call; what differs by class stands in models/facts.py."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class Model(Protocol):
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
 
     def encode(
-        self, prompts: Sequence[str], negatives: Sequence[str] = (), columns: Sequence[Mapping[str, Any]] = ()
-    ) -> Conditioning: ...  # negatives (): all empty; columns: the prompts' others, as pictures to start from
+        self,
+        prompts: Sequence[str | Sequence[str]],  # or those of a chain's stages
+        negatives: Sequence[str] = (),  # (): all empty
+        columns: Sequence[Mapping[str, Any]] = (),  # the prompts' others, as pictures to start from
+    ) -> Conditioning: ...
 
     def begin(self, seeds: Sequence[int], conditioning: Conditioning) -> Start:
         """First latents, noises and conditioning of chains that the plain pipeline draws with one generator a seed."""
@@ -40,6 +43,8 @@ class Model(Protocol):
 
         Latents may be of the chains of a conditioning n times over; without it, of any.
         """
+
+    def as_pictures(self, latents: Tensor) -> Tensor: ...  # [B, C, (F,) H, W], whose places are those of the picture
 
     def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
         """What the base model sees in its middle of last latents [B, C, H, W]: [B, C', H', W'], differentiable."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
+from rlr_ray.models.facts import fact_of
 from rlr_ray.prompts.prompt import PICTURES, TEXTS, is_tensor
 
+logger = logging.getLogger(__name__)
 # The chain's own, which nobody else may say.
 _OURS = (
     "prompt", "negative_prompt", "num_inference_steps", "timesteps", "sigmas", "eta", "generator", "latents",
     "output_type", "return_dict", "callback", "callback_steps", "callback_on_step_end",
     "callback_on_step_end_tensor_inputs", "num_images_per_prompt", "num_videos_per_prompt",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What holds of a class of pipelines and its call does not say."""
-
-    alone: bool = False  # it takes one prompt a call
-    apart: bool = False  # rows of a call are more than its chains', so numbers of each chain's own take a call each
-
-
-FACTS = {
-    "WanVACEPipeline": Fact(alone=True),
-    "WanImageToVideoPipeline": Fact(alone=True),
-    "QwenImageEditPipeline": Fact(alone=True),
-    "QwenImageEditPlusPipeline": Fact(alone=True),
-    "CogVideoXImageToVideoPipeline": Fact(alone=True),
-}
-REFUSED = {  # by class
-    "HiDreamImagePipeline": "its experts run under torch.no_grad, so a part of the gradient would be missing",
-    "HunyuanImagePipeline": "its guidance has a momentum, so a step's output is no function of its input",
-    "HunyuanImageRefinerPipeline": "its guidance has a momentum, so a step's output is no function of its input",
-    "CosmosTextToWorldPipeline": "it computes EDM's steps itself",
-    "CosmosVideoToWorldPipeline": "it computes EDM's steps itself",
-    "Cosmos2TextToImagePipeline": "it computes EDM's steps itself",
-    "Cosmos2VideoToWorldPipeline": "it computes EDM's steps itself",
-    "StableCascadeCombinedPipeline": "it is several pipelines, one after the other",
-    "StableCascadeDecoderPipeline": "it is one stage of several",
-    "StableCascadePriorPipeline": "it is one stage of several",
-    "HeliosPyramidPipeline": "it has several stages of noise",
-    **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "SCM, its scheduler, steps otherwise"),
-    **dict.fromkeys(
-        (f"IF{kind}Pipeline" for kind in ("", "Img2Img", "Inpainting", "SuperResolution")),
-        "its model draws pixels and predicts a variance too",
-    ),
-}
-
-
-def fact_of(pipeline: Any) -> Fact:
-    """Raises UserError for a class that cannot be served."""
-    name = type(pipeline).__name__
-    if name in REFUSED:
-        raise UserError(f"a {name} cannot be trained: {REFUSED[name]}; see docs/models.md for classes that can")
-    return FACTS.get(name, Fact(apart="PAG" in name))
 
 
 def call_arguments(pipeline: Any, config: Any, sampler: Any) -> dict[str, Any]:
@@ -88,9 +48,10 @@ def call_arguments(pipeline: Any, config: Any, sampler: Any) -> dict[str, Any]:
     }
     if scale != "guidance_scale":
         said["guidance_scale"] = (sampler, "embedded_guidance_scale", "sampler.embedded_guidance_scale")
-    elif sampler.embedded_guidance_scale is not None:
-        raise UserError(f"sampler.embedded_guidance_scale is set, but a {kind} has one guidance; leave it out")
-    arguments: dict[str, Any] = {}
+    _check_embedded_guidance(pipeline, sampler, told_apart=scale != "guidance_scale")
+    frames = signature["num_frames"].default if "num_frames" in signature else None
+    fact = fact_of(kind)
+    arguments = fact.arguments(pipeline, frames)
     for name, (section, key, words) in said.items():
         value, stated = getattr(section, key), key in section.model_fields_set and getattr(section, key) is not None
         if stated and (name in config.call or name not in signature):
@@ -98,27 +59,40 @@ def call_arguments(pipeline: Any, config: Any, sampler: Any) -> dict[str, Any]:
             raise UserError(f"{words} is set, but {why}; leave it out")
         if value is not None and name in signature:
             arguments[name] = value
-    return {**arguments, **config.call, "output_type": "pt"}
+    arguments |= config.call
+    if fact.most_frames and arguments["num_frames"] > (most := fact.most(pipeline)):
+        raise UserError(
+            f"model.num_frames is {arguments['num_frames']}; allowed: up to {most} for these motion modules"
+        )
+    return {**arguments, "output_type": "pt"}
 
 
-def without_checks(kind: Any) -> dict[str, Any]:
-    """Options of a pipeline's class that leave out what looks at finished pictures."""
-    taken = inspect.signature(kind).parameters
-    options = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
-    return {name: value for name, value in options.items() if name in taken}
+def _check_embedded_guidance(pipeline: Any, sampler: Any, *, told_apart: bool) -> None:
+    """Raise UserError if a guidance is to be told to a model that takes none; warn of two guidances at once."""
+    scale, config = sampler.embedded_guidance_scale, getattr(getattr(pipeline, "transformer", None), "config", {})
+    embeds = config.get("guidance_embeds")  # None: its configuration does not say
+    if scale is not None and (embeds is False or not told_apart):
+        raise UserError(
+            f"sampler.embedded_guidance_scale is {scale:g}, but a {type(pipeline).__name__} of this model takes none; "
+            "leave the key out"
+        )
+    if embeds and told_apart and sampler.guidance_scale > 1:
+        logger.warning(
+            f"sampler.guidance_scale {sampler.guidance_scale:g} adds classifier-free guidance, at twice the cost, to a "
+            "model with guidance of its own; set it to 1 unless prompts have negative ones"
+        )
 
 
 class Requests:
-    """What chains are asked for, a line each; equal ones have one line."""
+    """What chains are asked for, by a number that follows from what it is, so that no other model's is taken for it."""
 
     def __init__(self, pipeline: Any):
         self.pipeline, self.kind = pipeline, type(pipeline).__name__
         self.signature = inspect.signature(type(pipeline).__call__).parameters
-        self.lines: list[dict[str, Any]] = []
-        self._line_of: dict[str, int] = {}
+        self.asked: dict[int, dict[str, Any]] = {}
 
     def add(self, prompt: str, negative: str = "", columns: Mapping[str, Any] | None = None) -> int:
-        """The line of a prompt with those of its columns that the call takes. Raises UserError if it cannot be had."""
+        """The number of a prompt with those of its columns that the call takes. Raises UserError if one is no file."""
         own = {
             name: value
             for name, value in (columns or {}).items()
@@ -129,17 +103,16 @@ class Requests:
             none = "" if "true_cfg_scale" in self.signature else self.signature["negative_prompt"].default
             request["negative_prompt"] = negative or none
         request = own if any(name.startswith("prompt_embeds") for name in own) else request | own
-        key = repr(sorted(request.items()))
-        if key not in self._line_of:
+        number = seed_of(repr(sorted(request.items())))
+        if number not in self.asked:
             for name, value in own.items():
                 _read(name, value)
-            self._line_of[key] = len(self.lines)
-            self.lines.append(request)
-        return self._line_of[key]
+            self.asked[number] = request
+        return number
 
-    def arguments(self, lines: Sequence[int], *, alone: bool) -> dict[str, Any]:
-        """The call's arguments for chains of these lines."""
-        rows = [{name: _read(name, value) for name, value in self.lines[line].items()} for line in lines]
+    def arguments(self, numbers: Sequence[int], *, alone: bool) -> dict[str, Any]:
+        """The call's arguments for chains of these requests."""
+        rows = [{name: _read(name, value) for name, value in self.asked[number].items()} for number in numbers]
         if alone:
             return {name: value for name, value in rows[0].items() if value is not None}
         names = list(rows[0])

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -21,12 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rlr_ray.errors import UserError
 from rlr_ray.models import DENOISERS
 from rlr_ray.models.rows import ByRow
-from rlr_ray.models.seams import at_once, by_rows, count_step, in_slices, lookalike, remembered, states, vmapped
+from rlr_ray.models.seams import (
+    Silent,
+    Zeros,
+    at_once,
+    by_latent_frame,
+    by_rows,
+    count_step,
+    in_slices,
+    keep_signatures,
+    lookalike,
+    remembered,
+    rows_of,
+    states,
+    vmapped,
+)
 from rlr_ray.models.trained import Trained
 
 _BESIDE = ("controlnet",)  # beginnings of the names of frozen ones that steps call
@@ -71,7 +85,7 @@ class _Run:
 _RUN: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 
-class _Left(BaseException):
+class Left(BaseException):
     """The call is left. Not an Exception, so that no pipeline catches it."""
 
 
@@ -87,15 +101,17 @@ class PipelineCall:
         self.steps = 0  # T, once it is known; a run to the end passes over all
         self.count = 1  # of a step's parts
         self.slot: int | None = None  # which tensor of prepare_latents' the steps start from, once it is known
-        self.plain = False  # that tensor is a generator's noise, and prepare_latents makes nothing else
+        self.plain = False  # that tensor is a generator's noise, and the call draws and prepares nothing else
         self.draws = True  # the call may draw from torch's own generators
         self.pipeline.scheduler = solver
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.progress_bar = Silent
         self.pipeline.maybe_free_model_hooks = lambda: None  # looks through all modules
+        if hasattr(pipeline, "prepare_extra_step_kwargs"):  # of scheduler.step, of which ours takes none
+            self.pipeline.prepare_extra_step_kwargs = lambda *args, **kwargs: {}
         if hasattr(self.pipeline, "safety_checker"):  # it looks at numpy's pictures, and blackens some
             self.pipeline.safety_checker = None
         self._call = getattr(type(pipeline).__call__, "__wrapped__", type(pipeline).__call__)  # without its no_grad
-        self._zeros: dict[Any, Any] = {}
+        self._zeros = Zeros()
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
                 self._take(name, part, decode_slice)
@@ -113,10 +129,13 @@ class PipelineCall:
         forward = part.forward
         in_steps = name in DENOISERS or name.startswith(_BESIDE)
         seam = self._denoiser(name, forward) if in_steps else self._taped(name, forward)
+        keep_signatures(part)
         part.forward = functools.wraps(forward)(seam)
         if callable(getattr(part, "encode", None)):
             part.encode = functools.wraps(part.encode)(self._taped(f"{name}.encode", part.encode))
         if callable(getattr(part, "decode", None)):
+            if decode_slice is not None and isinstance(getattr(part, "decoder", None), nn.Module):
+                by_latent_frame(part.decoder)
             part.decode = functools.wraps(part.decode)(_decoder(part, part.decode, decode_slice))
 
     def run(self, run: _Run) -> Any:
@@ -133,15 +152,16 @@ class PipelineCall:
                     return self._called(run.batch)
                 finally:
                     run.drew = not torch.equal(before, states(device))
-        except _Left:
+        except Left:
             return None
         finally:
             _RUN.reset(token)
 
     def _called(self, batch: Batch) -> Any:
         batch.generators = batch.generators or [torch.Generator() for _ in batch.seeds]
-        for generator, seed in zip(batch.generators, batch.seeds, strict=True):
-            generator.manual_seed(seed)
+        if not (self.plain and "prepared" in batch.tape):
+            for generator, seed in zip(batch.generators, batch.seeds, strict=True):
+                generator.manual_seed(seed)
         one_or_all: Any = batch.generators if len(batch.generators) > 1 else batch.generators[0]
         return self._call(self.pipeline, **self.arguments, **batch.arguments, generator=one_or_all)
 
@@ -181,7 +201,7 @@ class PipelineCall:
             if k >= stop or run.probing:
                 run.seen.append((float(timestep), latent, model_output.float()))
                 if run.k is not None and part + 1 == self.count:
-                    raise _Left
+                    raise Left
             elif k == stop - 1 and run.parts is not None:
                 latent = run.parts[part]
             latent = latent.contiguous()  # strides change bits
@@ -226,12 +246,9 @@ class PipelineCall:
         def live(theta: Tensor, args: Any, kwargs: Any) -> Any:
             if name not in self.tuned.modules:
                 return forward(*args, **kwargs)
-            token = _RUN.set(None)  # inside, calls are plain
-            try:
+            with _no_run():
                 own = self.tuned.of(name, theta)
                 return functional_call(self.tuned.modules[name], own, args, kwargs, tie_weights=False)
-            finally:
-                _RUN.reset(token)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _RUN.get()
@@ -239,10 +256,10 @@ class PipelineCall:
                 return forward(*args, **kwargs)
             run.begun = True
             if run.theta is None or run.calls // self.count != run.k:
-                return self._zeros_of(run, name, forward, args, kwargs)
+                return self._zeros_of(run, name, forward, args, kwargs, rows_of(args, kwargs))
             if run.theta.dim() == 1:
                 return live(run.theta, args, kwargs)
-            theta = by_rows(run.theta, args, kwargs)
+            theta = by_rows(run.theta, rows_of(args, kwargs))
             return live(theta, args, kwargs) if self.tuned.per_chain else vmapped(live, theta, args, kwargs)
 
         return call
@@ -258,31 +275,30 @@ class PipelineCall:
                 return self._zeros_of(run, name, function, args, kwargs)
             key = run.next(name)
             if key not in run.batch.tape:
-                token = _RUN.set(None)
-                try:
-                    with torch.no_grad():
-                        run.batch.tape[key] = function(*args, **kwargs)
-                finally:
-                    _RUN.reset(token)
+                with _no_run(), torch.no_grad():
+                    run.batch.tape[key] = function(*args, **kwargs)
             return run.batch.tape[key]
 
         return call
 
-    def _zeros_of(self, run: _Run, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Zeros as the function would return them; it is called once for each kind of arguments."""
+    def _zeros_of(
+        self, run: _Run, name: str, function: Callable[..., Any], args: Any, kwargs: Any, rows: int = 0
+    ) -> Any:
         place = run.next(name)
         if place not in run.batch.zeros:
-            leaves = tree_leaves((args, kwargs))
-            key = name, *((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else None for x in leaves)
-            if key not in self._zeros:
-                token = _RUN.set(None)
-                try:
-                    with torch.no_grad():
-                        self._zeros[key] = tree_map_only(Tensor, torch.zeros_like, function(*args, **kwargs))
-                finally:
-                    _RUN.reset(token)
-            run.batch.zeros[place] = self._zeros[key]
+            with _no_run():
+                run.batch.zeros[place] = self._zeros.of(name, function, args, kwargs, rows)
         return run.batch.zeros[place]
+
+
+@contextmanager
+def _no_run() -> Iterator[None]:
+    """Inside, calls are plain."""
+    token = _RUN.set(None)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
 
 
 def _decoder(part: Any, decode: Callable[..., Any], size: int | None) -> Callable[..., Any]:
@@ -291,7 +307,7 @@ def _decoder(part: Any, decode: Callable[..., Any], size: int | None) -> Callabl
     def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = _RUN.get()
         if run is not None and run.probing and run.begun:
-            raise _Left
+            raise Left
         return decode(z, *args, **kwargs)
 
     return call

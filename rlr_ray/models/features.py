@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,36 +30,44 @@ def middle_of(denoiser: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def outputs_of(block: nn.Module) -> Iterator[list[Tensor]]:
-    """What the block puts out meanwhile, call by call; of several tensors the last: a picture's tokens, not a text's.
+def outputs_of(blocks: Sequence[nn.Module], left: type[BaseException]) -> Iterator[list[Tensor]]:
+    """What the first of the blocks that is called puts out, which is left there by an exception.
 
-    Compiled code would not call a hook, so nothing is compiled meanwhile.
+    Of several tensors the last: a picture's tokens, not a text's. Compiled code would not call a hook, so nothing is
+    compiled meanwhile.
     """
     outputs: list[Tensor] = []
 
     def keep(block: nn.Module, inputs: Any, output: Any) -> None:
         outputs.append(output[-1] if isinstance(output, tuple) else output)
+        raise left
 
-    hook = block.register_forward_hook(keep)
+    hooks = [block.register_forward_hook(keep) for block in blocks]
     try:
         with torch.compiler.set_stance("force_eager"):
             yield outputs
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-def pooled(seen: Tensor, latent_shape: tuple[int, ...], count: int) -> Tensor:  # -> [B, C', H', W']
+def pooled(seen: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:  # -> [B, C', H', W']
     """A middle block's output of `count` latents, averaged to H', W' <= 4; frames, at most 4, count as channels.
 
-    It is [B, C', h, w], [B F, C', h, w] of a video's frames one by one, or [B, N, C'] of tokens, row by row.
+    It is [B, C', h, w], [B F, C', h, w] of a video's frames one by one, or [B, N, C'] of tokens, row by row. Where
+    guidance has more rows in one batch, the last are those with the prompt. `grid`: see `on_grid`.
     """
-    frames = math.prod(latent_shape[1:-2])
     if seen.dim() == 3:
-        height, width = latent_shape[-2:]
-        rows = round(math.sqrt(seen.shape[1] / frames * height / width))
-        grid = seen.transpose(1, 2).unflatten(2, (frames, rows, -1))  # [B, C', F, h, w]
+        places = on_grid(seen[-count:], grid)
     else:
-        grid = seen.unflatten(0, (count, -1)).transpose(1, 2)
-    frames, height, width = grid.shape[2:]
+        places = seen[-count * grid[0] :].unflatten(0, (count, -1)).transpose(1, 2)
+    frames, height, width = places.shape[2:]
     smaller = min(frames, FRAMES), min(height, SIDE), min(width, SIDE)
-    return functional.adaptive_avg_pool3d(grid.float(), smaller).flatten(1, 2)
+    return functional.adaptive_avg_pool3d(places.float(), smaller).flatten(1, 2)
+
+
+def on_grid(tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:  # [B, N, C'] -> [B, C', F, h, w]
+    """Tokens of F frames, row by row, where they lie; `grid` is F, and a height and width of the same ratio."""
+    frames, height, width = grid
+    rows = round(math.sqrt(tokens.shape[1] / frames * height / width))
+    return tokens.transpose(1, 2).unflatten(2, (frames, rows, -1))

@@ -1,49 +1,36 @@
-"""The table of models, and loading the pipeline of a diffusers class."""
+"""Loading the pipeline of a diffusers class, and the names that stand for some."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import torch
 import transformers
+from diffusers import DDIMScheduler, DiffusionPipeline, MotionAdapter
 
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
-from rlr_ray.models.sharding import Shards, cut, cutting
+from rlr_ray.models.sharding import Shards
 from rlr_ray.utils.environment import path_of
 
-
-class Entry(NamedTuple):
-    """A model without its code, which takes seconds to import."""
-
-    place: str  # file:Class of rlr_ray/models; the file has `load(config, adapter, sampler, device, request) -> Class`
-    pipeline: str  # the class of diffusers
-    frames_a_second: int = 8  # of the videos that it was trained on
-    path: Path | None = None  # of a model that lies in the package; else model.path says where it is
-
-
-MODELS = {  # by model.name
-    "stable_diffusion": Entry("families.stable_diffusion:StableDiffusion", "StableDiffusionPipeline"),
-    "stable_diffusion_xl": Entry("families.stable_diffusion_xl:StableDiffusionXL", "StableDiffusionXLPipeline"),
-    "stable_diffusion_3": Entry("families.stable_diffusion_3:StableDiffusion3", "StableDiffusion3Pipeline"),
-    "flux": Entry("families.flux:Flux", "FluxPipeline"),
-    "animatediff": Entry("families.animatediff:AnimateDiff", "AnimateDiffPipeline"),
-    "wan": Entry("families.wan:Wan", "WanPipeline", frames_a_second=16),
-    # any other class of one denoising loop, by its own call
-    "pipeline": Entry("program:Program", "DiffusionPipeline"),
-    # small ones, which write handwritten digits (rlr_ray/assets/*/README.md)
-    "digits": Entry("families.stable_diffusion:StableDiffusion", "StableDiffusionPipeline", path=DIGITS / "pipeline"),
-    "moving_digits": Entry("families.animatediff:AnimateDiff", "AnimateDiffPipeline", path=MOVING_DIGITS / "pipeline"),
+_BASE, _MOTION = "StableDiffusionPipeline", "AnimateDiffPipeline"
+CLASSES = {  # names for some classes of diffusers, other than which they refuse
+    "stable_diffusion": _BASE,
+    "stable_diffusion_xl": "StableDiffusionXLPipeline",
+    "stable_diffusion_3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+    "animatediff": _MOTION,
+    "wan": "WanPipeline",
 }
-
+EMBEDDED = {"digits": DIGITS / "pipeline", "moving_digits": MOVING_DIGITS / "pipeline"}  # of handwritten digits
+NAMES = ("auto", *CLASSES, *EMBEDDED)  # allowed for model.name; auto: by the pipeline at model.path
 
 _ANY_REQUEST: Mapping[str, Any] = MappingProxyType({"prompt": "", "negative": "", "columns": {}})
 
@@ -54,42 +41,38 @@ def load_model(
     sampler: Any,
     device: torch.device,
     request: Mapping[str, Any] = _ANY_REQUEST,
+    stage_of_step: Sequence[int] = (),
     shards: Shards | None = None,
 ) -> Model:
-    """The model that `config.name` says, with its adapter; `request` is one of those that it will be encoding.
+    """The pipeline that `config` says, with its adapter; `request` is one of those that it will be encoding.
 
-    With `shards` its denoisers' weights are cut among processes. Raises UserError if there is none of that name.
+    `stage_of_step` [T] is for chains whose steps see prompts of their own. With `shards` its denoisers' weights are cut
+    among processes. Raises UserError if there is none, or it does not take what it is asked for.
     """
-    file = importlib.import_module(f"rlr_ray.models.{entry_of(config).place.partition(':')[0]}")
-    with cutting(shards):
-        model: Model = file.load(with_path(config), adapter, sampler, device, request)
+    from rlr_ray.models.program import program_of  # a run's driver, which loads no model, is spared its imports
+
+    pipeline = load_pipeline(with_path(config))
+    if shards is not None:
+        shards.cut_all(pipeline)
+    model = program_of(pipeline, config, adapter, sampler, device, request, stage_of_step)
     if shards is not None:
         shards.check(model)
     return model
 
 
-def entry_of(config: Any) -> Entry:
-    """The line of a model's name; of auto that of the class of its pipeline, and `pipeline` for one that has no line.
-
-    Raises UserError if there is no model of this name, or its files cannot be had.
-    """
-    if config.name not in (*MODELS, "auto"):
-        raise UserError(f"model.name is {config.name!r}; allowed: auto, {', '.join(MODELS)}")
-    if config.name != "auto":
-        entry = MODELS[config.name]
-    else:
-        kind = pipeline_index(config, diffusers.DiffusionPipeline, "diffusers")["_class_name"]
-        others = (entry for entry in MODELS.values() if entry.path is None and entry.pipeline == kind)
-        entry = MODELS["pipeline"] if config.call else next(others, MODELS["pipeline"])
-    if config.call and entry is not MODELS["pipeline"]:
-        raise UserError(f"model.call is set, but model.name is {config.name!r}; allowed with it: pipeline, or auto")
-    return entry
-
-
 def with_path(config: Any) -> Any:
-    """The model's config with the folder of one that lies in the package."""
-    path = entry_of(config).path
+    """The model's config with the folder of one that lies in the package. Raises UserError for an unknown name."""
+    if config.name not in NAMES:
+        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(NAMES)}")
+    path = EMBEDDED.get(config.name)
     return config if path is None else config.model_copy(update={"path": str(path)})
+
+
+def class_of(config: Any) -> str:
+    """The name of the diffusers class as which a pipeline is run. Raises UserError if its files cannot be had."""
+    if config.name in CLASSES:
+        return CLASSES[config.name]
+    return _MOTION if config.motion_adapter is not None else str(pipeline_index(with_path(config))["_class_name"])
 
 
 def place_of(key: str, path: str) -> Path | str:
@@ -105,10 +88,10 @@ def place_of(key: str, path: str) -> Path | str:
     return path
 
 
-def source_of(config: Any, words: str) -> Path | str:
+def source_of(config: Any) -> Path | str:
     """The folder of a pipeline, or its name on the hub. Raises UserError for a path that can be neither."""
     if not config.path:
-        raise UserError(f"model.path is not set; give the folder of a {words} pipeline or its name on the hub")
+        raise UserError("model.path is not set; give the folder of a diffusers pipeline or its name on the hub")
     source = place_of("model.path", config.path)
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise UserError(
@@ -128,45 +111,91 @@ def could_not(key: str, path: str, kind: str, error: Exception) -> UserError:
     return UserError(f"{key} {path!r} could not be loaded as {kind}{where}: {error}")
 
 
-def pipeline_index(config: Any, family: Any, words: str) -> dict[str, Any]:
+def pipeline_index(config: Any) -> dict[str, Any]:
     """A pipeline's model_index.json: its class and its parts. Raises UserError if there is none."""
-    source = source_of(config, words)
+    source = source_of(config)
     try:
-        index: dict[str, Any] = family.load_config(source)
+        index: dict[str, Any] = DiffusionPipeline.load_config(source)
     except (OSError, ValueError, TypeError) as error:
-        raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
+        raise could_not("model.path", config.path, "a diffusers pipeline", error) from error
     return index
 
 
-def refuse_other_class(config: Any, found: str, family: Any, also: Sequence[str] = ()) -> None:
-    """Raise UserError if the pipeline found is not of the family's class, nor of one that will do `also`."""
-    if found in (family.__name__, *also):
-        return
-    names = {entry.pipeline: name for name, entry in MODELS.items() if entry.path is None}
-    remedy = f"set model.name: {names[found]}" if found in names else f"pipelines that work are {', '.join(names)}"
-    raise UserError(
-        f"model.path {config.path!r} holds a {found}; allowed for model.name {config.name!r}: {family.__name__}; "
-        f"{remedy}, or model.name: pipeline for any"
-    )
+def family_of(config: Any, saved: str) -> Any:
+    """The class of diffusers that a saved pipeline is loaded as. Raises UserError if the recipe names another."""
+    motion = config.motion_adapter is not None
+    if motion and saved != _BASE:
+        raise UserError(
+            f"model.motion_adapter is set, but model.path {config.path!r} holds a {saved}; allowed with a {_BASE}; "
+            "leave the key out"
+        )
+    kind, named = _MOTION if motion else saved, CLASSES.get(config.name)
+    if named == _MOTION and kind == _BASE:
+        raise UserError(
+            f"model.path {config.path!r} holds a {_BASE}, which has no motion modules; set model.motion_adapter to "
+            "the folder or hub name of a MotionAdapter, e.g. guoyww/animatediff-motion-adapter-v1-5-2 for Stable "
+            "Diffusion 1.5, or leave model.name out for pictures"
+        )
+    if named not in (None, kind):
+        raise UserError(
+            f"model.path {config.path!r} holds a {kind}; allowed for model.name {config.name!r}: {named}; leave "
+            "model.name out, and the pipeline's own class is taken"
+        )
+    if not hasattr(diffusers, kind):
+        raise UserError(f"model.path {config.path!r} holds a {kind}, which diffusers {diffusers.__version__} has not")
+    return getattr(diffusers, kind)
 
 
-def load_pipeline(config: Any, family: Any, words: str, *, also: Sequence[str] = (), **options: Any) -> Any:
-    """Load a pipeline of a diffusers class, `also` from the parts of another's.
+def load_pipeline(config: Any) -> Any:
+    """The pipeline at `config.path`; or Stable Diffusion's there with the modules at `config.motion_adapter`.
 
-    Raises UserError if the folder or hub name does not hold one.
+    Raises UserError if the folder or hub name does not hold one that the config allows.
     """
-    index = pipeline_index(config, family, words)
-    refuse_other_class(config, index["_class_name"], family, also)
+    index = pipeline_index(config)
+    family, dtype = family_of(config, index["_class_name"]), getattr(torch, config.dtype)
     taken = inspect.signature(family).parameters
-    left_out = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
+    options: dict[str, Any] = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
+    options |= without_checks(taken)
+    if config.motion_adapter is not None:
+        options["motion_adapter"] = _motion_adapter(config)
     try:
-        source, dtype = source_of(config, words), getattr(torch, config.dtype)
         with _without_progress_bars():
-            pipeline = family.from_pretrained(source, dtype=dtype, **left_out | options)
+            pipeline = family.from_pretrained(source_of(config), dtype=dtype, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise could_not("model.path", config.path, f"a {words} pipeline", error) from error
-    cut(pipeline)
+        raise could_not("model.path", config.path, f"a {family.__name__}", error) from error
+    if "motion_adapter" in taken:
+        pipeline.register_modules(motion_adapter=None)  # the unet holds its weights
+    if config.motion_adapter is not None:  # whose noise levels are not Stable Diffusion's: betas that are linear
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")
+    if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:
+        pipeline.vae.to(torch.float32)  # which float16 overflows
     return pipeline
+
+
+def without_checks(taken: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a pipeline's class, of those that it takes, that leave out what looks at finished pictures.
+
+    With motion modules also what reads pictures for IP-Adapter.
+    """
+    options = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
+    if "motion_adapter" in taken:
+        options |= {"feature_extractor": None, "image_encoder": None}
+    return {name: value for name, value in options.items() if name in taken}
+
+
+def _motion_adapter(config: Any) -> MotionAdapter:
+    path = config.motion_adapter
+    try:
+        source = place_of("model.motion_adapter", path)
+        kind = MotionAdapter.load_config(source).get("_class_name")
+        if kind == MotionAdapter.__name__:
+            return MotionAdapter.from_pretrained(source, dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError, TypeError) as error:
+        raise could_not("model.motion_adapter", path, "a MotionAdapter", error) from error
+    raise UserError(
+        f"model.motion_adapter {path!r} holds a {kind}; allowed: a MotionAdapter, as "
+        "`MotionAdapter.save_pretrained(folder)` leaves it"
+    )
 
 
 @contextmanager

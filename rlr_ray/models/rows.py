@@ -36,7 +36,10 @@ class ByRow:
             return self.encode(*args, **kwargs)
         if n <= 1:
             return self._one(args, kwargs)
-        rows = [self._one(*_row_of((args, kwargs), n, i)) for i in range(n)]
+        texts = list(zip(*(leaf for leaf in leaves if _is_texts(leaf) and len(leaf) == n), strict=True))
+        firsts = {row: i for i, row in reversed(list(enumerate(texts)))}
+        each = {row: self._one(*_row_of((args, kwargs), n, i)) for row, i in firsts.items()}
+        rows = [each[row] for row in texts]
         key = repr((tree_map(_shown, args, is_leaf=_is_texts), tree_map(_shown, kwargs, is_leaf=_is_texts)))
         if key not in self.two:
             self.two[key] = self._one(*_twice(_row_of((args, kwargs), n, 0)))

@@ -1,20 +1,92 @@
-"""A diffusers scheduler's configuration as a Schedule."""
+"""A diffusers scheduler as a Schedule: a linear step with Gaussian noise, at the times that its pipeline asks it for.
+
+s is a noise level: x = x0 + s e, or of flows x = (1 - s) x0 + s e. What a scheduler's configuration says that these
+steps do not do is refused.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, LCMScheduler
 
-from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
+from rlr_ray.core.schedule import Schedule, _clean_and_noise, ddim_schedule, flow_schedule
 from rlr_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# Schedulers on a table of cumulative alphas, whose own solver gives way to DDIM's steps.
+_ON_ALPHAS = {
+    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "SASolverScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    *("DPMSolverSDEScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "TCDScheduler"),
+    *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
+}
+# What spaces a scheduler's times otherwise than its table does.
+_SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def kind_of(scheduler: Any) -> str:
+    """The name of the steps that a scheduler gets: flow, edm, sigmas, lcm or ddim. Raises UserError if there are none.
+
+    flow: x = (1 - s) x0 + s e, the model says e - x0. sigmas: Euler's x = x0 + s e at noise levels of its own. edm: the
+    same, the data's deviation not 1. lcm: latent consistency. ddim: all on a table of cumulative alphas.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    own = config.get("use_karras_sigmas") or config.get("timestep_type") == "continuous"
+    kind = {"FlowMatchEulerDiscreteScheduler": "flow", "EDMEulerScheduler": "edm", "LCMScheduler": "lcm"}.get(name)
+    if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+        kind = "flow"
+    elif name == "EulerDiscreteScheduler" and own:
+        kind = "sigmas"
+    elif kind is None and name in _ON_ALPHAS and not config.get("use_flow_sigmas"):
+        kind = "ddim"
+    if kind is None:
+        raise UserError(
+            f"this pipeline's scheduler is a {name}, for which no step is known that is linear in the latent with "
+            "Gaussian noise; allowed: flow matching's Euler, UniPC and DPM-Solver with use_flow_sigmas, EDM's and "
+            "Karras's Euler, LCM, and those on a table of betas; save the pipeline with one of these"
+        )
+    _refuse(name, config, kind)
+    return kind
+
+
+def _refuse(name: str, config: Any, kind: str) -> None:
+    refused = {
+        "flow": ["invert_sigmas", "stochastic_sampling", "thresholding"],
+        "edm": [],
+        "sigmas": ["use_exponential_sigmas", "use_beta_sigmas", "interpolation_type"],
+        "lcm": ["thresholding", "clip_sample", "rescale_betas_zero_snr"],
+        "ddim": ["thresholding", "clip_sample", *_SPACED],
+    }[kind]
+    said = [key for key in refused if config.get(key)]
+    said = [key for key in said if not (key == "interpolation_type" and config[key] == "linear")]
+    if said:
+        raise UserError(
+            f"this pipeline's scheduler, a {name}, has {', '.join(f'{key}: {config[key]}' for key in said)}, which the "
+            "chain's steps do not do; save the pipeline with a scheduler without it"
+        )
+
+
+def solver_of(scheduler: Any, timestep_spacing: str) -> Any:
+    """A scheduler of our own for a pipeline's call: its own, or DDIM on the table of one that steps otherwise.
+
+    Raises UserError for a timestep spacing where the pipeline's own times stay.
+    """
+    if kind_of(scheduler) == "ddim" and not isinstance(scheduler, CogVideoXDDIMScheduler):
+        return ddim_scheduler(scheduler.config, timestep_spacing)
+    if timestep_spacing != "trailing":
+        raise UserError(
+            f"sampler.timestep_spacing is {timestep_spacing!r}, but this pipeline's times are its "
+            f"{type(scheduler).__name__}'s; leave the key out"
+        )
+    return copy.deepcopy(scheduler)
 
 
 def ddim_scheduler(config: Any, timestep_spacing: str) -> DDIMScheduler:
@@ -32,19 +104,45 @@ def ddim_scheduler(config: Any, timestep_spacing: str) -> DDIMScheduler:
     return DDIMScheduler.from_config(config, **kept)
 
 
+def steps_of(scheduler: Any, timesteps: Sequence[float], eta: float) -> Schedule:  # [T] that a call stepped through
+    """The steps at these of the scheduler's times; a call on a picture leaves out the first.
+
+    Raises UserError for steps that are not one after the other, or of which two are at one time.
+    """
+    own = [float(time) for time in scheduler.timesteps]
+    begin = own.index(timesteps[0]) if timesteps and timesteps[0] in own else len(own)
+    if own[begin : begin + len(timesteps)] != list(timesteps) or len(set(timesteps)) != len(timesteps):
+        raise UserError(
+            f"this pipeline steps through the times {_short(timesteps)} of its scheduler's {_short(own)}; allowed: "
+            "each once, one after the other"
+        )
+    steps = {"flow": _flow, "edm": _euler, "sigmas": _euler, "lcm": _consistency, "ddim": _ddim}[kind_of(scheduler)]
+    return steps(scheduler, timesteps, begin, eta)
+
+
+def _short(times: Sequence[float]) -> str:
+    shown = ", ".join(f"{time:g}" for time in times[:4])
+    return f"[{shown}{', ...' if len(times) > 4 else ''}]"
+
+
+def _flow(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+    sigmas = scheduler.sigmas[begin : begin + len(timesteps) + 1].tolist()
+    return flow_schedule(timesteps, sigmas, noise_level=eta)
+
+
 def schedule_of(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     """The steps that `scheduler.set_timesteps(steps)` and `scheduler.step(..., eta=eta)` would take."""
-    set_timesteps(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    return _ddim(scheduler, scheduler.timesteps.tolist(), 0, eta)
+
+
+def _ddim(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+    """Raises UserError for noise that is predicted where nothing else is."""
     if scheduler.config.timestep_spacing == "leading":
         logger.warning(
             "timestep_spacing 'leading' makes the last step nearly the identity, so first order on it is nearly dead; "
             "sampler.timestep_spacing: trailing avoids that"
         )
-    return ddim_steps(scheduler, scheduler.timesteps.tolist(), eta)
-
-
-def ddim_steps(scheduler: DDIMScheduler, timesteps: Sequence[float], eta: float) -> Schedule:
-    """DDIM's steps at these of the times that were set. Raises UserError for noise predicted where nothing else is."""
     alphas, kind = scheduler.alphas_cumprod.double().tolist(), scheduler.config.prediction_type
     stride, final = scheduler.config.num_train_timesteps // scheduler.num_inference_steps, scheduler.final_alpha_cumprod
     whole = [int(time) for time in timesteps]
@@ -57,61 +155,54 @@ def ddim_steps(scheduler: DDIMScheduler, timesteps: Sequence[float], eta: float)
     return ddim_schedule(timesteps, [alphas[time] for time in whole], after, eta=eta, prediction_type=kind)
 
 
-def set_timesteps(scheduler: Any, steps: int) -> None:
-    """Raises UserError for more steps than the scheduler's table has."""
-    if steps > (trained := scheduler.config.num_train_timesteps):
-        raise UserError(f"sampler.steps is {steps}; allowed: up to {trained}, which this pipeline was trained on")
-    scheduler.set_timesteps(steps)
+def _euler(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+    """DDIM's steps of y = x / sqrt(1 + s^2), whose alpha is 1 / (1 + s^2), said of x; eta 1 is Euler ancestral.
 
-
-def flow_schedule_of(
-    scheduler: Any,
-    sampler: Any,
-    tokens: int,  # of the picture, by which dynamic shifting goes
-    sigmas: Sequence[float] | None = None,  # [T] before shifting; None: the scheduler's own
-) -> Schedule:
-    """The steps that a FlowMatchEulerDiscreteScheduler takes, with the noise of `sampler.eta`.
-
-    Raises UserError as `check_flow`, and for another scheduler.
+    EDM (Karras et al. 2022, arXiv:2206.00364, equation 7) has data of deviation d, not 1: x0 = c_skip x + c_out F.
     """
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        raise UserError(
-            f"this pipeline's scheduler is a {type(scheduler).__name__}; allowed for this model.name: "
-            "FlowMatchEulerDiscreteScheduler; set model.name: pipeline, which takes others, or save it with one"
-        )
-    check_flow(scheduler.config, sampler)
-    scheduler = copy.deepcopy(scheduler)
-    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
-    scheduler.set_timesteps(sampler.steps, sigmas=sigmas, mu=shift if scheduler.config.use_dynamic_shifting else None)
-    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)
+    config, sigmas = scheduler.config, scheduler.sigmas[begin : begin + len(timesteps) + 1].double().tolist()
+    clean = _edm_clean if type(scheduler).__name__ == "EDMEulerScheduler" else _euler_clean
+    rows = []
+    for s, after in itertools.pairwise(sigmas):
+        x, output = clean(s, config)
+        up = min(after, eta * math.sqrt(after**2 * (s**2 - after**2) / s**2))
+        down = math.sqrt(after**2 - up**2)
+        rows.append((x + down / s * (1 - x), output * (1 - down / s), up, (x, output)))
+    latent, outputs, sigma, cleans = zip(*rows, strict=True)
+    signal, noise, end = (1.0,) * len(rows), tuple(sigmas[:-1]), (1.0, sigmas[-1])
+    return Schedule(tuple(timesteps), latent, outputs, sigma, cleans, signal, noise, end)
 
 
-def own_flow_schedule(scheduler: Any, sampler: Any) -> Schedule:
-    """The steps at the times that the scheduler's own `set_timesteps(steps)` gives, with the noise of `sampler.eta`.
+def _euler_clean(s: float, config: Any) -> tuple[float, float]:
+    """Weights of latent and output in the predicted clean latent."""
+    return {
+        "epsilon": (1.0, -s),
+        "v_prediction": (1 / (s**2 + 1), -s / math.sqrt(s**2 + 1)),
+        "sample": (0.0, 1.0),
+    }[config.prediction_type]
 
-    Raises UserError for what is no flow from noise to picture, or takes more than the number of steps.
+
+def _edm_clean(s: float, config: Any) -> tuple[float, float]:
+    data = config.sigma_data
+    out = s * data / math.sqrt(s**2 + data**2)
+    return data**2 / (s**2 + data**2), out if config.prediction_type == "epsilon" else -out
+
+
+def _consistency(scheduler: LCMScheduler, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+    """Latent consistency models' (Luo et al. 2023, arXiv:2310.04378): a clean latent, fresh noise on all of it.
+
+    Raises UserError for another eta than 1: there is no other noise. The last step has none.
     """
-    check_flow(scheduler.config, sampler)
-    config, flows = scheduler.config, isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    if isinstance(scheduler, UniPCMultistepScheduler):
-        flows = config.use_flow_sigmas and config.prediction_type == "flow_prediction"
-    if not flows or config.use_dynamic_shifting:
-        raise UserError(
-            f"this pipeline's scheduler is a {type(scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, or "
-            "UniPCMultistepScheduler with use_flow_sigmas and prediction_type flow_prediction, neither with "
-            "use_dynamic_shifting; save the pipeline with one of these"
-        )
-    scheduler.set_timesteps(sampler.steps)
-    return flow_schedule(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), noise_level=sampler.eta)
-
-
-def check_flow(config: Any, sampler: Any) -> None:
-    """Raise UserError for timestep spacings, which flow models do not have, and for flows that run from 0 to 1."""
-    if sampler.timestep_spacing != "trailing":
-        raise UserError(
-            f"sampler.timestep_spacing is {sampler.timestep_spacing!r}, but a flow model's times are its scheduler's; "
-            "leave the key out"
-        )
-    if config.get("invert_sigmas"):
-        raise UserError("this pipeline's scheduler has invert_sigmas; allowed: flows whose noise is at time 1")
+    if eta != 1:
+        raise UserError(f"sampler.eta is {eta:g}; allowed for a latent consistency model: 1, its own noise")
+    alphas = [float(scheduler.alphas_cumprod[int(time)]) for time in timesteps]
+    rows = []
+    for time, a, after in zip(timesteps, alphas, [*alphas[1:], 1.0], strict=True):
+        skip, out = (float(c) for c in scheduler.get_scalings_for_boundary_condition_discrete(time))
+        x, output, *_ = _clean_and_noise(a, scheduler.config.prediction_type)
+        x, output = out * x + skip, out * output
+        rows.append((math.sqrt(after) * x, math.sqrt(after) * output, math.sqrt(1 - after), (x, output)))
+    latent, outputs, sigma, clean = zip(*rows, strict=True)
+    signal = tuple(math.sqrt(a) for a in alphas)
+    noise = tuple(math.sqrt(1 - a) for a in alphas)
+    return Schedule(tuple(timesteps), latent, outputs, sigma, clean, signal, noise)

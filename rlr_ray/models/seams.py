@@ -5,22 +5,55 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import vmap
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from rlr_ray.errors import UserError
 
 
-def by_rows(theta: Tensor, args: Any, kwargs: Any) -> Tensor:  # [B, P] -> [rows, P]
+def rows_of(args: Any, kwargs: Any) -> int:
+    """Rows of a denoiser's call."""
+    return len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor | list)))
+
+
+class Zeros:
+    """What functions would return, all of it 0; each is called once for every kind of its arguments.
+
+    Where a call's rows are told, other numbers of rows are of the same kind.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, tuple[int, Any]] = {}
+
+    def of(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any, rows: int) -> Any:
+        """`rows`: of the call; 0: not told."""
+
+        def kind(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return None
+            return x.dtype, *x.shape[1:], *([len(x)] if x.dim() and len(x) != rows else [])
+
+        key = name, *map(kind, tree_leaves((args, kwargs)))
+        if key not in self.kept:
+            with torch.no_grad():
+                self.kept[key] = rows, tree_map_only(Tensor, torch.zeros_like, function(*args, **kwargs))
+        known, zeros = self.kept[key]
+        if known == rows:
+            return zeros
+        return tree_map_only(Tensor, lambda x: x.new_zeros(rows, *x.shape[1:]) if len(x) == known else x, zeros)
+
+
+def by_rows(theta: Tensor, rows: int) -> Tensor:  # [B, P] -> [rows, P]
     """Rows are every chain's without the prompt, then every chain's with it."""
-    rows = len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor | list)))
     if rows % len(theta):
         raise UserError(
             f"this pipeline calls its model with {rows} rows for {len(theta)} chains, so perturbed parameters cannot "
@@ -30,18 +63,26 @@ def by_rows(theta: Tensor, args: Any, kwargs: Any) -> Tensor:  # [B, P] -> [rows
 
 
 def vmapped(live: Callable[..., Any], theta: Tensor, args: Any, kwargs: Any) -> Any:
-    """For weights that only vmap can run in one batch: each row by itself."""
+    """For weights that only vmap can run in one batch: each row by itself, with as many of a text's as a video has."""
     leaves, spec = tree_flatten((args, kwargs))
-    own = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == len(theta) for x in leaves]
+    rows = [_own_rows(x, len(theta)) for x in leaves]
 
     def one(theta: Tensor, *inputs: Tensor) -> Any:
         taken = iter(inputs)
-        mixed = [next(taken)[None] if mine else x for x, mine in zip(leaves, own, strict=True)]
+        mixed = [next(taken) if count else x for x, count in zip(leaves, rows, strict=True)]
         args, kwargs = tree_unflatten(mixed, spec)
         return tree_map_only(Tensor, lambda x: x[0], live(theta, args, kwargs))
 
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused attention has no batching rule
-        return vmap(one)(theta, *[x for x, mine in zip(leaves, own, strict=True) if mine])
+    # The CPU's fused attention has no batching rule and would run row by row; the plain one has.
+    with nullcontext() if theta.is_cuda else sdpa_kernel(SDPBackend.MATH):
+        return vmap(one)(theta, *[x.unflatten(0, (-1, n)) for x, n in zip(leaves, rows, strict=True) if n])
+
+
+def _own_rows(x: Any, count: int) -> int:
+    """How many rows of an argument are each of `count` thetas' own; 0: it is everyone's."""
+    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) % count:
+        return 0
+    return len(x) // count if len(x) == count or x.dim() == 3 else 0  # [B F, L, D]: texts, repeated for frames
 
 
 def lookalike(pipeline: Any) -> Any:
@@ -62,17 +103,79 @@ def in_slices(decode: Callable[..., Any], dtype: torch.dtype, size: int | None) 
 
     def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         z = z.to(dtype)
-        if size is None or len(z) <= size or kwargs.get("return_dict", True):
+        if size is None or len(z) <= size:
             return decode(z, *args, **kwargs)
 
         def one(z: Tensor) -> Tensor:
-            pictures: Tensor = decode(z, *args, **kwargs)[0]
+            pictures: Tensor = decode(z, *args, **kwargs | {"return_dict": False})[0]
             return pictures
 
-        parts = [checkpoint(one, x, use_reentrant=False, preserve_rng_state=False) for x in z.split(size)]
-        return (torch.cat(parts),)
+        with set_checkpoint_early_stop(False):  # to its end, where a causal VAE lets go of what it kept
+            parts = [checkpoint(one, x, use_reentrant=False, preserve_rng_state=False) for x in z.split(size)]
+        whole = torch.cat(parts)
+        return SimpleNamespace(sample=whole) if kwargs.get("return_dict", True) else (whole,)
 
     return call
+
+
+def by_latent_frame(decoder: nn.Module) -> None:
+    """Let a causal VAE's decoder, called once a latent frame, compute that frame again for its gradient.
+
+    It finds in `feat_cache` what earlier calls left there, and puts its own in place of it. Other decoders stay.
+    """
+    decode = decoder.forward
+    if not {"feat_cache", "first_chunk"} <= inspect.signature(decode).parameters.keys():
+        return
+
+    def forward(x: Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False) -> Tensor:
+        def pure(x: Tensor, *before: Any) -> tuple[Any, ...]:
+            after = list(before)
+            return decode(x, feat_cache=after, feat_idx=[0], first_chunk=first_chunk), *after
+
+        frame, *feat_cache[:] = checkpoint(pure, x, *feat_cache, use_reentrant=False, preserve_rng_state=False)
+        picture: Tensor = frame
+        return picture
+
+    decoder.forward = forward
+
+
+def keep_signatures(module: nn.Module) -> None:
+    """Signatures of attention processors, which diffusers' attention asks for at each call: 5 % of a small U-Net's."""
+    for part in module.modules():
+        if (processor := getattr(part, "processor", None)) is not None:
+            call = type(processor).__call__
+            call.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+
+
+def recomputed(block: nn.Module, *arguments: Any) -> Any:
+    """Run a block, and again for its gradient, both times with the parameters that it has now.
+
+    Inside a `functional_call` these are not the module's own. Torch's checkpointing alone would take its own ones the
+    second time, when that call is over, and the gradient would silently be of other values.
+    """
+    swapped = ((name, value) for name, value in block.named_parameters() if not isinstance(value, nn.Parameter))
+    now: dict[str, Tensor] = dict(swapped)  # the others, which may be cut among processes, are the block's own
+    call = functools.partial(functional_call, block, now, tie_weights=False)
+    return checkpoint(call, arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+class Silent:
+    """In place of a progress bar, which takes long to make."""
+
+    def __init__(self, iterable: Iterable[Any] = (), **options: Any):
+        self.iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.iterable)
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, *count: Any) -> None:
+        pass
 
 
 def at_once(processor: Any) -> Any:

@@ -9,8 +9,6 @@ checkpointing runs whole steps again on the way back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -55,6 +53,12 @@ class Shards:
                 lambda _, args, kwargs, output, number=number: self._before_backward(number, (args, kwargs), output),
                 with_kwargs=True,
             )
+
+    def cut_all(self, pipeline: Any) -> None:
+        """Cut the denoisers of a pipeline that has just been loaded, before they are moved."""
+        for name in DENOISERS:
+            if isinstance(denoiser := getattr(pipeline, name, None), nn.Module):
+                self.cut(denoiser)
 
     def check(self, model: Any) -> None:
         """Raise UserError if what is trained of a model cannot run where weights come and go."""
@@ -122,26 +126,3 @@ def _blocks(module: nn.Module, most: float, least: float) -> Iterator[nn.Module]
             yield from _blocks(child, most, least)
         elif size >= least:
             yield child
-
-
-_SHARDS: ContextVar[Shards | None] = ContextVar("shards", default=None)
-
-
-@contextmanager
-def cutting(shards: Shards | None) -> Iterator[None]:
-    """Denoisers that are loaded until the block ends are cut, before they are moved; None: they are not."""
-    token = _SHARDS.set(shards)
-    try:
-        yield
-    finally:
-        _SHARDS.reset(token)
-
-
-def cut(pipeline: Any) -> None:
-    """Cut the denoisers of a pipeline that has just been loaded, if that is asked for."""
-    shards = _SHARDS.get()
-    if shards is None:
-        return
-    for name in DENOISERS:
-        if isinstance(denoiser := getattr(pipeline, name, None), nn.Module):
-            shards.cut(denoiser)

@@ -1,7 +1,6 @@
 """The size of a model, from the config files of its pipeline: its modules are built on torch's meta device.
 
-Nothing of their weights is read or held, so this needs no more than `model_index.json`, the scheduler's config and each
-part's `config.json`.
+Nothing of their weights is read or held, so this needs no more than a pipeline's files without its weights.
 """
 
 from __future__ import annotations
@@ -22,16 +21,14 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
-from rlr_ray.models.loading import entry_of, refuse_other_class, source_of, with_path
-from rlr_ray.models.pipelines import PipelineModel
-from rlr_ray.models.program import Program
+from rlr_ray.models.loading import family_of, source_of, with_path, without_checks
+from rlr_ray.models.program import Program, program_of
 from rlr_ray.models.weightless import weightless
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.rewards.mixture import view_of
 from rlr_ray.utils.memory import GIB
 
 _META = torch.device("meta")
-_NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "motion_adapter")  # the last is in the unet
 
 
 class Unknown(Exception):
@@ -40,7 +37,7 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Sizes:
-    model: PipelineModel | Program  # without weights: its latent's shape and its schedule are true
+    model: Program  # without weights: its latent's shape and its schedule are true
     parts: dict[str, tuple[int, int]]  # by name: parameters, the adapter's left out, and bytes with buffers
 
     @property
@@ -49,41 +46,23 @@ class Sizes:
 
 
 def sizes_of(config: RunConfig) -> Sizes:
-    """Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together."""
-    keys, entry = with_path(config.model), entry_of(config.model)
-    folder = _config_files(source_of(keys, keys.name))
-    family = getattr(diffusers, entry.pipeline)
-    if family is diffusers.DiffusionPipeline:
-        return _of_any(config, folder)
+    """The pipeline's own call is run, with modules that tell shapes alone.
+
+    Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together.
+    """
+    keys, request = with_path(config.model), prompt_sets(config).train[0].request
+    folder = _config_files(source_of(keys))
     if keys.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     try:
-        index = family.load_config(folder)
-        refuse_other_class(keys, index["_class_name"], family)
-        pipeline = _pipeline(folder, index, family, getattr(torch, keys.dtype))
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Unknown(_NEEDED.format(path=keys.path, error=first_line(error))) from error
-    file, _, kind = entry.place.partition(":")
-    model_class = getattr(importlib.import_module(f"rlr_ray.models.{file}"), kind)
-    model = model_class(pipeline, keys, config.adapter, config.sampler, _META)
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
-
-
-def _of_any(config: RunConfig, folder: Path) -> Sizes:
-    """Of a pipeline that is run by its own call: the call is run, with modules that tell shapes alone."""
-    request, cpu = prompt_sets(config).train[0].request, torch.device("cpu")
-    try:
         index = diffusers.DiffusionPipeline.load_config(folder)
-        family = getattr(diffusers, index["_class_name"])
-        pipeline = weightless(_pipeline(folder, index, family, getattr(torch, config.model.dtype), whole=True))
-        model = Program(pipeline, config.model, config.adapter, config.sampler, cpu, request)
+        family = family_of(keys, index["_class_name"])
+        pipeline = weightless(_pipeline(folder, index, family, getattr(torch, keys.dtype)))
     except UserError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError) as error:
-        raise Unknown(_NEEDED.format(path=config.model.path, error=first_line(error))) from error
+        raise Unknown(_NEEDED.format(path=keys.path, error=first_line(error))) from error
+    model = program_of(pipeline, keys, config.adapter, config.sampler, torch.device("cpu"), request)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return Sizes(model, {name: _frozen(part) for name, part in modules.items()})
 
@@ -95,9 +74,8 @@ def _frozen(part: nn.Module) -> tuple[int, int]:
 
 
 _NEEDED = (
-    "the config files of the pipeline {path!r} could not be read ({error}); give model.path a folder with its "
-    "model_index.json, scheduler/ and each part's config.json, as `hf download NAME --include '*.json' --local-dir "
-    "FOLDER` writes it; no weights are needed"
+    "the config files of the pipeline {path!r} could not be read ({error}); give model.path a folder with all but its "
+    "weights, as `hf download NAME --exclude '*.safetensors' '*.bin' --local-dir FOLDER` writes it"
 )
 
 
@@ -125,19 +103,19 @@ def _config_files(source: Path | str) -> Path:
         raise Unknown(_NEEDED.format(path=source, error=first_line(error))) from error
 
 
-def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype, *, whole: bool = False) -> Any:
-    """`whole`: with tokenizers and processors, as a call needs them."""
+def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dtype) -> Any:
+    taken = inspect.signature(family.__init__).parameters
     parts: dict[str, Any] = {}
-    for name in inspect.signature(family.__init__).parameters:
+    for name in taken:
         kind = index.get(name)
         if not isinstance(kind, list | tuple):
             parts |= {} if kind is None else {name: kind}  # a plain option of the pipeline
-        elif name in _NEVER_LOADED or None in kind:
+        elif name == "motion_adapter" or None in kind:  # the unet holds it
             parts[name] = None
         else:
             library, part = kind
-            parts[name] = _part(folder / name, _class_of(library, part), dtype, whole=whole)
-    return family(**parts | ({"requires_safety_checker": False} if "requires_safety_checker" in parts else {}))
+            parts[name] = _part(folder / name, _class_of(library, part), dtype)
+    return family(**parts | without_checks(taken))
 
 
 def _class_of(library: str, kind: str) -> Any:
@@ -146,8 +124,8 @@ def _class_of(library: str, kind: str) -> Any:
     return getattr(module or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
 
 
-def _part(folder: Path, part_class: Any, dtype: torch.dtype, *, whole: bool) -> Any:
-    """A scheduler, a module without weights, or a tokenizer, which is None unless `whole`."""
+def _part(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:
+    """A scheduler, a module without weights, or what reads texts and pictures."""
     if issubclass(part_class, diffusers.SchedulerMixin):
         return part_class.from_pretrained(folder)
     if issubclass(part_class, diffusers.ModelMixin):
@@ -162,7 +140,7 @@ def _part(folder: Path, part_class: Any, dtype: torch.dtype, *, whole: bool) -> 
             if dtype == torch.float16 and name.split(".")[-1] in (part_class._keep_in_fp32_modules or ()):
                 module.float()
         return part
-    return part_class.from_pretrained(folder) if whole else None
+    return part_class.from_pretrained(folder)
 
 
 def describe_sizes(config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Trained:
     LoRA is saved and loaded for diffusers' `load_lora_weights`, others in PEFT's format. theta is float32.
     """
 
-    def __init__(self, pipeline: Any, parts: Sequence[str], adapter: Any):
+    def __init__(self, pipeline: Any, parts: Sequence[str], adapter: Any, untrained: str = ""):
         self.pipeline, self.type = pipeline, adapter.type
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -36,8 +37,18 @@ class Trained:
             name: add_adapter(getattr(pipeline, name), adapter.type, adapter.options, adapter.seed) for name in parts
         }
         self.vectors = {name: ParameterVector(trainable(part)) for name, part in self.modules.items()}
+        self._refuse(untrained)
         self.apart = adapter.type in APART
         self.per_chain = all([take_per_chain_weights(part) for part in self.modules.values()])
+
+    def _refuse(self, pattern: str) -> None:
+        """Raise UserError if some layer of such a name has an adapter."""
+        names = [name for vector in self.vectors.values() for name in vector.shapes]
+        if pattern and (wrong := [name for name in names if re.search(pattern, name)]):
+            raise UserError(
+                f"the adapter sits in {wrong[0]}, a layer that diffusers calls as PEFT's layers cannot be; leave it "
+                "out of adapter.target_modules, e.g. [to_q, to_k, to_v, to_out.0]"
+            )
 
     def __len__(self) -> int:  # P
         return sum(map(len, self.vectors.values()))
@@ -50,8 +61,10 @@ class Trained:
 
     def of(self, part: str, theta: Tensor) -> dict[str, Tensor]:  # theta [P] or [B, P]
         """A part's tensors by their names inside it: views into theta."""
-        split = zip(self.vectors.items(), theta.split([len(one) for one in self.vectors.values()], dim=-1), strict=True)
-        return next(vector.unflatten(own) for (name, vector), own in split if name == part)
+        if len(self.vectors) == 1:
+            return self.vectors[part].unflatten(theta)
+        own = dict(zip(self.vectors, theta.split([len(one) for one in self.vectors.values()], dim=-1), strict=True))
+        return self.vectors[part].unflatten(own[part])
 
     def save(self, theta: Tensor, folder: Path, also: Sequence[str] = ()) -> Path:
         """Save theta: LoRA as lora/, others as adapter/; of several parts each in a folder of its own name in it.

@@ -49,9 +49,9 @@ def online_surrogate(engine: Engine) -> OnlineSurrogate | None:
 def _read_by(engine: Engine, features: str) -> tuple[tuple[int, ...], Read]:  # C, H, W
     """The shape of what is read, and how it is read of last latents."""
     model = engine.model
-    if features == "latent":
-        return model.latent_shape, lambda latents, conditioning: latents
     nothing = torch.zeros(1, *model.latent_shape, device=engine.device)
+    if features == "latent":
+        return tuple(model.as_pictures(nothing).shape[1:]), lambda latents, conditioning: model.as_pictures(latents)
     return tuple(model.features(nothing, engine.encode(engine.prompts[:1])).shape[1:]), model.features
 
 

@@ -16,7 +16,6 @@ from rlr_ray.models import Model
 from rlr_ray.models.finite import check_finite
 from rlr_ray.models.loading import load_model
 from rlr_ray.models.sharding import Shards
-from rlr_ray.models.staged import Staged
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.prompts.prompt import Prompt
 
@@ -57,11 +56,10 @@ class PictureEngine:
         self.device = pick_device(config.device)
         sets = prompt_sets(config)
         self.prompts, self.held_out_prompts = sets.train, sets.held_out
+        stages = () if config.dcot is None else config.dcot.stage_of_step(config.sampler.steps)
         self.model: Model = load_model(
-            config.model, config.adapter, config.sampler, self.device, self.prompts[0].request, shards
+            config.model, config.adapter, config.sampler, self.device, self.prompts[0].request, stages, shards
         )
-        if config.dcot is not None:
-            self.model = Staged(self.model, config.dcot.stage_of_step(config.sampler.steps))
 
     @property
     def sampler(self) -> Sampler:
@@ -103,9 +101,7 @@ class PictureEngine:
         return images
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        negatives = [prompt.negative for prompt in prompts]
-        if isinstance(self.model, Staged):
-            stages = [prompt.stages or (prompt.text,) * 3 for prompt in prompts]
-            return self.model.encode_stages(stages, negatives, [prompt.drawn_columns for prompt in prompts])
+        staged = self.config.dcot is not None
+        texts = [(prompt.stages or (prompt.text,) * 3) if staged else prompt.text for prompt in prompts]
         columns = [prompt.drawn_columns for prompt in prompts]
-        return self.model.encode([prompt.text for prompt in prompts], negatives, columns)
+        return self.model.encode(texts, [prompt.negative for prompt in prompts], columns)

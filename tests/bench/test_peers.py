@@ -41,9 +41,10 @@ def test_ratios_of_fresh_chains_give_reinforce_and_each_run_its_own() -> None:
     drawn = task.sample(task.theta, task.prompts(0, 2))
     advantage = torch.arange(8.0) - 3.5
     gradient = ratio_gradient(task, task.theta.clone().requires_grad_(), drawn, advantage, [2, 6], 0.1)
-    sampler, conditioning = Sampler(task.model, task.schedule), task.conditioning["prompt"][drawn.prompts]
+    sampler, drawn_for = Sampler(task.model, task.schedule), drawn.prompts
     for run, rows in enumerate((slice(0, 4), slice(4, 8))):
-        path = Trajectory(drawn.latents[:, rows], drawn.noise[:, rows], {"prompt": conditioning[rows]})
+        conditioning = {name: value[drawn_for[rows]] for name, value in task.conditioning.items()}
+        path = Trajectory(drawn.latents[:, rows], drawn.noise[:, rows], conditioning)
         single = [half_order(sampler, task.theta[run], path, range(k, k + 1), advantage[rows]) for k in (2, 6)]
         numbers = drawn.last[0].numel()
         torch.testing.assert_close(-gradient[run] * numbers, (single[0] + single[1]) / 2, rtol=1e-3, atol=1e-4)

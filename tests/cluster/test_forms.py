@@ -29,7 +29,7 @@ RLR: dict[str, Any] = {
     "zeroth_order": {"count": 4, "clip": 1.0},
 }
 BLACK_BOX: dict[str, Any] = {  # its reward is soon explained, and then not
-    "reward": {"name": "tests.models.tiny_flow:brightness", "differentiable": False},
+    "reward": {"name": "tests.models.tiny:brightness", "differentiable": False},
     "estimator": NOTHING_ELSE
     | {
         "first_order": {"steps": "all", "clip": 0.5},

@@ -14,10 +14,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from rlr_ray.config.run import SamplerConfig
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
-from rlr_ray.errors import UserError
-from rlr_ray.models.schedulers import ddim_scheduler, flow_schedule_of, schedule_of
+from rlr_ray.models.schedulers import ddim_scheduler, schedule_of, steps_of
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
@@ -117,17 +115,20 @@ def test_eta_1_is_euler_ancestral_on_a_scaled_latent(prediction_type: str) -> No
     assert schedule.sigma[-1] == 0
 
 
+SHIFT = 0.63  # FLUX's of 1024 tokens
+
+
 def flow(steps: int, eta: float, **config: Any) -> Schedule:
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    return flow_schedule_of(scheduler, SamplerConfig(steps=steps, eta=eta), tokens=1024)
+    scheduler.set_timesteps(steps, mu=SHIFT if "use_dynamic_shifting" in config else None)
+    return steps_of(scheduler, scheduler.timesteps.tolist(), eta)
 
 
 @pytest.mark.parametrize("config", [{"shift": 3.0}, {"use_dynamic_shifting": True, "max_shift": 1.15}], ids=str)
 @pytest.mark.parametrize("steps", [1, 7, 28])
 def test_a_flow_without_noise_is_the_schedulers_own_step(config: dict[str, Any], steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    shift = 0.5 + (1.15 - 0.5) * (1024 - 256) / (4096 - 256)  # FLUX: linear in the tokens, from 0.5 at 256
-    scheduler.set_timesteps(steps, mu=shift if "use_dynamic_shifting" in config else None)
+    scheduler.set_timesteps(steps, mu=SHIFT if "use_dynamic_shifting" in config else None)
     schedule = flow(steps, 0.0, **config)
     source = torch.Generator().manual_seed(0)
     for k, timestep in enumerate(scheduler.timesteps):
@@ -206,11 +207,6 @@ def test_a_flow_samples_two_points_with_the_mean_and_variance_of_the_data(level:
     assert abs(x.mean() - 0.4) < 3 * (0.84 / count) ** 0.5  # 0.84 = 1 - 0.4^2
     assert abs(x.var() - 0.84) < 3 * (x.var() * 4 * 0.4**2 / count) ** 0.5 + 0.004  # 0.004: of the last steps' noise
     assert abs(x.abs() - 1).max() < 0.1
-
-
-def test_timestep_spacings_of_a_flow_are_refused() -> None:
-    with pytest.raises(UserError, match="'leading', but a flow model's times are its scheduler's; leave the key out"):
-        flow_schedule_of(FlowMatchEulerDiscreteScheduler(), SamplerConfig(timestep_spacing="leading"), 1)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

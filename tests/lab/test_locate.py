@@ -32,15 +32,15 @@ def engine() -> Engine:
 
 def damaged(engine: Engine, kind: str, steps: range) -> Sampler:
     """The engine's model, at `steps` deaf to the prompt, at half its output, or with a constant added to it."""
-    model, prompts = engine.model, [prompt.text for prompt in engine.prompts]
-    none = model.encode(prompts)["prompt"].mean(0, keepdim=True)
+    model = engine.model
+    nobody = model.encode([""])
     constant = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
 
     def denoiser(theta: Tensor, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
         if model.schedule.timesteps.index(timestep) not in steps:
             return model(theta, latent, timestep, conditioning)
         if kind == "deaf":
-            return model(theta, latent, timestep, {"prompt": none.expand_as(conditioning["prompt"])})
+            return model(theta, latent, timestep, {**conditioning, "request": nobody["request"].expand(len(latent))})
         output = model(theta, latent, timestep, conditioning)
         return output / 2 if kind == "half" else output + 2 * constant
 

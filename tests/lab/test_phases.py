@@ -17,7 +17,7 @@ def black_box(folder: Path, **surrogate: Any) -> tuple[Engine, Subject]:
     estimator: dict[str, Any] = {"first_order": {"steps": "all"}, "sub_chain": {"length": 0}, "rest": "none"}
     estimator |= {"half_order": {"score": "forward", "baseline": "running", "weight": 1.0}}
     estimator |= {"surrogate": {"use": "switch", "window": 1, "batch_size": 8} | surrogate}
-    reward = {"name": "tests.models.tiny_flow:brightness", "differentiable": False}
+    reward = {"name": "tests.models.tiny:brightness", "differentiable": False}
     engine = Engine(small_run(folder, estimator=estimator, reward=reward, train={"chains": 8}))
     return engine, subject_of(engine, engine.model.initial_theta, whole_updates=True)
 

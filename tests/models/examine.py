@@ -16,7 +16,7 @@ from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.sampler import Sampler, Start, Trajectory
 from rlr_ray.models.program import Program, program_of
-from rlr_ray.models.solvers import solver_of
+from rlr_ray.models.schedulers import solver_of
 from tests.models.zoo import CASES
 
 CPU, SEEDS = torch.device("cpu"), (11, 12, 13)
@@ -81,7 +81,7 @@ class Subject:
                 own.get("negative_prompt") == [""] and "true_cfg_scale" not in self.call
             ):  # none, which may not be the same
                 del own["negative_prompt"]
-            own = {k: v[0] if self.model.alone and isinstance(v, list) else v for k, v in own.items()}
+            own = {k: v[0] if self.model._batches.alone and isinstance(v, list) else v for k, v in own.items()}
             result = self.exact(**self.call, **own, num_inference_steps=told, generator=generator, output_type="pt")
             found = next(getattr(result, key) for key in ("images", "frames", "image") if hasattr(result, key))
             drawn.append((torch.stack(list(found)) if isinstance(found, list) else found).float())
@@ -154,7 +154,7 @@ def replayed(subject: Subject) -> bool:
     theta, model = subject.theta(), subject.model
     with torch.no_grad():
         whole = subject.sampler.sample(theta, *subject.start).latents
-        model._batches.clear()
+        model._batches.kept.clear()
         steps = reversed(range(len(subject.sampler)))
         again = {k: subject.sampler.step(theta, k, whole[k], *_of(subject.start, k)) for k in steps}
     return all(torch.equal(again[k], whole[k + 1]) for k in again)

@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 from rlr_ray.errors import UserError
-from rlr_ray.models.arguments import REFUSED
+from rlr_ray.models.facts import REFUSED
 from tests.models.examine import Line, line_of
 from tests.models.zoo import CASES
 

@@ -38,9 +38,10 @@ def test_weights_are_those_that_were_trained(options: dict[str, Any], tmp_path: 
     latent = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     prompts = model.encode(["a handwritten two"])
     with torch.no_grad():
-        expected = model(theta, latent, 500.0, prompts)
-        seen = unet(latent, 500.0, prompts["prompt"]).sample
-        assert (expected - model(model.initial_theta, latent, 500.0, prompts)).abs().max() > 1e-3
+        expected = model(theta, latent, model.schedule.timesteps[1], prompts)
+        embeddings = model.pipeline.encode_prompt(["a handwritten two"], "cpu", 1, False)[0]
+        seen = unet(latent, model.schedule.timesteps[1], embeddings).sample
+        assert (expected - model(model.initial_theta, latent, model.schedule.timesteps[1], prompts)).abs().max() > 1e-3
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-4)
 
 

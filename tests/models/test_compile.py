@@ -49,15 +49,16 @@ def test_a_compiled_denoiser_is_the_same_function(folder: Path, adapter: dict[st
     source = torch.Generator().manual_seed(0)
     theta = plain.initial_theta + 0.3 * torch.randn(len(plain.initial_theta), generator=source)
     own = theta + 0.1 * torch.randn(4, len(theta), generator=source)
+    time = plain.schedule.timesteps[1]
     latent, conditioning = torch.randn(4, *plain.latent_shape, generator=source), plain.encode(["one"] * 4)
 
     def prediction(model: Any, at: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(at, latent, 500.0, conditioning)
+            return model(at, latent, time, conditioning)
 
     def gradient(model: Any) -> Tensor:
         leaf = theta.clone().requires_grad_()
-        return torch.autograd.grad(model(leaf, latent, 500.0, conditioning).square().sum(), leaf)[0]
+        return torch.autograd.grad(model(leaf, latent, time, conditioning).square().sum(), leaf)[0]
 
     parts: tuple[Callable[[Any], Tensor], ...] = (
         lambda model: prediction(model, theta),

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models.features import middle_of, pooled
-from tests.models.common import model_of, some_theta
-from tests.models.tiny_flow import save_flux, save_stable_diffusion_3
-from tests.models.tiny_video import save_wan
+from tests.models.common import calls, model_of, some_theta
+from tests.models.tiny import save_flux, save_stable_diffusion_3, save_wan
 
 SAMPLER = {"steps": 3, "eta": 0.7, "guidance_scale": 3.0}
 PROMPTS = ["one", "two"]
@@ -32,7 +31,7 @@ FAMILIES: list[tuple[str, Callable[[Path], None] | None, str, int, bool]] = [  #
 def tiny(name: str, save: Callable[[Path], None] | None, target: str, folder: Path, again: bool) -> Any:
     if save is not None:
         save(folder)
-    keys: dict[str, Any] = {"gradient_checkpointing": again}
+    keys: dict[str, Any] = {"gradient_checkpointing": again, "call": calls(name)}
     if name == "wan":
         keys |= {"height": 32, "width": 16, "num_frames": 5}
     elif save is not None:
@@ -49,8 +48,8 @@ def test_the_middle_is_seen_with_a_gradient_and_nothing_stays(
     model = tiny(name, save, target, tmp_path, again)
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape, generator=source)
-    conditioning = model.encode(PROMPTS)
-    before = model(some_theta(model), latents, 500.0, conditioning)
+    conditioning, time = model.encode(PROMPTS), model.schedule.timesteps[1]
+    before = model(some_theta(model), latents, time, conditioning)
     seen = model.features(latents.requires_grad_(), conditioning)
     assert seen.dim() == 4 and max(seen.shape[2:]) <= 4 and len(seen) == 2 and seen.dtype == torch.float32
     (slope,) = torch.autograd.grad(seen.square().sum(), latents)
@@ -60,7 +59,7 @@ def test_the_middle_is_seen_with_a_gradient_and_nothing_stays(
         torch.testing.assert_close(model.features(latents[i : i + 1], own), seen[i : i + 1], atol=1e-4, rtol=1e-4)
     part = getattr(model.pipeline, model.trained)
     assert not any(module._forward_hooks for module in part.modules())
-    torch.testing.assert_close(model(some_theta(model), latents, 500.0, conditioning), before, atol=0, rtol=0)
+    torch.testing.assert_close(model(some_theta(model), latents, time, conditioning), before, atol=0, rtol=0)
     assert seen.shape[1] == channels
 
 
@@ -74,10 +73,11 @@ def test_they_are_the_plain_unets_and_of_tokens_each_place_is_its_own() -> None:
     seen: list[Tensor] = []
     unet.mid_block.register_forward_hook(lambda block, inputs, output: seen.append(output))
     with torch.no_grad():
-        unet(latents, int(model.schedule.timesteps[-1]), prompts["prompt"])
+        embeddings = model.pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+        unet(latents, int(model.schedule.timesteps[-1]), embeddings)
         torch.testing.assert_close(model.features(latents, prompts), seen[0], atol=1e-5, rtol=1e-4)
     tokens = torch.arange(2.0 * 2 * 3 * 6).view(1, -1, 1).requires_grad_()  # 2 frames of 6 x 12 latent pixels, 2 a side
-    parts = pooled(tokens[:, : 2 * 3 * 6], (4, 2, 6, 12), 1)
+    parts = pooled(tokens[:, : 2 * 3 * 6], (2, 6, 12), 1)
     assert parts.shape == (1, 2, 3, 4)
     torch.testing.assert_close(parts[0, 1, 2], torch.tensor([30.5, 31.5, 33.5, 34.5]))
 

@@ -29,15 +29,16 @@ LINEAR, CONVOLUTION = ["attn2.to_out.0", "to_q"], ["attn2.to_q", "conv1"]
 def test_every_kind_of_lora_is_a_loop_over_chains(options: dict[str, Any], together: bool) -> None:
     adapter, sampler = AdapterConfig(type="LORA", r=2, **options), SamplerConfig(steps=4, guidance_scale=3.0)
     model: Any = load_model(ModelConfig(name="digits"), adapter, sampler, torch.device("cpu"))
-    assert model.per_chain == together
+    assert model.tuned.per_chain == together
     source = torch.Generator().manual_seed(0)
     thetas = model.initial_theta + 0.1 * torch.randn(3, len(model.initial_theta), generator=source)
     latent, conditioning = torch.randn(3, *model.latent_shape, generator=source), model.encode(["zero", "one", "two"])
-    found = model(thetas, latent, 500.0, conditioning)
-    apart = found - model(model.initial_theta, latent, 500.0, conditioning)
+    time = model.schedule.timesteps[1]
+    found = model(thetas, latent, time, conditioning)
+    apart = found - model(model.initial_theta, latent, time, conditioning)
     for i in range(3):
         own = {name: value[i : i + 1] for name, value in conditioning.items()}
-        expected = model(thetas[i], latent[i : i + 1], 500.0, own)[0]
+        expected = model(thetas[i], latent[i : i + 1], time, own)[0]
         assert (found[i] - expected).norm() < 1e-4 * apart[i].norm()
 
 

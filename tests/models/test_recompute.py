@@ -13,8 +13,8 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.utils.memory import peak_bytes
-from tests.models.common import CPU, model_of, some_theta
-from tests.models.tiny_flow import save_stable_diffusion_3
+from tests.models.common import CPU, calls, model_of, some_theta
+from tests.models.tiny import save_stable_diffusion_3
 
 LORA = {"type": "LORA", "r": 2, "target_modules": ["to_q", "to_out.0"]}
 SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "target_modules": ["to_q"]}
@@ -22,7 +22,7 @@ SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "targe
 
 def load(name: str, path: str | None, again: bool, adapter: dict[str, Any]) -> Any:
     sampler = {"steps": 3, "guidance_scale": 3.0, "eta": 0.7}
-    return model_of(name, path, adapter, sampler, gradient_checkpointing=again)
+    return model_of(name, path, adapter, sampler, gradient_checkpointing=again, call=calls(name))
 
 
 def chains(model: Any, theta: Tensor) -> Trajectory:
@@ -74,10 +74,10 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_nothing_is_computed_again_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("digits", None, True, LORA)
     theta, calls = model.initial_theta, []
-    monkeypatch.setattr("rlr_ray.models.pipelines.checkpoint", lambda *a, **k: calls.append(a) or a[0](a[1]))
+    monkeypatch.setattr("rlr_ray.models.seams.checkpoint", lambda *a, **k: calls.append(a) or a[0](a[1]))
     start = chains(model, theta)
     with torch.no_grad():
-        model(theta.expand(2, -1), start.latents[0], 500.0, start.conditioning)  # as rollouts do
+        model(theta.expand(2, -1), start.latents[0], model.schedule.timesteps[1], start.conditioning)  # as rollouts do
     assert not calls
     gradient(model, theta)
     assert calls

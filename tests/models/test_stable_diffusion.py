@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from torch import Tensor
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models.families.stable_diffusion import StableDiffusion
-from rlr_ray.models.loading import MODELS, load_model
-from rlr_ray.models.pipelines import PipelineModel
-from rlr_ray.models.program import Program
+from rlr_ray.models.facts import fact_of
+from rlr_ray.models.loading import CLASSES, EMBEDDED, class_of, load_model
+from rlr_ray.models.rows import ByRow
 from tests.models.common import (
     assert_close_in_float32,
     assert_last_step_is_the_base_models,
@@ -41,10 +39,8 @@ SHARED = {"type": "VBLORA", "r": 2, "num_vectors": 8, "vector_length": 8, "targe
 IA3 = {"type": "IA3", "target_modules": ["attn2.to_v", "attn2.to_out.0"], "feedforward_modules": []}
 
 
-def load(path: Path | str = DIGITS / "pipeline", adapter: dict[str, Any] = LORA, **sampler: Any) -> StableDiffusion:
-    model = model_of("stable_diffusion", path, adapter, {"steps": 4, "guidance_scale": 1.0} | sampler)
-    assert isinstance(model, StableDiffusion)
-    return model
+def load(path: Path | str = DIGITS / "pipeline", adapter: dict[str, Any] = LORA, **sampler: Any) -> Any:
+    return model_of("stable_diffusion", path, adapter, {"steps": 4, "guidance_scale": 1.0} | sampler)
 
 
 def our_images(model: Any, theta: Tensor, negatives: Sequence[str] = ()) -> Tensor:  # [3, 3, H, W]
@@ -127,13 +123,13 @@ def test_a_theta_for_each_chain_is_a_loop_over_chains(adapter: dict[str, Any], g
 def test_gradient_is_that_of_the_modules_own_parameters(adapter: dict[str, Any]) -> None:
     model = load(adapter=adapter)
     latent = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    conditioning = model.encode(PROMPTS)
-    theta = some_theta(model).requires_grad_()
-    (ours,) = torch.autograd.grad(model(theta, latent, 500, conditioning).square().sum(), theta)
-    own = [model.module.get_parameter(name) for name in model.parameters.shapes]
-    for parameter, value in zip(own, model.parameters.unflatten(theta.detach()).values(), strict=True):
+    theta, time = some_theta(model).requires_grad_(), model.schedule.timesteps[1]
+    (ours,) = torch.autograd.grad(model(theta, latent, time, model.encode(PROMPTS)).square().sum(), theta)
+    own = [model.tuned.modules["unet"].get_parameter(name) for name in model.tuned.vectors["unet"].shapes]
+    for parameter, value in zip(own, model.tuned.of("unet", theta.detach()).values(), strict=True):
         parameter.data.copy_(value)
-    output = model.pipeline.unet(latent, torch.tensor(500), conditioning["prompt"]).sample
+    embeddings = model.pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+    output = model.pipeline.unet(latent, torch.tensor(int(time)), embeddings).sample
     expected = torch.autograd.grad(output.square().sum(), own)
     torch.testing.assert_close(ours, torch.cat([part.flatten() for part in expected]), atol=1e-5, rtol=1e-4)
     assert ours.norm() > 0
@@ -188,7 +184,7 @@ def test_a_lora_of_plain_diffusers_loads(tmp_path: Path) -> None:
     plain_lora(tmp_path, init_lora_weights="gaussian")
     saved = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     model = load()
-    for name, value in model.parameters.unflatten(model.load_adapter(tmp_path)).items():
+    for name, value in model.tuned.of("unet", model.load_adapter(tmp_path)).items():
         assert torch.equal(value, saved["unet." + name.replace(".default", "")])
 
 
@@ -215,16 +211,12 @@ def test_initial_values_follow_the_seed_and_leave_the_global_generator_alone() -
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_line_of_the_table_names_a_family_and_a_pipeline(name: str) -> None:
-    entry = MODELS[name]
-    file, _, kind = entry.place.partition(":")
-    family: Any = importlib.import_module(f"rlr_ray.models.{file}")
-    assert issubclass(getattr(family, kind), PipelineModel if file.startswith("families") else Program)
-    assert callable(family.load)
-    assert issubclass(getattr(diffusers, entry.pipeline), diffusers.DiffusionPipeline)
-    assert entry.path is None or (entry.path / "model_index.json").is_file()
-    assert entry.frames_a_second == (16 if name == "wan" else 8)
+@pytest.mark.parametrize("name", [*CLASSES, *EMBEDDED])
+def test_every_name_is_a_class_of_pipelines(name: str) -> None:
+    kind = class_of(ModelConfig(name=name))
+    assert issubclass(getattr(diffusers, kind), diffusers.DiffusionPipeline)
+    assert fact_of(kind).frames_a_second == (16 if name == "wan" else 8)
+    assert name not in EMBEDDED or (EMBEDDED[name] / "model_index.json").is_file()
 
 
 def test_an_unknown_model_is_refused() -> None:
@@ -245,14 +237,22 @@ def test_loading_leaves_the_libraries_progress_bars_as_they_were(shown: bool) ->
             one.enable_progress_bar()
 
 
-def test_embeddings_that_are_kept_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load()
-    size = sum(value.nbytes for value in model.encode(["a"]).values())
-    monkeypatch.setattr("rlr_ray.models.pipelines.EMBEDDINGS_BYTES", 2 * size)
-    del model.__dict__["_encode_one"]
-    first = model.encode(["two", "three", "four"])
-    assert model._encode_one.cache_info().currsize == model._encode_one.cache_info().maxsize == 2
-    assert all(torch.equal(first[name], value) for name, value in model.encode(["two", "three", "four"]).items())
+def test_prompts_are_encoded_once_one_by_one_and_what_is_kept_is_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def encode(prompt: list[str]) -> tuple[Tensor, None]:
+        asked.append(prompt)
+        return torch.tensor([[float(len(text))] for text in prompt]), None
+
+    by_row = ByRow(encode)
+    for prompts in (["a", "bbb", "a"], ["bbb", "a"]):
+        assert by_row(prompts)[0].tolist() == [[len(text)] for text in prompts]
+    assert asked == [["bbb"], ["a"], ["a", "a"]] or asked == [["a"], ["bbb"], ["a", "a"]]
+    monkeypatch.setattr("rlr_ray.models.rows.EMBEDDINGS_BYTES", 8)
+    by_row(["cc", "dddd", "eeeee"])
+    assert len(by_row.kept) == 2 and by_row.bytes == 8
 
 
 @pytest.mark.parametrize(
@@ -297,5 +297,5 @@ def test_a_name_on_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest
 
 
 def test_a_size_that_the_vae_cannot_make_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.height is 18; allowed: multiples of 4"):
+    with pytest.raises(UserError, match=r"model\.height is 18, of which .* makes 16; set"):
         load_model(ModelConfig(name="digits", height=18), AdapterConfig(**LORA), SamplerConfig(), torch.device("cpu"))

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.errors import UserError
-from scripts.small_pipelines import clip_config
 from tests.models.common import (
     assert_last_step_is_the_base_models,
     assert_loop_over_chains,
@@ -25,7 +23,7 @@ from tests.models.common import (
     some_theta,
     updates_raise_the_reward,
 )
-from tests.models.tiny_flow import clip_tokenizer, tiny_vae
+from tests.models.tiny import save_stable_diffusion_xl
 
 PROMPTS = ["a handwritten two", "a handwritten seven", "seven"]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_out.0"]}
@@ -34,36 +32,7 @@ LORA = {"type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["to_v", "to_
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl")
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
-    text = clip_config(tokenizer, 32, inner=37, heads=4)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-        cross_attention_dim=64,
-    )
-    StableDiffusionXLPipeline(
-        vae=tiny_vae(),
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
-        ),
-    ).save_pretrained(folder)
+    save_stable_diffusion_xl(folder)
     return folder
 
 
@@ -100,10 +69,12 @@ def test_negative_prompts_draw_the_pictures_of_a_plain_pipeline(folder: Path) ->
     assert (found - drawn(model, model.initial_theta, PROMPTS)).abs().max() > 1e-3
 
 
-def test_a_text_that_either_tokenizer_cuts_is_truncated(folder: Path) -> None:
-    model = load(folder)
+def test_a_text_that_both_tokenizers_cut_is_truncated(folder: Path) -> None:
+    model, texts = load(folder), ["a handwritten two", "a handwritten two three", "two"]
     model.pipeline.tokenizer_2.model_max_length = 5
-    assert model.truncated(["a handwritten two", "a handwritten two three", "two"]) == ["a handwritten two three"]
+    assert model.truncated(texts) == []
+    model.pipeline.tokenizer.model_max_length = 5
+    assert model.truncated(texts) == ["a handwritten two three"]
 
 
 def test_pictures_of_another_shape_are_asked_for_at_their_size(folder: Path) -> None:

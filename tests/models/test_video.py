@@ -12,7 +12,6 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     MotionAdapter,
     UniPCMultistepScheduler,
@@ -31,6 +30,7 @@ from tests.models.common import (
     assert_last_step_is_the_base_models,
     assert_loop_over_chains,
     assert_same,
+    calls,
     drawn,
     generators,
     model_of,
@@ -38,8 +38,7 @@ from tests.models.common import (
     some_theta,
     updates_raise_the_reward,
 )
-from tests.models.tiny_flow import TOKENS
-from tests.models.tiny_video import save_animatediff, save_motion_adapter, save_stable_diffusion, save_wan
+from tests.models.tiny import TOKENS, save_animatediff, save_motion_adapter, save_stable_diffusion, save_wan
 
 PROMPTS = ["a handwritten two", "seven"]
 NEGATIVES = ["a handwritten one", ""]
@@ -78,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(name: str, folder: Path, adapter: dict[str, Any] = LORA, sampler: Any = (), **model: Any) -> Any:
-    keys = {"num_frames": FRAMES[name], **SIZES[name], **model}
+    keys = {"num_frames": FRAMES[name], **SIZES[name], "call": calls(name), **model}
     return model_of(name, folder, adapter, {"steps": 3, "eta": 0.0, "guidance_scale": 3.0, **dict(sampler)}, **keys)
 
 
@@ -134,12 +133,12 @@ def test_animatediff_with_noise_draws_the_videos_of_a_plain_pipeline(folders: di
 def test_motion_modules_in_stable_diffusion_are_the_whole_pipeline(folders: dict[str, Path]) -> None:
     """Also one that was saved without them apart."""
     whole = load("animatediff", folders["animatediff"])
-    latent, conditioning = some_latents(whole), whole.encode(PROMPTS)
-    expected = whole(some_theta(whole), latent, 500.0, conditioning)
+    latent, time = some_latents(whole), whole.schedule.timesteps[1]
+    expected = whole(some_theta(whole), latent, time, whole.encode(PROMPTS))
     motion = {"motion_adapter": str(folders["motion"])}
     for place, options in (("without_adapter", {}), ("stable_diffusion", motion)):
         other = load("animatediff", folders[place], **options)
-        assert torch.equal(other(some_theta(whole), latent, 500.0, other.encode(PROMPTS)), expected)
+        assert torch.equal(other(some_theta(whole), latent, time, other.encode(PROMPTS)), expected)
         assert other.weights() == whole.weights()
 
 
@@ -269,12 +268,9 @@ def test_what_a_tokenizer_cuts_is_truncated(folders: dict[str, Path]) -> None:
 def test_a_video_is_as_long_and_as_large_as_the_pipelines_own_if_nothing_is_said(tmp_path: Path) -> None:
     save_stable_diffusion(tmp_path / "base")
     save_motion_adapter(tmp_path / "motion", most_frames=32)
-    save_wan(tmp_path / "wan")
     plain = {"num_frames": None, "height": None, "width": None}
     motion = load("animatediff", tmp_path / "base", motion_adapter=str(tmp_path / "motion"), **plain)
-    wan = load("wan", tmp_path / "wan", **plain)
     assert (motion.frames, motion.latent_shape) == (16, (4, 16, 8, 8))
-    assert (wan.frames, wan.latent_shape) == (81, (4, 21, 120, 208))
 
 
 @pytest.mark.parametrize(("name", "frames", "chains"), [("animatediff", 2, 12), ("wan", 5, 64)])
@@ -282,7 +278,7 @@ def test_updates_of_all_orders_raise_a_reward(
     name: str, frames: int, chains: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     changes = {
-        "model": {"num_frames": frames},
+        "model": {"num_frames": frames, **SIZES[name]},
         "adapter": LORA,
         "reward": {"frames": 1},
         "estimator": {"zeroth_order": {"count": 2, "chunk_size": 2}},
@@ -299,7 +295,7 @@ def test_updates_of_all_orders_raise_a_reward(
     ("name", "changes", "words"),
     [
         ("animatediff", {"num_frames": 7}, r"model.num_frames is 7; allowed: up to 6 for these motion modules"),
-        ("animatediff", {"height": 15}, "model.height is 15; allowed: multiples of 2"),
+        ("animatediff", {"height": 15}, "divisible by 8 but are 15"),
         ("animatediff", {"folder": "stable_diffusion"}, "which has no motion modules; set model.motion_adapter to"),
         ("animatediff", {"motion_adapter": "motion"}, "holds a AnimateDiffPipeline; .* leave the key out"),
         (
@@ -313,14 +309,18 @@ def test_updates_of_all_orders_raise_a_reward(
             "holds a UNet2DConditionModel; allowed: a MotionAdapter",
         ),
         ("animatediff", {"folder": "stable_diffusion", "motion_adapter": "wide_motion"}, "(?s)could not be load.*size"),
-        ("animatediff", {"adapter": LORA | {"target_modules": ["proj_in"]}}, "sits in proj_in or proj_out of"),
-        ("animatediff", {"folder": "wan"}, "holds a WanPipeline; .*; set model.name: wan"),
-        ("wan", {"num_frames": 7}, r"num_frames is 7; allowed: 1 more than a multiple of 4 for this model, 5 or 9"),
-        ("wan", {"num_frames": 3}, r"num_frames is 3; allowed: .* this model, 5$"),
-        ("wan", {"width": 20}, "model.width is 20; allowed: multiples of 8"),  # 4 of the VAE, 2 of a token
-        ("wan", {"motion_adapter": "motion"}, "motion_adapter is set, but 'wan' takes none"),
-        ("wan", {"sampler": {"timestep_spacing": "linspace"}}, "'linspace', but a flow model's times are its"),
-        ("wan", {"folder": "animatediff"}, "holds a AnimateDiffPipeline; .*; set model.name: animatediff"),
+        (
+            "animatediff",
+            {"adapter": LORA | {"target_modules": ["proj_in"]}},
+            "sits in .*proj_in.*diffusers calls",
+        ),
+        ("animatediff", {"folder": "wan"}, "holds a WanPipeline; .*; leave model.name out"),
+        ("wan", {"num_frames": 7}, "num_frames is 7, of which a WanPipeline of this model makes 5"),
+        ("wan", {"num_frames": 3}, "num_frames is 3, of which .* makes 1"),
+        ("wan", {"width": 20}, "divisible by 16 but are 16 and 20"),
+        ("wan", {"motion_adapter": "motion"}, "motion_adapter is set, .* holds a WanPipeline"),
+        ("wan", {"sampler": {"timestep_spacing": "linspace"}}, "'linspace', but this pipeline's times are its UniPC"),
+        ("wan", {"folder": "animatediff"}, "holds a AnimateDiffPipeline; .*; leave model.name out"),
     ],
 )
 def test_what_does_not_work_is_refused(
@@ -331,32 +331,14 @@ def test_what_does_not_work_is_refused(
         load(name, **{"folder": folders[name]} | changes | places)
 
 
-def test_wan_of_two_transformers_is_refused(tmp_path: Path) -> None:
-    save_wan(tmp_path, second=True)
-    with pytest.raises(UserError, match=r"two transformers, as Wan 2\.2 A14B is.*allowed: pipelines of one"):
-        load("wan", tmp_path)
-
-
 @pytest.mark.parametrize(
-    "scheduler",
+    ("key", "words"),
     [
-        UniPCMultistepScheduler(),
-        UniPCMultistepScheduler(use_flow_sigmas=True),
-        DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        ("num_frames", "a StableDiffusionPipeline takes no num_frames"),
+        ("motion_adapter", "allowed for .* 'stab"),
     ],
-    ids=["no flow", "no flow prediction", "another", "dynamic"],
 )
-def test_a_scheduler_of_no_known_flow_is_refused(scheduler: Any, folders: dict[str, Path], tmp_path: Path) -> None:
-    pipeline = WanPipeline.from_pretrained(folders["wan"])
-    pipeline.register_modules(scheduler=scheduler)
-    pipeline.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is a (UniPC|DPMSolver|FlowMatch)\w*; allowed: FlowMatchEuler"):
-        load("wan", tmp_path)
-
-
-@pytest.mark.parametrize("key", ["num_frames", "motion_adapter"])
-def test_keys_of_videos_are_refused_for_pictures(key: str, folders: dict[str, Path]) -> None:
+def test_keys_of_videos_are_refused_for_pictures(key: str, words: str, folders: dict[str, Path]) -> None:
     config = ModelConfig(name="stable_diffusion", path=str(folders["stable_diffusion"]), **{key: "4"})
-    with pytest.raises(UserError, match=f"model.{key} is set, but 'stable_diffusion' draws pictures"):
+    with pytest.raises(UserError, match=words):
         load_model(config, AdapterConfig(**LORA), SamplerConfig(steps=3), torch.device("cpu"))

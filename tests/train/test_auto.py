@@ -16,7 +16,7 @@ from rlr_ray.config.presets import PRESETS
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models.pipelines import PipelineModel
+from rlr_ray.models.batches import Batches
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
@@ -105,13 +105,13 @@ def test_a_denoiser_without_gradients_is_perturbed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the learning rate, the limit of a change, the average and the KL are measured."""
-    predict = PipelineModel._predict
+    predict = Batches.output
 
-    def not_differentiable(self: Any, theta: torch.Tensor, *rest: Any, **keys: Any) -> torch.Tensor:
+    def not_differentiable(self: Any, batch: Any, theta: torch.Tensor, *rest: Any, **keys: Any) -> torch.Tensor:
         assert not (theta.requires_grad and torch.is_grad_enabled())
-        return predict(self, theta, *rest, **keys).detach()
+        return predict(self, batch, theta, *rest, **keys).detach()
 
-    monkeypatch.setattr(PipelineModel, "_predict", not_differentiable)
+    monkeypatch.setattr(Batches, "output", not_differentiable)
     values = {"model": tiny() | {"differentiable": False}, "sampler": {"steps": 4}, "evaluation": {"chains": 2}}
     estimator = {"preset": "auto", "zeroth_order": {"count": 4, "chunk_size": 4}}
     values |= {"estimator": estimator, "output_dir": str(tmp_path)}

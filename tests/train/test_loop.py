@@ -48,17 +48,18 @@ def test_full_backprop_update_is_adamw_on_autograd_through_plain_diffusers(tmp_p
     state = TrainState(engine.model.initial_theta, config.train, config.estimator)
     update(engine, state, None, Process())
     model: Any = engine.model
-    parameters = [model.module.get_parameter(name) for name in model.parameters.shapes]
-    values = model.parameters.unflatten(engine.model.initial_theta).values()
+    parameters = [model.pipeline.unet.get_parameter(name) for name in model.tuned.vectors["unet"].shapes]
+    values = model.tuned.of("unet", engine.model.initial_theta).values()
     for parameter, value in zip(parameters, values, strict=True):
         parameter.data.copy_(value)
     optimizer = torch.optim.AdamW(parameters, config.train.learning_rate, betas=(0.9, 0.99), weight_decay=0)
     chains = engine.train_chains(0, range(config.train.chains))
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, timestep_spacing="trailing")
     scheduler.set_timesteps(config.sampler.steps)
-    latent = chains.x_start
+    latent, texts = chains.x_start, [prompt.text for prompt in engine.train_prompts(0, range(config.train.chains))]
+    embeddings = model.pipeline.encode_prompt(texts, "cpu", 1, False)[0]
     for k, time in enumerate(scheduler.timesteps):
-        output = model.pipeline.unet(latent, time, chains.conditioning["prompt"]).sample
+        output = model.pipeline.unet(latent, time, embeddings).sample
         latent = scheduler.step(output, time, latent, eta=1.0, variance_noise=chains.noise[k]).prev_sample
     (-chains.objective(latent).mean()).backward()
     optimizer.step()

@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from scripts.small_pipelines import clip_config
-from tests.models.tiny_flow import clip_tokenizer
+from tests.models.tiny import clip_tokenizer
 
 WORDS = ["a", "handwritten", "one", "two", "three", "seven", "eight", "ugly", "bright", "dark"]
 

@@ -8,7 +8,7 @@ import diffusers as d
 import torch
 import transformers as t
 
-from tests.models.tiny_flow import clip_tokenizer
+from tests.models.tiny import clip_tokenizer
 from tests.models.zoo.parts import (
     case,
     clip,

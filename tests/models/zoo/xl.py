@@ -7,7 +7,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.models.tiny_flow import clip_tokenizer
+from tests.models.tiny import clip_tokenizer
 from tests.models.zoo.parts import case, clip, ddim, kl, mask, pictures, shaken, texts
 from tests.models.zoo.stable import SD, unet
 

@@ -16,10 +16,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from rlr_ray.config.run import SamplerConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models.schedulers import ddim_scheduler, flow_schedule_of, schedule_of, set_timesteps
-from rlr_ray.models.solvers import kind_of, refuse_other_kind, solver_of, steps_of
+from rlr_ray.models.schedulers import ddim_scheduler, kind_of, schedule_of, solver_of, steps_of
 
 TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 EXACT: dict[str, Any] = {  # schedulers whose own steps have no noise and are those of the chain at eta 0
@@ -93,20 +91,12 @@ def test_tables_that_ddim_has_not_are_refused(betas: str) -> None:
         ddim_scheduler(DDPMScheduler(beta_schedule=betas, clip_sample=False).config, "trailing")
 
 
-def test_more_steps_than_were_trained_are_refused() -> None:
-    with pytest.raises(UserError, match=r"sampler\.steps is 11; allowed: up to 10"):
-        set_timesteps(DDIMScheduler(**TABLE, num_train_timesteps=10), 11)
-
-
 def test_noise_that_is_predicted_of_noise_alone_is_refused() -> None:
     scheduler = DDIMScheduler(**TABLE, rescale_betas_zero_snr=True, clip_sample=False)
     with pytest.raises(UserError, match="rescale_betas_zero_snr and prediction_type epsilon"):
         schedule_of(ddim_scheduler(scheduler.config, "trailing"), 4, 1.0)
 
 
-def test_families_refuse_schedulers_of_other_kinds() -> None:
-    with pytest.raises(UserError, match=r"a EDMEulerScheduler, whose steps are of kind edm; .* pipeline,"):
-        refuse_other_kind(EDMEulerScheduler(), "ddim")
-    shifted = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-    with pytest.raises(UserError, match=r"a UniPCMultistepScheduler; allowed for this model\.name: FlowMatch"):
-        flow_schedule_of(shifted, SamplerConfig(), 1)
+def test_spacings_are_refused_where_the_schedulers_own_times_stay() -> None:
+    with pytest.raises(UserError, match="'leading', but this pipeline's times are its EDMEulerScheduler's; leave"):
+        solver_of(EDMEulerScheduler(), "leading")
