@@ -41,9 +41,8 @@ CPU = torch.device("cpu")
 
 
 def save_pipeline(folder: Path, layers: int) -> None:
-    from tests.models.tiny_flow import FLOWS, tiny_vae
-
     from scripts.small_pipelines import clip_config, sd3_transformer, stable_diffusion_3
+    from tests.models.tiny import FLOWS, tiny_vae
 
     torch.manual_seed(0)
     transformer = sd3_transformer(SIZE, layers=layers, heads=HEADS, head=HEAD, patch_size=2)

@@ -26,7 +26,7 @@ from rlr_ray.train.process import Process
 from rlr_ray.train.run_folder import RunFolder
 from tests.models.common import CPU, model_of, some_theta
 from tests.models.test_recompute import LORA, chains, gradient
-from tests.models.tiny_flow import save_stable_diffusion_3
+from tests.models.tiny import save_stable_diffusion_3
 from tests.runs import outcome, small_run, train_here
 
 SAMPLER = {"steps": 3, "guidance_scale": 3.0, "eta": 0.7}
