@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         train={"iterations": 2, "chains": 4, "chains_per_prompt": 2, "learning_rate": 0.3},
         evaluation={"chains": 4},
     )
-    train_here(config)
+    train_here(config, shown=True)
     return config
 
 

@@ -38,7 +38,7 @@ def test_every_command_computes_with_its_recipes_threads(
 ) -> None:
     seen: list[int] = []
 
-    def note(engine: PictureEngine, config: Any) -> None:
+    def note(engine: PictureEngine, *arguments: Any) -> None:
         seen.append(torch.get_num_threads())
         raise UserError("seen")
 
