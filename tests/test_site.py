@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rlr_ray.config.yaml_text import read_yaml
 
+from rlr_ray.config.base import read_yaml
 from rlr_ray.config.recipe import parse_config
 from tests.test_floors import PACKAGE
 
