@@ -37,6 +37,8 @@ class ModelConfig(Strict):
     differentiable: bool = True
     # Arguments of the pipeline's own call that all chains share, e.g. {max_sequence_length: 256}
     call: dict[str, Any] = Field(default_factory=dict)
+    # Text and image encoders are in main memory but while they encode; what they said is kept there in any case
+    offload: Annotated[bool, FREE] = False
     # The denoiser's activations are computed again for the gradient, by blocks
     gradient_checkpointing: Annotated[bool, FREE] = False
     # Pictures, frames or videos decoded at once; None: all

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.seeds import chains_noise
 from rlr_ray.errors import UserError, first_line
-from rlr_ray.models import DENOISERS, module_bytes
+from rlr_ray.models import DENOISERS
 from rlr_ray.models.arguments import Requests, call_arguments
 from rlr_ray.models.batches import Batches
 from rlr_ray.models.call import Batch, Left, PipelineCall
 from rlr_ray.models.facts import fact_of
 from rlr_ray.models.features import middle_of, on_grid, outputs_of, pooled
+from rlr_ray.models.offload import loaded_bytes, placed
 from rlr_ray.models.schedulers import solver_of
 from rlr_ray.models.seams import recomputed
 from rlr_ray.models.trained import Trained
@@ -48,7 +49,8 @@ class Program:
         stage_of_step: Sequence[int] = (),  # [T], each in 0 .. S-1
     ):
         self.fact = fact_of(type(pipeline).__name__)
-        self.pipeline, self.device, self.stage_of_step = pipeline.to(device), device, stage_of_step
+        self.pipeline = placed(pipeline, device, offload=config.offload)
+        self.device, self.stage_of_step = device, stage_of_step
         parts = [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
         if not parts:
             raise UserError(f"a {type(pipeline).__name__} has no denoiser; allowed parts: {', '.join(DENOISERS)}")
@@ -208,7 +210,7 @@ class Program:
 
     def weights(self) -> int:
         """Bytes of the pipeline's parameters and buffers."""
-        return sum(module_bytes(part) for part in self.pipeline.components.values())
+        return loaded_bytes(self.pipeline, self.device)
 
     def save_adapter(self, theta: Tensor, folder: Path, *, also: Sequence[str] = ()) -> Path:
         """See Trained.save."""

@@ -43,6 +43,7 @@ FREE = {
     "model.gradient_checkpointing": (
         "models/test_recompute.py::test_gradients_are_the_same_at_a_theta_that_is_not_the_modules_own"
     ),
+    "model.offload": "models/test_offload.py::test_an_encoder_comes_for_a_new_prompt_and_goes_and_says_the_same",
     "name": "config/test_resuming.py::test_a_run_is_found_by_its_name_and_by_its_path",
     "output_dir": "config/test_resuming.py::test_a_name_is_looked_up_where_output_dir_says",
     "rewards.*.actors": "cluster/test_reward_actors.py::test_they_count_in_what_a_run_takes",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from rlr_ray.config.run import RunConfig
@@ -13,6 +14,7 @@ from rlr_ray.core.first_order import first_order
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Trajectory
 from rlr_ray.core.zeroth_order import Directions
+from rlr_ray.models.sharding import Shards
 from rlr_ray.train.engine import Engine, RolloutRequest
 from rlr_ray.train.loop import train
 from rlr_ray.train.process import Process
@@ -61,6 +63,34 @@ def test_rollouts_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
         result = engine.rollout(RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01)), range(8))
         rewards.append(torch.tensor(result.rewards_plus + result.rewards_minus))
     torch.testing.assert_close(*rewards, atol=1e-2, rtol=1e-3)
+
+
+def test_a_base_that_is_cut_has_the_gradient_of_a_whole_one(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    """Cut among one process: gathered, freed and gathered again on the device, as among several."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
+    try:
+        shards = Shards(torch.device("cuda"))
+        cut, found = Engine(short_run(tmp_path, device="cuda"), shards=shards), list[Tensor]()
+        for engine in (engines[1], cut):
+            found.append(
+                half_order(
+                    engine.sampler, _theta(engine), _trajectory(engine), range(1, 3), torch.ones(8, device="cuda")
+                )
+            )
+        shards.wait()
+    finally:
+        dist.destroy_process_group()
+    assert shards.groups and torch.equal(*found)
+
+
+def test_an_encoder_is_on_the_device_only_while_it_encodes(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    engine = Engine(short_run(tmp_path, device="cuda", model={"offload": True}))
+    expected, found = (one.model.encode(["a handwritten three"], [""]) for one in (engines[1], engine))
+    assert all(torch.equal(found[name], value) and found[name].is_cuda for name, value in expected.items())
+    pipeline = engine.model.pipeline  # type: ignore[attr-defined]
+    assert {x.device.type for x in pipeline.text_encoder.parameters()} == {"cpu"}
+    assert engine.model.weights() < engines[1].model.weights()
 
 
 def test_an_update_repeats(tmp_path: Path) -> None:
