@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.config.estimator import merge
-from rlr_ray.config.recipe import parse_config
+from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import RunConfig
 from rlr_ray.core.sums import Reduce
 from rlr_ray.train.engine import Engine
@@ -144,6 +144,17 @@ def small_recipe(folder: Path) -> Path:
     keys = merge(RECIPE, SMALL | {"model": tiny(), "output_dir": str(folder / "runs")})
     file.write_text(yaml.safe_dump(keys))
     return file
+
+
+_ENGINES: dict[str, Engine] = {}
+
+
+def shared_engine(config: RunConfig, place: str = "here") -> Engine:
+    """An engine for this config; at one place, all that differ in the plan alone share model, prompts and rewards."""
+    keys = place + config.model_dump_json(exclude={"estimator", "train", "guards"})
+    if keys not in _ENGINES:
+        _ENGINES[keys] = Engine(config)
+    return _ENGINES[keys].under(resolve(config))
 
 
 def train_here(

@@ -14,12 +14,11 @@ from torch import Tensor
 from rlr_ray.config.base import is_free, keys_of
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.run import RunConfig
-from rlr_ray.train.engine import Engine
 from rlr_ray.train.online import online_surrogate
 from rlr_ray.train.process import ALONE
 from rlr_ray.train.state import TrainState
 from rlr_ray.train.update import update
-from tests.runs import small_run
+from tests.runs import shared_engine, small_run
 
 IMPORTANCE = {"estimator": {"sub_chain": {"length": 1, "place": "importance"}}, "sampler": {"steps": 8}}
 RANDOM = {"estimator": {"sub_chain": {"length": 0}, "rest": "none", "truncation": "random", "checkpoint_steps": True}}
@@ -135,7 +134,7 @@ class Run:
 
     def __init__(self, changes: dict[str, Any]):
         config = small_run(Path("nowhere"), **changes)
-        self.engine = engine_of(config.model_dump_json(exclude={"estimator", "train", "guards"}), config).under(config)
+        self.engine = shared_engine(config)
         initial = self.engine.model.initial_theta
         self.state = TrainState(initial, config.train, config.estimator, config.guards)
         self.online = online_surrogate(self.engine)
@@ -146,16 +145,6 @@ class Run:
             update(self.engine, self.state, None, ALONE, self.online)
             self.thetas.append(self.state.theta_to_save.clone())
         return self.thetas[updates - 1]
-
-
-ENGINES: dict[str, Engine] = {}
-
-
-def engine_of(keys: str, config: RunConfig) -> Engine:
-    """The engine of all configs that share all keys but those of the estimator, the updates and the guards."""
-    if keys not in ENGINES:
-        ENGINES[keys] = Engine(config)
-    return ENGINES[keys]
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from rlr_ray.train.process import ALONE
 from rlr_ray.train.sampling import ChainRequest, request_ahead, request_chains
 from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.update import update
-from tests.runs import RECIPE, small_run, train_here
+from tests.runs import RECIPE, shared_engine, small_run, train_here
 
 BLACK = {"reward": {"differentiable": False}}
 PENALTY = {"guards": {"kl_penalty": 1.0, "kl_steps": "all"}}
@@ -49,7 +49,7 @@ class Elsewhere:
     """`Rollouts` by another engine: what goes there and comes back is pickled, and comes in the opposite order."""
 
     def __init__(self, config: RunConfig):
-        self.engine, self.sent = Engine(config), dict[str, int]()
+        self.engine, self.sent = shared_engine(config, "elsewhere"), dict[str, int]()
 
     def __call__(self, request: Request, chunks: Sequence[range]) -> RolloutBatch:
         asked, back = pickle.loads(pickle.dumps(request)), []
@@ -70,7 +70,7 @@ def config_of(preset: str, changes: dict[str, Any]) -> RunConfig:
 
 
 def theta_after(config: RunConfig, elsewhere: Elsewhere | None, updates: int = 2) -> Tensor:  # [P]
-    engine = Engine(config)
+    engine = shared_engine(config)
     state, online = TrainState(engine.model.initial_theta, config.train, config.estimator), online_surrogate(engine)
     for _ in range(updates):
         update(engine, state, elsewhere, ALONE, online)
