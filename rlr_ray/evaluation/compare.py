@@ -81,7 +81,9 @@ def _result(run: Followed, first: Followed) -> dict[str, str]:
     for reference, measures in summary.get("likeness", {}).items():
         for name in ("precision", "recall"):
             if name in measures:
-                cells[f"{name}, against {REFERENCES[reference]}"] = f"{measures[name]['after']:.2f}"
+                cells[f"{name}, against {REFERENCES[reference]}"] = (
+                    f"{measures[name]['before']:.2f} → {measures[name]['after']:.2f}"
+                )
     cells["denoiser forwards"] = f"{summary['denoiser_forwards']:,}"
     cells["denoiser backwards"] = f"{summary['denoiser_backwards']:,}"
     cells["time of updates"] = duration(summary["seconds"])

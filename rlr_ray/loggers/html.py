@@ -155,7 +155,7 @@ def picture(source: str, when: str, scores: Mapping[str, float], pair: Pair) -> 
     """A picture of a pair, with what it is and its scores below."""
     small = ' class="small"' if pair.small else ""
     said = "".join(f"<br>{html.escape(label)} {score:.4g}" for label, score in scores.items())
-    return f'<div><img{small} alt="{html.escape(when)}" src="{source}">{html.escape(when)}{said}</div>'
+    return f'<div><img{small} alt="{html.escape(when)}" src="{html.escape(source)}">{html.escape(when)}{said}</div>'
 
 
 def plots(figures: Mapping[str, go.Figure]) -> str:

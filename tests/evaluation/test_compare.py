@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,15 @@ def test_a_run_that_says_nothing_may_have_ended(folders: list[Path], tmp_path: P
     os.utime(folder / "metrics.jsonl", (an_hour_ago, an_hour_ago))
     state = read_run(folder).state
     assert "nothing new for 60 min" in state and f"rlr-ray train --resume {folder}" in state
+
+
+def test_what_others_wrote_into_a_runs_folder_is_text(runs: list[Followed]) -> None:
+    bad = "<script>alert('x')</script>\"><img src=x>"
+    first = runs[0].shown
+    assert first is not None
+    shown = Shown(
+        dict(first.summary) | {"warnings": [bad]}, first.scores, [replace(first.pairs[0], prompt=bad, after=bad)]
+    )
+    run = replace(runs[0], name=bad, shown=shown)
+    parts = comparison_parts([run, runs[1]]) | report_parts(run.config, run.rows, shown, bad)
+    assert "<script>alert" not in "".join(parts.values()) and "<img src=x>" not in "".join(parts.values())
