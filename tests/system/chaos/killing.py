@@ -27,8 +27,9 @@ _COMMANDS = {"actor": "ray::RolloutActor", "worker": "ray::RayTrainWorker"}  # a
 _ENOUGH = 20  # times that a run is started again
 
 
-# What actors do: pairs beside the other orders' chains, or nothing but chains.
-PLANS: dict[str, dict[str, Any]] = {"all orders": {}, "forward term": {"preset": "awm"}}
+# What actors do: pairs beside the other orders' chains, or nothing but chains; and how many times the updates, so that
+# a run lasts until it is killed.
+PLANS: dict[str, tuple[dict[str, Any], int]] = {"all orders": ({}, 1), "forward term": ({"preset": "awm"}, 4)}
 
 
 def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -42,9 +43,10 @@ def chaos_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def planned(folder: Path, plan: str, **changes: Any) -> dict[str, Any]:
-    """A chaos recipe with one of PLANS in place of its estimator, unless that is empty."""
-    recipe = chaos_recipe(folder, **changes)
-    return recipe | ({"estimator": PLANS[plan]} if PLANS[plan] else {})
+    """A chaos recipe with one of PLANS in place of its estimator, unless that is empty, and as many updates."""
+    recipe, (estimator, times) = chaos_recipe(folder, **changes), PLANS[plan]
+    train = recipe["train"] | {"iterations": times * recipe["train"]["iterations"]}
+    return recipe | {"train": train} | ({"estimator": estimator} if estimator else {})
 
 
 class Run:
