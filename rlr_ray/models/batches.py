@@ -54,7 +54,7 @@ class Batches:
         """The times that a call steps through. Denoisers are called once here, to learn what they return."""
         call = self.call
         call.arguments["num_inference_steps"] = told
-        call.count, call.draws, call.plain = 1, True, False
+        call.count, call.draws, call.plain = 1, True, None
         self.kept.clear()
         batch = self.of([self.example], [0])
         run = call.passed_over(batch)
@@ -63,19 +63,19 @@ class Batches:
         count = next((i for i, time in enumerate(times) if time != times[0]), len(times))
         self.shapes = [tuple(latent.shape[1:]) for _, latent, _ in run.seen[:count]]
         self.latent_shape = self.shapes[0] if count == 1 else (sum(map(math.prod, self.shapes)),)
-        start = run.seen[0][1]
-        same = [i for i, one in enumerate(run.prepared) if one is start]
+        first, source = run.first, torch.Generator().manual_seed(0)
+        assert first is not None, "the call has no step"
+        same = [i for i, one in enumerate(run.prepared) if one is first]
         call.slot = same[0] if same and count == 1 else None
-        source = torch.Generator().manual_seed(0)
-        plain = torch.randn(start.shape[1:], generator=source).to(start)
-        self.plain = count == 1 and torch.equal(start[0], plain)  # no picture, no packing
+        plain = torch.randn(first.shape[1:], generator=source).to(first)
+        self.plain = count == 1 and torch.equal(first[0], plain)  # no picture, no packing
         once = torch.equal(source.get_state(), batch.generators[0].get_state())
-        call.draws, call.plain = run.drew, self.plain and once and len(run.prepared) == 1
+        call.draws, call.plain = run.drew, run.prepared[0] if self.plain and once and len(run.prepared) == 1 else None
         call.count, call.steps = count, len(times) // count
         return times[::count]
 
     def of(self, requests: Sequence[int], seeds: Sequence[int]) -> Batch:
-        key = (*requests,) if self.call.plain else (*requests, *seeds)
+        key = (*requests, *seeds) if self.call.plain is None else (*requests,)
         if key not in self.kept:
             while len(self.kept) >= _KEPT:
                 self.kept.popitem(last=False)

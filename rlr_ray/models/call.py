@@ -73,6 +73,7 @@ class _Run:
     put_out: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # part -> as the call has it, in float32
     seen: list[tuple[float, Tensor, Tensor]] = field(default_factory=list)  # times, latents and outputs from step k on
     prepared: list[Tensor] = field(default_factory=list)  # what `prepare_latents` made
+    first: Tensor | None = None  # the latent of the call's first step, in its own dtype
     probing: bool = False  # nothing is computed, and the call is left where it would decode
     drew: bool = False  # from torch's own generators
 
@@ -101,7 +102,7 @@ class PipelineCall:
         self.steps = 0  # T, once it is known; a run to the end passes over all
         self.count = 1  # of a step's parts
         self.slot: int | None = None  # which tensor of prepare_latents' the steps start from, once it is known
-        self.plain = False  # that tensor is a generator's noise, and the call draws and prepares nothing else
+        self.plain: Tensor | None = None  # [1, ...] of its kind, if it is all that a call draws and prepares
         self.draws = True  # the call may draw from torch's own generators
         self.pipeline.scheduler = solver
         self.pipeline.progress_bar = Silent
@@ -143,13 +144,13 @@ class PipelineCall:
         token = _RUN.set(run)
         try:
             if not self.draws:
-                return self._called(run.batch)
+                return self._called(run)
             device = self.pipeline._execution_device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(run.batch.seeds[0])
                 before = states(device)
                 try:
-                    return self._called(run.batch)
+                    return self._called(run)
                 finally:
                     run.drew = not torch.equal(before, states(device))
         except Left:
@@ -157,12 +158,13 @@ class PipelineCall:
         finally:
             _RUN.reset(token)
 
-    def _called(self, batch: Batch) -> Any:
-        batch.generators = batch.generators or [torch.Generator() for _ in batch.seeds]
-        if not (self.plain and "prepared" in batch.tape):
+    def _called(self, run: _Run) -> Any:
+        batch, one_or_all = run.batch, None
+        if self.plain is None or run.parts is None:  # else nothing is drawn
+            batch.generators = batch.generators or [torch.Generator() for _ in batch.seeds]
             for generator, seed in zip(batch.generators, batch.seeds, strict=True):
                 generator.manual_seed(seed)
-        one_or_all: Any = batch.generators if len(batch.generators) > 1 else batch.generators[0]
+            one_or_all = batch.generators if len(batch.generators) > 1 else batch.generators[0]
         return self._call(self.pipeline, **self.arguments, **batch.arguments, generator=one_or_all)
 
     def output(self, batch: Batch, k: int, parts: Sequence[Tensor] | None, theta: Tensor | None) -> _Run:
@@ -191,6 +193,7 @@ class PipelineCall:
                     f"this pipeline's steps are told {', '.join(unknown)} besides, which a linear step does not heed; "
                     "such a pipeline cannot be trained here"
                 )
+            run.first = sample if run.first is None else run.first
             k, part = divmod(run.calls, self.count)
             run.calls += 1
             if part + 1 == self.count:
@@ -222,16 +225,15 @@ class PipelineCall:
         @functools.wraps(prepare)
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _RUN.get()
-            if run is not None and self.plain and run.parts is not None and "prepared" in run.batch.tape:
-                theirs, ours = run.batch.tape["prepared"], run.parts[0]
+            if run is not None and self.plain is not None and run.parts is not None:
+                theirs, ours = self.plain, run.parts[0]
                 if run.k != 0:
-                    return theirs
+                    return theirs.expand(len(run.batch.seeds), *theirs.shape[1:])
                 run.put_out[0] = ours.to(theirs.dtype), ours
                 return run.put_out[0][0]
             latents = prepare(*args, **kwargs)
             if run is None:
                 return latents
-            run.batch.tape["prepared"] = latents
             tensors = [latents] if isinstance(latents, Tensor) else list(latents)
             if run.k == 0 and run.parts is not None and self.slot is not None:
                 theirs, ours = tensors[self.slot], run.parts[0]

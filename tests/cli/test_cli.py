@@ -146,7 +146,7 @@ BAD = {
     ),
     "an unknown reward": (["reward={name: digit}"], ["'digit'", "digits, digits_judge"]),
     "an unknown optimizer": (["train.optimizer=Adamm", "cluster={}"], ["train.optimizer is 'Adamm'", "AdamW"]),
-    "an unknown model": (["model={name: pixart}"], ["'pixart'", "wan, pipeline, digits, moving_digits"]),
+    "an unknown model": (["model={name: pixart}"], ["'pixart'", "wan, digits, moving_digits"]),
     "no path": (["model={name: stable_diffusion}"], ["model.path is not set"]),
     "a judge that reads no digit": (["prompts=[a cat]"], ["'a cat'", "names one digit"]),
 }

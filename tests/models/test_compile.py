@@ -51,6 +51,7 @@ def test_a_compiled_denoiser_is_the_same_function(folder: Path, adapter: dict[st
     own = theta + 0.1 * torch.randn(4, len(theta), generator=source)
     time = plain.schedule.timesteps[1]
     latent, conditioning = torch.randn(4, *plain.latent_shape, generator=source), plain.encode(["one"] * 4)
+    compiled.encode(["one"] * 4)
 
     def prediction(model: Any, at: Tensor) -> Tensor:
         with torch.no_grad():

@@ -49,8 +49,10 @@ def test_the_middle_is_seen_with_a_gradient_and_nothing_stays(
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape, generator=source)
     conditioning, time = model.encode(PROMPTS), model.schedule.timesteps[1]
+    first = model.features(latents, conditioning)  # while the model has met no batch of this size
     before = model(some_theta(model), latents, time, conditioning)
     seen = model.features(latents.requires_grad_(), conditioning)
+    torch.testing.assert_close(first, seen.detach(), atol=0, rtol=0)
     assert seen.dim() == 4 and max(seen.shape[2:]) <= 4 and len(seen) == 2 and seen.dtype == torch.float32
     (slope,) = torch.autograd.grad(seen.square().sum(), latents)
     assert float(slope.flatten(1).norm(dim=1).min()) > 0

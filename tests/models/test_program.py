@@ -13,12 +13,14 @@ from PIL import Image
 
 from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.core.sampler import Start
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
 from rlr_ray.prompts.load import load_prompts
 from tests.models import examine
 from tests.models.common import CPU, SEEDS, model_of, recipe
 from tests.models.examine import Subject
+from tests.models.tiny import save_flux
 from tests.models.zoo.parts import picture
 from tests.models.zoo.stable import sd_parts, unet
 from tests.runs import train_here
@@ -36,6 +38,7 @@ SAMPLE = (
 REFUSED = {"LTXConditionPipeline": "told per_token_timesteps besides"}
 TIERS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLE)]
 LORA = {"type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["to_q", "to_out.0"]}
+SIZE = {"height": 16, "width": 16}
 PROMPTS, NEGATIVES = ["a handwritten two", "seven", "eight"], ["a handwritten one", "two", "a"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:sampler.guidance_scale 3 adds classifier-free guidance")
@@ -87,15 +90,41 @@ def test_pictures_of_prompts_are_found_beside_the_file(tmp_path: Path) -> None:
     assert prompts[0].drawn != prompts[1].drawn
 
 
-def test_what_a_call_draws_beside_its_latent_is_the_same_each_time(tmp_path: Path) -> None:
-    """Where the U-Net is told the masked picture, its VAE's noise comes from the chain's generator too."""
-    prompts = load_prompts(str(save_inpainting(tmp_path, channels=9)))
-    config = ModelConfig(path=str(tmp_path / "pipeline"), height=16, width=16)
+def with_pictures(folder: Path, channels: int) -> tuple[Any, Start]:
+    """An inpainting model, and two chains of its prompts."""
+    prompts = load_prompts(str(save_inpainting(folder, channels)))
+    config = ModelConfig(path=str(folder / "pipeline"), height=16, width=16, call={"strength": 1.0})
     model: Any = load_model(config, AdapterConfig(**LORA), SamplerConfig(steps=3), CPU, prompts[0].request)
     columns = [prompt.drawn_columns for prompt in prompts]
-    latent, _, conditioning = model.begin(SEEDS[:2], model.encode([prompt.text for prompt in prompts], (), columns))
+    return model, model.begin(SEEDS[:2], model.encode([prompt.text for prompt in prompts], (), columns))
+
+
+def test_what_a_call_draws_beside_its_latent_is_the_same_each_time(tmp_path: Path) -> None:
+    """Where the U-Net is told the masked picture, its VAE's noise comes from the chain's generator too."""
+    model, (latent, _, conditioning) = with_pictures(tmp_path, channels=9)
     outputs = [model(model.initial_theta, latent, model.schedule.timesteps[1], conditioning) for _ in range(2)]
     assert torch.equal(*outputs)
+
+
+def test_a_steps_mean_is_as_from_the_latent_that_the_call_makes_of_its_own(tmp_path: Path) -> None:
+    model, (latent, _, conditioning) = with_pictures(tmp_path, channels=4)
+    batch = model._batches.of(*(conditioning[name].tolist() for name in ("request", "seed")))
+    ((_, theirs, output),) = model._batches.call.output(batch, 1, [latent], model.initial_theta).seen
+    assert not torch.equal(theirs, latent)  # what the mask keeps is put back
+    said = model(model.initial_theta, latent, model.schedule.timesteps[1], conditioning)
+    torch.testing.assert_close(model.schedule.mean(1, latent, said), model.schedule.mean(1, theirs, output))
+
+
+def test_a_latent_that_the_call_leaves_alone_is_the_chains_own(tmp_path: Path) -> None:
+    """Not a copy: of small weights it would be rounded."""
+    save_flux(tmp_path)
+    model = model_of("auto", tmp_path, LORA, {"steps": 3, "guidance_scale": 1.0}, dtype="bfloat16", **SIZE)
+    latent, _, conditioning = model.begin(SEEDS, model.encode(PROMPTS))
+    latent = latent.contiguous()
+    batch = model._batches.of(*(conditioning[name].tolist() for name in ("request", "seed")))
+    for k in range(2):
+        ((_, theirs, _),) = model._batches.call.output(batch, k, [latent], model.initial_theta).seen
+        assert theirs is latent
 
 
 def inpainting(folder: Path, sampler: Any = (), **model: Any) -> Any:
