@@ -70,7 +70,8 @@ class Batches:
         plain = torch.randn(first.shape[1:], generator=source).to(first)
         self.plain = count == 1 and torch.equal(first[0], plain)  # no picture, no packing
         once = torch.equal(source.get_state(), batch.generators[0].get_state())
-        call.draws, call.plain = run.drew, run.prepared[0] if self.plain and once and len(run.prepared) == 1 else None
+        only = self.plain and once and not run.drew and len(run.prepared) == 1
+        call.draws, call.plain = run.drew, run.prepared[0] if only else None
         call.count, call.steps = count, len(times) // count
         return times[::count]
 
