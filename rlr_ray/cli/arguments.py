@@ -16,6 +16,10 @@ _RUNS = "a run or a search, by its name under output_dir or its folder, or a fol
 _PROMPTS = "a file or a shipped list (default: the held-out prompts of the recipe)"
 
 
+def _add_set(parser: argparse.ArgumentParser, words: str = "override a key of the recipe") -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=words)
+
+
 def add_init_arguments(parser: argparse.ArgumentParser) -> None:
     for name, words in ASKED.items():
         parser.add_argument(f"--{name}", help=words)
@@ -24,7 +28,7 @@ def add_init_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="a YAML recipe, e.g. configs/digits.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument(
         "--resume",
@@ -49,7 +53,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUN)
     parser.add_argument("--config", metavar="RECIPE", help="instead of the first run's own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
     parser.add_argument("--chains", type=int, metavar="N", help="of each model (default: evaluation.chains)")
     parser.add_argument(
@@ -71,7 +75,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     parser.add_argument("--config", metavar="RECIPE", help="instead of a run: the base model of this recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.add_argument("--prompts", metavar="SOURCE", help=_PROMPTS)
     parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
     parser.add_argument("--seed", type=int, metavar="N", help="other pictures (default: the recipe's held-out chains)")
@@ -82,14 +86,14 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS)
     parser.add_argument("--out", metavar="FILE", help="the page (default: report.html, of several runs in output_dir)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="output_dir=FOLDER")
+    _add_set(parser, "output_dir=FOLDER")
     parser.set_defaults(command="report:report_command")
 
 
 def add_watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"{_RUNS} (default: all of output_dir)")
     parser.add_argument("--port", type=int, default=8765, help="of 127.0.0.1; 0 takes any that is free (default 8765)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="output_dir=FOLDER")
+    _add_set(parser, "output_dir=FOLDER")
     parser.set_defaults(command="watch:watch_command", again="runs go on; the same command follows them again")
 
 
@@ -97,7 +101,7 @@ def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--config", help="a YAML recipe: its model, reward and prompts are measured")
     subject.add_argument("--model", choices=["toy"], help="toy: the unbiasedness certificate on an analytic chain")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
     parser.add_argument(
         "--plan", action="append", default=[], metavar="NAME={KEYS}", help="a plan to measure, as keys of `estimator`"
@@ -112,7 +116,7 @@ def add_lab_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.add_argument("--memory-budget-gib", type=float, metavar="GIB", help="as --set memory_budget_gib=GIB")
     parser.add_argument("--batches", type=int, help="for the variances (default: half a minute's, 64 at most)")
     parser.add_argument("--out", type=Path, default=Path("plan"), help="folder of plan.yaml and plan.json")
@@ -121,7 +125,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a search, e.g. tune_configs/digits.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the search")
+    _add_set(parser, "override a key of the search")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with the search of this name")
     earlier.add_argument("--overwrite", action="store_true", help="delete the search of this name and start again")
@@ -148,7 +152,7 @@ def _add_expand(parser: argparse.ArgumentParser) -> None:
 
 def _add_locate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe: its model, reward and prompts are measured")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.add_argument("--at", metavar="CHECKPOINT", help="measure where this checkpoint of a run stands")
     parser.add_argument("--batches", type=int, default=8, help="of chains (default 8)")
     parser.add_argument("--length", type=int, help="steps of a range whose end is not seen (default: a fifth of all)")
@@ -158,5 +162,5 @@ def _add_locate(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    _add_set(parser)
     parser.set_defaults(command="doctor:doctor_command")

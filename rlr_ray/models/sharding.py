@@ -114,9 +114,6 @@ class _Group(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self) -> None:
-        raise NotImplementedError
-
 
 def _blocks(module: nn.Module, most: float, least: float) -> Iterator[nn.Module]:
     """The modules inside that are gathered at once: as large as may be, and each called as a module."""

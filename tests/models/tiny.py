@@ -49,20 +49,26 @@ def save_stable_diffusion_3(folder: Path, *, t5: bool = True) -> None:
     )
 
 
+FLUX: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 4, 8),
+}
+GUIDED: dict[str, Any] = FLUX | {"pooled_projection_dim": 16, "guidance_embeds": True}
+
+
+def flux_transformer(**options: Any) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(**GUIDED | options)
+
+
 def save_flux(folder: Path, *, guidance_embeds: bool = True) -> None:
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=guidance_embeds,
-    )
+    transformer = flux_transformer(guidance_embeds=guidance_embeds)
     clip, t5 = clip_tokenizer(), t5_tokenizer(WORDS, TOKENS)
     FluxPipeline(
         transformer=transformer,
@@ -116,12 +122,13 @@ FLOWS: dict[str, Any] = {
 }
 
 
-def tiny_vae(**options: Any) -> AutoencoderKL:  # 2 pixels a latent pixel
+def tiny_vae(latents: int = 4, blocks: int = 2, **options: Any) -> AutoencoderKL:
+    """Each block but one halves a picture's sides."""
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        block_out_channels=(8,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=latents,
         norm_num_groups=2,  # with a group a channel no latent would change a picture's mean
         **options,
     )
@@ -159,32 +166,38 @@ def save_animatediff(folder: Path, motion_adapter: Path, *, with_adapter: bool =
     pipeline.save_pretrained(folder)
 
 
-def save_wan(folder: Path, *, unipc: bool = True, wan22: bool = False, second: bool = False) -> None:
-    """4 pixels a latent pixel, 2 a token's side, and 4 frames; `wan22`: as TI2V-5B, `second`: as A14B."""
-    torch.manual_seed(0)
-    channels = 4
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=channels,
-        out_channels=channels,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=1,
-        rope_max_seq_len=32,
-    )
-    vae = AutoencoderKLWan(
+WAN: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 16,
+    "num_layers": 1,
+    "rope_max_seq_len": 32,
+}
+
+
+def wan_vae(**options: Any) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
         base_dim=4,
-        z_dim=channels,
+        z_dim=4,
         dim_mult=[1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[True, True],
-        latents_mean=[0.1 * i for i in range(channels)],
-        latents_std=[1 + 0.1 * i for i in range(channels)],
-        scale_factor_spatial=8 if wan22 else 4,
-        **({"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12} if wan22 else {}),
+        latents_mean=[0.1 * i for i in range(4)],
+        latents_std=[1 + 0.1 * i for i in range(4)],
+        **{"scale_factor_spatial": 4} | options,
     )
+
+
+def save_wan(folder: Path, *, unipc: bool = True, wan22: bool = False, second: bool = False) -> None:
+    """4 pixels a latent pixel, 2 a token's side, and 4 frames; `wan22`: as TI2V-5B, `second`: as A14B."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(**WAN)
+    residual = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 8}
+    vae = wan_vae(**(residual if wan22 else {}))
     flow = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     tokenizer = t5_tokenizer(WORDS, TOKENS)
     text = UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

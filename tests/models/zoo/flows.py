@@ -8,6 +8,7 @@ import diffusers as d
 import torch
 import transformers as t
 
+from tests.models import tiny
 from tests.models.zoo.flux import FLUX
 from tests.models.zoo.parts import case, embeddings, flow, gemma2, kl, shaken, t5, texts, tokenizer
 from tests.models.zoo.stable import SD
@@ -92,17 +93,7 @@ def CogView4Pipeline() -> Any:
 def ChromaPipeline() -> Any:
     torch.manual_seed(0)
     own = d.ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        axes_dims_rope=[4, 4, 8],
-        approximator_hidden_dim=32,
-        approximator_layers=1,
-        approximator_num_channels=16,
+        **tiny.FLUX, approximator_hidden_dim=32, approximator_layers=1, approximator_num_channels=16
     )
     pipeline = d.ChromaPipeline(transformer=own, vae=kl(), scheduler=flow(), text_encoder=t5(), tokenizer=tokenizer())
     return shaken(pipeline), FLUX, texts

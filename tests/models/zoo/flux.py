@@ -8,7 +8,7 @@ import diffusers as d
 import torch
 import transformers as t
 
-from tests.models.tiny import clip_tokenizer
+from tests.models.tiny import GUIDED, clip_tokenizer, flux_transformer
 from tests.models.zoo.parts import (
     case,
     clip,
@@ -95,21 +95,8 @@ def StableDiffusion3ControlNetPipeline() -> Any:
 
 def flux_parts(channels: int = 16, out: int | None = None, latents: int = 4, **more: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    own = d.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=channels,
-        out_channels=out,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    )
     return {
-        "transformer": own,
+        "transformer": flux_transformer(in_channels=channels, out_channels=out),
         "scheduler": dynamic(),
         "vae": kl(latents),
         "text_encoder": t.CLIPTextModel(clip()),
@@ -169,18 +156,7 @@ def FluxControlPipeline() -> Any:
 
 @case
 def FluxControlNetPipeline() -> Any:
-    control = d.FluxControlNetModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=16,
-        axes_dims_rope=[4, 4, 8],
-        guidance_embeds=True,
-    )
+    control = d.FluxControlNetModel(**GUIDED)
     call = FLUX | {"controlnet_conditioning_scale": 0.5, "control_guidance_end": 0.7}
     pipeline = d.FluxControlNetPipeline(**flux_parts(), controlnet=control)
     return shaken(pipeline), call, lambda n: only(n) | {"control_image": pictures(n)}

@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from scripts.small_pipelines import clip_config
-from tests.models.tiny import clip_tokenizer
+from tests.models.tiny import clip_tokenizer, tiny_vae
 
 WORDS = ["a", "handwritten", "one", "two", "three", "seven", "eight", "ugly", "bright", "dark"]
 
@@ -98,16 +98,7 @@ def gemma2(width: int = 8) -> Any:
 
 
 def kl(latents: int = 4, blocks: int = 2, shift: float | None = 0.06, **more: Any) -> Any:
-    return d.AutoencoderKL(
-        block_out_channels=(8,) * blocks,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        latent_channels=latents,
-        norm_num_groups=2,
-        scaling_factor=0.6,
-        shift_factor=shift,
-        **more,
-    )
+    return tiny_vae(latents, blocks, scaling_factor=0.6, shift_factor=shift, **more)
 
 
 def shaken(pipeline: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 import transformers as t
 from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v, pipeline_wan_vace, pipeline_wan_video2video
 
+from tests.models import tiny
 from tests.models.zoo.parts import case, picture, shaken, t5, texts, tokenizer
 
 for _module in (pipeline_wan, pipeline_wan_i2v, pipeline_wan_vace, pipeline_wan_video2video):
@@ -17,35 +18,14 @@ for _module in (pipeline_wan, pipeline_wan_i2v, pipeline_wan_vace, pipeline_wan_
         _module.ftfy = SimpleNamespace(fix_text=lambda text: text)
 
 
-def wan_transformer(channels: int = 4, out: int = 4, **more: Any) -> Any:
-    return d.WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=channels,
-        out_channels=out,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=1,
-        rope_max_seq_len=32,
-        **more,
-    )
+def wan_transformer(channels: int = 4) -> Any:
+    return d.WanTransformer3DModel(**tiny.WAN | {"in_channels": channels})
 
 
 def wan_parts(**more: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    vae = d.AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        latents_mean=[0.1 * i for i in range(4)],
-        latents_std=[1 + 0.1 * i for i in range(4)],
-        scale_factor_spatial=4,
-    )
     return {
-        "vae": vae,
+        "vae": tiny.wan_vae(),
         "tokenizer": tokenizer(),
         "text_encoder": t5(16, t.UMT5EncoderModel),
         "scheduler": d.UniPCMultistepScheduler(
@@ -97,24 +77,12 @@ def WanImageToVideoPipelineTI2V() -> Any:
 
 @case
 def WanVACEPipeline() -> Any:
-    own = d.WanVACETransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=2,
-        rope_max_seq_len=32,
-        vace_layers=[0],
-        vace_in_channels=4 * 2 + 16,
-    )
+    own = d.WanVACETransformer3DModel(**tiny.WAN | {"num_layers": 2}, vace_layers=[0], vace_in_channels=4 * 2 + 16)
     return (
         shaken(d.WanVACEPipeline(**wan_parts(transformer=own))),
         WAN | {"video": [picture(i) for i in range(5)]},
         texts,
-    )  # ONE
+    )
 
 
 @case
