@@ -86,12 +86,16 @@ class Checkpoints:
                 time.sleep(1.0)
 
     def adopt(self, folder: Path) -> None:
-        """Go on from the newest state in the folder, whatever run it is of; what was saved here goes."""
+        """Go on from the newest state in the folder, whatever run it is of; what was saved here goes.
+
+        So does config.yaml, which may hold other keys; `RunFolder.begin` writes it anew.
+        """
         newest = steps_in(folder)[-1]
         shutil.copyfile(folder / "metrics.jsonl", self.folder.parent / "metrics.jsonl")
         state = load_state(folder / _name(newest), torch.device("cpu"))
         for step in self.steps():
             self._file(step).unlink()
+        (self.folder.parent / "config.yaml").unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save(state["step"], {name: value for name, value in state.items() if name not in ("format", "config")})
 

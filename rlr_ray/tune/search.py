@@ -166,8 +166,17 @@ def scheduler_of(config: TuneConfig) -> TrialScheduler:
         perturbed = {key: values.get("choice") or domain(values) for key, values in config.space.items()}
         common |= {"burn_in_period": scheduler.grace, "perturbation_interval": 1}
         common |= {"hyperparam_mutations": {"launch": {"point": perturbed}}}
-        return PopulationBasedTraining(**common, custom_explore_fn=functools.partial(_within_bounds, config))
+        return _Population(**common, custom_explore_fn=functools.partial(_within_bounds, config))
     return FIFOScheduler()
+
+
+class _Population(PopulationBasedTraining):
+    """Ray Tune's, in which a trial that takes over another's weights and keys keeps the folder of its own run."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        run = config["launch"]["run"] | {"name": trial.config["launch"]["run"]["name"]}
+        return config | {"launch": config["launch"] | {"run": run}}, operations
 
 
 def _within_bounds(config: TuneConfig, mutated: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,9 @@ from rlr_ray.errors import UserError
 from rlr_ray.train.run_folder import RunFolder, locked
 from rlr_ray.tune.report import write_report
 from rlr_ray.tune.results import best_rows, filtered_row, write_results
-from rlr_ray.tune.search import Progress, make_private
+from rlr_ray.tune.search import Progress, make_private, scheduler_of
 from tests.config.test_tune import written
-from tests.runs import small_run
+from tests.runs import small_run, train_here
 
 K = "estimator.first_order.steps"
 
@@ -139,3 +140,34 @@ def test_what_a_search_unpickles_lies_where_nobody_else_writes(tmp_path: Path) -
         folder.chmod(mode)
         with pytest.raises(UserError, match=r"may be written by others.*chmod -R go-w"):
             make_private(folder)
+
+
+def test_a_trial_that_takes_over_another_keeps_its_folder(tmp_path: Path) -> None:
+    space = {"train.learning_rate": {"uniform": [0.1, 0.2]}}
+    population: Any = scheduler_of(load_tune_config(written(tmp_path, space=space, scheduler={"name": "pbt"}), []))
+
+    def trial(name: str, rate: float, cost: int) -> Any:
+        launch = {"run": {"name": name, "train": cost}, "point": {"train.learning_rate": rate}}
+        return SimpleNamespace(config={"launch": launch})
+
+    bad, good = trial("bad", 0.2, 1), trial("good", 0.1, 2)
+    launch = population._get_new_config(bad, good)[0]["launch"]
+    assert launch["run"] == {"name": "bad", "train": 2} and good.config["launch"]["run"]["name"] == "good"
+    assert 0.1 <= launch["point"]["train.learning_rate"] <= 0.2
+
+
+def test_a_run_goes_on_from_anothers_state_under_other_keys(tmp_path: Path) -> None:
+    rates = {"good": 0.01, "bad": 10.0}
+    runs = {name: train_here(small_run(tmp_path, name=name, train={"learning_rate": r})) for name, r in rates.items()}
+    state = shutil.copytree(runs["good"].checkpoints.folder, tmp_path / "state")
+    shutil.copy(runs["good"].path / "metrics.jsonl", state)
+    config = small_run(tmp_path, name="bad", train={"learning_rate": 0.02, "iterations": 6})
+    folder = RunFolder(config)
+    (folder.path / "summary.json").unlink()  # its own run has not ended
+    folder.checkpoints.adopt(state)
+    folder.check(resume=True, overwrite=False)
+    train_here(config, resume=True)
+    lines = [
+        [json.loads(line)["learning_rate"] for line in (run.path / "metrics.jsonl").open()] for run in runs.values()
+    ]
+    assert lines[1][:4] == lines[0] and 0 < max(lines[1][4:]) <= 0.02
