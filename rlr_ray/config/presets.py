@@ -13,14 +13,14 @@ _EVERY_STEP = {"signal": (1e-6, 1 - 1e-6)}
 
 # What preset auto is, by what the rewards are.
 GRADIENT: dict[str, Any] = {  # all of them have one
-    "first_order": {"steps": "all", "clip": 0.5},
+    "first_order": {"steps": "all", "clip": 2.0},
     "checkpoint_steps": "auto",
     "sub_chain": _NO_SUB_CHAIN,
     "rest": "none",
 }
 BLACK_BOX: dict[str, Any] = {  # some have none: the forward term, until a surrogate is trusted to stand in for them
     **GRADIENT,
-    "half_order": {"score": "forward"},
+    "half_order": {"score": "forward", "weight": "even"},  # even: beside first order, if some rewards have a gradient
     "surrogate": {"name": "online", "use": "switch"},
 }
 

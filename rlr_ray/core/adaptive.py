@@ -154,11 +154,13 @@ class Adaptive:
     def _lengths(self, estimate: GradientEstimate) -> dict[str, float]:
         """Factors that make each term as long as first order on average over updates; 1 where either length is 0.
 
-        A term whose expectation is not its part of the gradient (the forward term) has no length of its own.
+        A term whose expectation is not its part of the gradient (the forward term) has no length of its own. Where
+        terms carry different rewards, a length is one by the spread of these: rewards keep their weights.
         """
         norms = {}
         for name, term in estimate.terms.items():
-            key, norm = f"{name} of a surrogate" if estimate.of_surrogate else name, float(term.gradient.norm())
+            key = f"{name} of a surrogate" if estimate.of_surrogate else name
+            norm = float(term.gradient.norm()) / (estimate.spreads.get(name) or 1.0)
             before = self.norms.get(key) or norm
             norms[name] = self.norms[key] = self._smooth(before, min(norm, _SPIKE * before))
         first = norms.get("first_order", 0.0)

@@ -42,6 +42,7 @@ class GradientEstimate:
     divergence: float | None = None  # nats a chain, if there is a penalty
     median: float | None = None  # norm of a chain's first-order gradient before it is cut, where chains are clipped
     of_surrogate: bool = False  # first order climbs a surrogate, of all or some rewards
+    spreads: Mapping[str, float] = field(default_factory=dict)  # of what a term carries of the reward; see `_spreads`
 
     @property
     def rewards(self) -> Tensor:  # [all B]
@@ -129,7 +130,18 @@ def estimate_gradient(
     latents = {c: trajectory.latents[-1].clone() for c, trajectory in trajectories.items()}  # not the whole chains
     ordered = {name: terms[name] for name in TERMS if name in terms}
     of_surrogate = plan.has_first_order and (bool(chains.trusted) or (plan.residual and chains.surrogate is not None))
-    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence, median, of_surrogate)
+    spreads = _spreads(torch.stack(parts), plan, chains)
+    return GradientEstimate(ordered, torch.stack(parts), latents, rows, divergence, median, of_surrogate, spreads)
+
+
+def _spreads(parts: Tensor, plan: Plan, chains: Chains) -> dict[str, float]:  # [m, all B]
+    """Standard deviation of the parts that a term carries, in units of the whole's; none where all carry the same."""
+    whole = float(parts.sum(0).std(correction=0))
+    climbed = [part for part in range(len(parts)) if part not in chains.left]
+    if not plan.residual or chains.surrogate is not None or not climbed or not chains.left or not whole:
+        return {}
+    first, others = (float(parts[carried].sum(0).std(correction=0)) / whole for carried in (climbed, chains.left))
+    return {"first_order": first, "half_order": others, "zeroth_order": others}
 
 
 def _taken(climbed: ExactMean | ClippedMean, count: int) -> tuple[TermEstimate, float | None]:

@@ -86,6 +86,7 @@ class Samples:
     plans: list[Plan]  # [n]
     terms: dict[str, Tensor]  # each [n, P]
     pair_variance: float | None = None  # of zeroth order, one pair, given the sub-chain's place
+    spreads: dict[str, float] = field(default_factory=dict)  # means of `GradientEstimate.spreads`
 
 
 def sample(subject: Subject, candidate: Candidate, batches: int) -> Samples:
@@ -94,9 +95,11 @@ def sample(subject: Subject, candidate: Candidate, batches: int) -> Samples:
     names, size = list(estimates[0].terms), len(subject.groups)
     plans = [candidate.plan(number) for number in range(batches)]
     rows = {name: torch.stack([estimate.terms[name].gradient.cpu() for estimate in estimates]) for name in names}
-    if "zeroth_order" not in names:
-        return Samples(plans, rows)
-    return Samples(plans, rows, size * statistics.mean(e.terms["zeroth_order"].variance for e in estimates))
+    spreads = {name: statistics.mean(e.spreads.get(name, 1.0) for e in estimates) for name in names}
+    pair_variance = None
+    if "zeroth_order" in names:
+        pair_variance = size * statistics.mean(e.terms["zeroth_order"].variance for e in estimates)
+    return Samples(plans, rows, pair_variance, spreads)
 
 
 def estimate_batch(subject: Subject, candidate: Candidate, number: int) -> GradientEstimate:
@@ -159,7 +162,7 @@ def summarise(candidate: Candidate, samples: Samples, reference: Tensor, size: i
     variances = {name: size * variance(row) for name, row in rows.items()}
     if samples.pair_variance is not None:
         variances["zeroth_order"] = samples.pair_variance
-    weights = {name: _weight(candidate, name, rows, variances[name]) for name in rows}
+    weights = {name: _weight(candidate, name, samples, variances[name]) for name in rows}
     total = torch.stack([weights[name] * row for name, row in rows.items()]).sum(0)
     more_pairs = candidate.chains / candidate.pairs - 1 if "zeroth_order" in rows else 0.0
     extra = more_pairs * weights.get("zeroth_order", 0.0) ** 2 * variances.get("zeroth_order", 0.0)
@@ -191,17 +194,19 @@ def variance_se(rows: Tensor) -> float:  # [n, P]
     return float(squares.std()) / math.sqrt(len(rows))
 
 
-def _weight(candidate: Candidate, name: str, terms: Mapping[str, Tensor], spread: float) -> float:
+def _weight(candidate: Candidate, name: str, samples: Samples, variance_of_one: float) -> float:
     """A term's weight, as `core.adaptive.Adaptive` has it once its statistics have settled."""
-    stated, rows = candidate.weights.get(name, 1.0), terms[name]
+    stated, rows = candidate.weights.get(name, 1.0), samples.terms[name]
     if not isinstance(stated, str):
         return stated
     if stated == "even":
-        first, length = (float(each.norm(dim=1).mean()) for each in (terms.get("first_order", rows), rows))
+        of = "first_order" if "first_order" in samples.terms else name
+        lengths = {each: float(samples.terms[each].norm(dim=1).mean()) for each in (of, name)}
+        first, length = (lengths[each] / samples.spreads.get(each, 1.0) for each in (of, name))
         return first / length if first and length else 1.0
     signal = float(rows.mean(0).double().square().sum()) - variance(rows) / len(rows)
     spent = candidate.pairs if name == "zeroth_order" else candidate.chains
-    return mse_weight(signal * spent / spread, candidate.averaging) if spread > 0 else 1.0
+    return mse_weight(signal * spent / variance_of_one, candidate.averaging) if variance_of_one > 0 else 1.0
 
 
 _FIRST_STEP = 1_000_000  # chains of updates that no run comes to

@@ -17,7 +17,7 @@ Estimator = dict[str, Any]  # keys of config.estimator
 
 FULL: Estimator = {"preset": "full_bp"}
 DDPO: Estimator = {"preset": "ddpo"}
-CLIPPED: Estimator = {"preset": "full_bp", "first_order": {"clip": 0.5}}
+CLIPPED: Estimator = {"preset": "full_bp", "first_order": {"clip": 2.0}}
 BRANCHES: Estimator = {"preset": "branches"}
 FORWARD: Estimator = {  # with the steps and draws of its defaults
     "preset": "custom",

@@ -121,6 +121,12 @@ def test_first_order_carries_own_gradients_and_trusted_heads_half_order_what_is_
     left = forward_term(SAMPLER, toy_theta(), last, {}, advantage, *draws_of_all((1, 3), 2))
     close(found.terms["half_order"].gradient, left)
     assert found.kind == "first_order + half_order of a surrogate"
+    carried, whole = parts(last)[[0, 2]].sum(0), parts(last).sum(0).std(correction=0)
+    others = float(offset(last).std(correction=0) / whole)
+    assert found.spreads == pytest.approx(
+        {"first_order": float(carried.std(correction=0) / whole), "half_order": others, "zeroth_order": others}
+    )
+    assert not estimate(FORWARD).spreads and not estimate(FULL, beside=beside | {"trusted": (0, 1)}).spreads
     assert estimate(MIXED, beside=beside | {"trusted": ()}).kind == "first_order + half_order"
 
 

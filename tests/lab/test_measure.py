@@ -69,6 +69,9 @@ def test_an_even_weight_makes_a_term_as_long_as_first_order() -> None:
     candidate = Candidate("c", PlanShape(6, 3, 2), weights={"half_order": "even"}, biased=True)
     found = summarise(candidate, Samples([candidate.plan(0)], rows), rows["first_order"], SIZE)
     assert found.weights == {"first_order": 1.0, "half_order": pytest.approx(6.0, rel=0.01)}
+    spreads = {"first_order": 1.0, "half_order": 0.5}
+    weaker = summarise(candidate, Samples([candidate.plan(0)], rows, None, spreads), rows["first_order"], SIZE)
+    assert weaker.weights["half_order"] == pytest.approx(3.0, rel=0.01)
     alone = summarise(
         candidate, Samples([candidate.plan(0)], {"half_order": rows["half_order"]}), rows["half_order"], SIZE
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -82,6 +83,13 @@ def test_even_weights_give_every_term_first_orders_length_over_updates(tmp_path:
     assert take(state, climbing)["half_order"] == pytest.approx(1 / 100)
     alone = GradientEstimate({"half_order": terms["half_order"]}, torch.zeros(2))
     assert take(state, alone)["half_order"] == 1.0
+
+
+def test_even_weights_leave_rewards_theirs(tmp_path: Path) -> None:
+    """Half order of a reward with a fifth of the spread is made a fifth as long as first order of the other."""
+    state = new_state(tmp_path, half_order={"score": "forward", "weight": "even"})
+    spreads = {"first_order": 1.0, "half_order": 0.2, "zeroth_order": 0.2}
+    assert take(state, replace(estimate(), spreads=spreads))["half_order"] * 2 == pytest.approx(0.2)
 
 
 def test_one_noisy_update_does_not_decide_the_weight(tmp_path: Path) -> None:
