@@ -46,7 +46,8 @@ PLACES = {  # name -> problem, updates before
 }
 RANGES = {"alpha-bar .03 to .4": (0.03, 0.4), "all steps": (0.0, 1.0)}
 WEIGHTINGS: tuple[Weighting, ...] = ("uniform", "elbo", "velocity")
-CLIP = 0.5
+CLIP = 0.5  # of the reference, whose noise is to be small
+CLIPS = (CLIP, 2.0)  # of an update by itself; 2: what `auto` has
 _FIRST = 3_000_000  # chains of updates that no run comes to
 Rows = dict[str, Tensor]  # each [B, P], a chain's own estimate, or [B]
 
@@ -173,7 +174,9 @@ def batches_of(rows: Rows, schedule: Schedule, trained: int) -> Rows:  # each [n
     means = {name: each.unflatten(0, (-1, BATCH)).mean(1) for name, each in estimates.items()}
     forms = {"clipped": rows["full"], "linear adjoint, clipped": rows["linear adjoint"]}
     means |= {name: clipped(each) for name, each in forms.items()}
-    return means | {"full backpropagation, clipped by tens": clipped(rows["full"], by_batch=True)}
+    return means | {
+        f"full backpropagation, clipped by tens at {c:g}": clipped(rows["full"], c, by_batch=True) for c in CLIPS
+    }
 
 
 def weighted(forward: Tensor, schedule: Schedule, steps: tuple[int, ...], weighting: Weighting) -> Tensor:  # [B, P]
@@ -181,14 +184,14 @@ def weighted(forward: Tensor, schedule: Schedule, steps: tuple[int, ...], weight
     return torch.einsum("bkp,k->bp", forward[:, list(steps)], torch.tensor(factors))
 
 
-def clipped(rows: Tensor, *, by_batch: bool = False) -> Tensor:  # [B, P] -> [n, P]
-    """Batches' means over chains, each cut to CLIP times the median norm of all, or of its batch, as ClippedMean does.
+def clipped(rows: Tensor, clip: float = CLIP, *, by_batch: bool = False) -> Tensor:  # [B, P] -> [n, P]
+    """Batches' means over chains, each cut to `clip` times the median norm of all, or of its batch, as by ClippedMean.
 
     The one is what a run's running median tends to, the other that of an update alone.
     """
     batches = rows.unflatten(0, (-1, BATCH))
     norms = batches.norm(dim=2, keepdim=True)
-    limit = CLIP * (norms.median(dim=1, keepdim=True).values if by_batch else norms.median())
+    limit = clip * (norms.median(dim=1, keepdim=True).values if by_batch else norms.median())
     return (batches * (limit / norms).clamp(max=1)).mean(1)
 
 

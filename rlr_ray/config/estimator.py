@@ -133,7 +133,8 @@ class HalfOrderConfig(Strict):
     # of its prompt in earlier updates, then the others of this one; group: as prompt, each reward standardised among
     # the train.chains_per_prompt chains of a prompt before they are weighted and summed, as GRPO has it (biased)
     baseline: Literal["running", "prompt", "batch", "group"] = "running"
-    # Of the term. auto: least mean squared error; even: what makes it as long as first order, over updates (biased)
+    # Of the term. auto: least mean squared error; even: what makes it as long as first order, over updates, by the
+    # spread of the rewards that each carries (biased)
     weight: Weight = 1.0
     # branches: of its steps, how many are drawn each update, with the inverse probability as weight
     branch_steps: Literal["all"] | Annotated[int, Field(ge=1)] = "all"

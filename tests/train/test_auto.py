@@ -39,7 +39,7 @@ def plan_of(**changes: Any) -> RunConfig:
 
 def test_the_default_plan_is_decided_by_what_the_rewards_say() -> None:
     gradient, black_box = plan_of(), plan_of(reward={"name": "digits", "differentiable": False})
-    assert gradient.estimator.first_order.steps == "all" and gradient.estimator.first_order.clip == 0.5
+    assert gradient.estimator.first_order.steps == "all" and gradient.estimator.first_order.clip == 2
     assert gradient.estimator.surrogate is None and not gradient.plan_shape.has_half_order
     assert black_box.estimator.half_order.score == "forward" and black_box.plan_shape.switch
     dear = plan_of(reward={"name": "digits", "gradient": "surrogate"})
