@@ -78,7 +78,7 @@ def measure(config: RunConfig, runs: Sequence[Run], look: Look) -> RunComparison
     rewards, chains = engine.rewards, range(config.evaluation.chains)
     real, compared_by = real_reference(engine), picture_features(engine)[0]
     base = evaluate(engine, engine.model.initial_theta, partial(look, BASE))
-    total = rewards.weighted_sum(base.rows(rewards.labels))
+    total = rewards.weighted_sum(base.measured_rows(rewards.labels))
     references = {"base": Reference.base(base.pictures)} | ({"real": real} if real else {})
     like = {name: reference.of(base.pictures) for name, reference in references.items()}
     (seeds, prompts), count = engine.held_out(chains), len(engine.held_out_prompts)

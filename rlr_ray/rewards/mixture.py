@@ -55,6 +55,11 @@ class Scored:
         """How many were replaced."""
         return int(self.replaced.sum())
 
+    @property
+    def measured(self) -> Tensor:  # [m, B]
+        """The scores, nan where one was replaced."""
+        return self.scores.masked_fill(self.replaced, float("nan"))
+
 
 @dataclass
 class Tally:
@@ -112,7 +117,7 @@ class Mixture:
         several = len(self.configs) > 1
         return [several if config.normalize is None else config.normalize for config in self.configs.values()]
 
-    def weighted_sum(self, before: Tensor | None = None) -> WeightedSum:  # [m, n]
+    def weighted_sum(self, before: Tensor | None = None) -> WeightedSum:  # [m, n], nan where a score was replaced
         """The objective, standardised by the base model's scores `before`; without them all scores as they are.
 
         Replaced scores have no part in mean and deviation; a reward that does not vary is divided by 1.
@@ -121,9 +126,8 @@ class Mixture:
         standards: list[Standard] = [(0.0, 1.0)] * len(weights)
         if before is None:
             return WeightedSum(tuple(self.configs), weights, tuple(standards))
-        for i, config in enumerate(self.configs.values()):
-            row = before[i].double()
-            real = row if config.invalid == "stop" else row[row != torch.tensor(config.invalid, dtype=row.dtype)]
+        for i, row in enumerate(before.double()):
+            real = row[~row.isnan()]
             if self.normalized[i] and len(real) > 1:
                 standards[i] = float(real.mean()), float(real.std()) or 1.0
         return WeightedSum(tuple(self.configs), weights, tuple(standards), any(self.normalized))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +22,12 @@ class Evaluation:
     divergence_by_step: Tensor  # [T, m] nats from the base model's chains, of the first m; nan at steps without noise
     features: Tensor  # [n, D] of all images
     prompts: Tensor  # [n] which prompt each is of, by number
-    invalid: int = 0  # scores that were not finite and replaced
+    replaced: dict[str, Tensor] = field(default_factory=dict)  # [n] by label, which scores were not finite; {}: none
+
+    @property
+    def invalid(self) -> int:
+        """Scores that were not finite and replaced."""
+        return sum(int(marks.sum()) for marks in self.replaced.values())
 
     @property
     def divergence(self) -> Tensor:  # [m]
@@ -51,6 +56,13 @@ class Evaluation:
 
     def rows(self, labels: Sequence[str]) -> Tensor:  # [m, n]
         return torch.stack([self.scores[label] for label in labels])
+
+    def measured_rows(self, labels: Sequence[str]) -> Tensor:  # [m, n]
+        """The scores, nan where one was replaced."""
+        rows = self.rows(labels)
+        if self.replaced:
+            rows = rows.masked_fill(torch.stack([self.replaced[label] for label in labels]), math.nan)
+        return rows
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -66,7 +66,7 @@ def evaluate(
         of("divergence", 1),
         of("features"),
         numbered(_asked(engine, range(config.chains))[0]),
-        sum(result.invalid for result in results),
+        {label: of(f"replaced/{label}") for label in (*engine.rewards.labels, *engine.judges.labels)},
     )
 
 
@@ -75,18 +75,18 @@ def _measured(engine: Engine, theta: Tensor, indices: range, look: Look = lambda
     """A chunk's scores [b] by label, and of the chains that are asked for these, divergence, features and images."""
     config, judges = engine.config.evaluation, engine.judges.to(engine.device)
     trajectory, pictures = engine.sample(theta, indices)
-    tensors, invalid = {"features": picture_features(engine)[1](pictures)}, 0
+    tensors = {"features": picture_features(engine)[1](pictures)}
     arguments = (pictures, *_asked(engine, indices))
     for mixture in (engine.rewards, judges):
         scored = mixture.score(*arguments)
-        invalid += scored.invalid
-        tensors |= {f"scores/{label}": row for label, row in zip(mixture.labels, scored.scores, strict=True)}
+        for label, row, marks in zip(mixture.labels, scored.scores, scored.replaced, strict=True):
+            tensors |= {f"scores/{label}": row, f"replaced/{label}": marks}
     if indices.start < _COMPARED:
         tensors["divergence"] = _divergence(engine, theta, _first(trajectory, _COMPARED - indices.start))
     if indices.start < config.pictures:
         tensors["images"] = to_show(pictures[: config.pictures - indices.start])
     look(indices, pictures)
-    return Sampled(indices, {name: value.cpu() for name, value in tensors.items()}, invalid)
+    return Sampled(indices, {name: value.cpu() for name, value in tensors.items()})
 
 
 def _first(trajectory: Trajectory, count: int) -> Trajectory:
@@ -111,7 +111,7 @@ def standardised(engine: Engine) -> WeightedSum:
     for first in range(0, chains, size):
         indices = range(first, min(first + size, chains))
         _, pictures = engine.sample(engine.model.initial_theta, indices)
-        scores.append(engine.rewards.score(pictures, *_asked(engine, indices)).scores.cpu())
+        scores.append(engine.rewards.score(pictures, *_asked(engine, indices)).measured.cpu())
     return engine.rewards.weighted_sum(torch.cat(scores, dim=1))
 
 

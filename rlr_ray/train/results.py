@@ -34,7 +34,7 @@ from rlr_ray.train.state import TrainState
 from rlr_ray.utils.environment import versions
 from rlr_ray.utils.files import Unreadable, disk_errors, load_sealed, replace_file, save_sealed
 
-_FORMAT = 3  # of before.pt; raise it when Evaluation changes
+_FORMAT = 4  # of before.pt; raise it when Evaluation changes
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ class Results:
         self.references = {"base": Reference.base(self.before.pictures)} | ({"real": real} if real else {})
         self.likeness_before = self._likeness(self.before)
         rewards, config = engine.rewards, engine.config
-        self.total = rewards.weighted_sum(self.before.rows(rewards.labels))
+        self.total = rewards.weighted_sum(self.before.measured_rows(rewards.labels))
         self.guards = Guards(
             config.guards, self.total, list(config.evaluation.judges), self.before, state.initial_theta
         )

@@ -54,3 +54,4 @@ def test_replaced_scores_are_counted_over_every_chunk_of_the_rewards_and_the_jud
     evaluated = evaluate(engine, engine.model.initial_theta)
     assert [scores.tolist() for scores in evaluated.scores.values()] == [[-1.0] * 5] * 2
     assert evaluated.invalid == 10
+    assert bool(evaluated.measured_rows(engine.rewards.labels).isnan().all())

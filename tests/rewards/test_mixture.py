@@ -13,7 +13,7 @@ from torch import Tensor
 from rlr_ray.config.recipe import parse_config, with_facts
 from rlr_ray.config.rewards import RewardActorsConfig, RewardConfig
 from rlr_ray.errors import UserError
-from rlr_ray.rewards.mixture import Mixture
+from rlr_ray.rewards.mixture import Mixture, Scored
 from tests.runs import RECIPE
 
 CPU = torch.device("cpu")
@@ -79,9 +79,17 @@ def test_gradients_pass_through_the_differentiable_rewards_alone() -> None:
 
 
 def test_what_was_replaced_is_no_part_of_the_standards() -> None:
-    before = torch.tensor([[1.0, -1e6, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    before = torch.tensor([[1.0, math.nan, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
     total = mixture(bright={"invalid": -1e6}, red={}).weighted_sum(before)
     assert total.standards == ((2.0, 1.0), (2.5, pytest.approx(math.sqrt(5 / 3))))
+
+
+def test_a_score_that_equals_what_replaces_others_is_a_score() -> None:
+    """Of a reward that is 0 or 1, with `invalid: 0`, zeros would all have been left out."""
+    marks = torch.tensor([False, False, False, True])
+    rows = Scored(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]), marks.expand(2, -1), 0.0).measured
+    total = mixture(bright={"invalid": 0.0}, red={}).weighted_sum(rows)
+    assert total.standards == ((pytest.approx(1 / 3), pytest.approx(math.sqrt(1 / 3))), (2.0, 1.0))
 
 
 def test_a_reward_that_is_cut_from_its_gradient_is_refused_beside_one_that_is_not() -> None:
