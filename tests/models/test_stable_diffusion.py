@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy
 import pytest
 import torch
 import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -253,6 +255,12 @@ def test_prompts_are_encoded_once_one_by_one_and_what_is_kept_is_bounded_in_byte
     monkeypatch.setattr("rlr_ray.models.rows.EMBEDDINGS_BYTES", 8)
     by_row(["cc", "dddd", "eeeee"])
     assert len(by_row.kept) == 2 and by_row.bytes == 8
+
+
+def test_a_picture_that_lies_where_another_lay_is_encoded_by_itself() -> None:
+    by_row = ByRow(lambda image, prompt: torch.tensor([[numpy.asarray(image).mean()]]))
+    encoded = [by_row(Image.new("RGB", (4, 4), (i, i, i)), "a hat").item() for i in (1, 2, 3, 2, 1)]
+    assert encoded == [1, 2, 3, 2, 1] and len(by_row.kept) == 3
 
 
 @pytest.mark.parametrize(
