@@ -37,7 +37,10 @@ class HeldOutRequest:
 
     @memory_errors()
     def run(self, engine: Engine, indices: range) -> Sampled:
-        return _measured(engine, self.theta.to(engine.device), indices)
+        try:
+            return _measured(engine, self.theta.to(engine.device), indices)
+        finally:
+            engine.judges.to(torch.device("cpu"))  # rollouts need the room
 
 
 @torch.no_grad()
@@ -54,7 +57,7 @@ def evaluate(
         results = list(rollouts(HeldOutRequest(theta.cpu()), chunks).results)
     else:
         results = [_measured(engine, theta, indices, look) for indices in chunks]
-    engine.judges.to(torch.device("cpu"))  # training needs the room
+        engine.judges.to(torch.device("cpu"))  # training needs the room
     results.sort(key=lambda result: result.indices.start)
 
     def of(name: str, dim: int = 0) -> Tensor:

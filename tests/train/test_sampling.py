@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,14 @@ def test_an_evaluation_from_elsewhere_is_the_same() -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(there[name])), name
     assert len(here["scores"]["digits"]) == 7 and len(here["images"]) == 4
     assert HeldOutRequest(theta).name(range(3, 6)) == "held-out chains 3 to 5"
+
+
+def test_judges_leave_an_actors_device_after_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), judges=SimpleNamespace(to=done.append))
+    monkeypatch.setattr("rlr_ray.train.held_out._measured", lambda *asked: done.append("measured"))
+    HeldOutRequest(torch.zeros(1)).run(engine, range(2))
+    assert done == ["measured", torch.device("cpu")]
 
 
 def test_replaced_scores_of_chains_from_elsewhere_are_counted_and_teach_a_surrogate_nothing() -> None:
