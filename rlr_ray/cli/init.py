@@ -65,7 +65,7 @@ def _answer(name: str) -> str:
     if not sys.stdin.isatty():
         raise UserError(f"init was not told --{name}; give it, or run it in a terminal, where it asks: {ASKED[name]}")
     print(f"{ASKED[name]}: ", end="", file=sys.stderr, flush=True)
-    answer = input().strip()
+    answer = sys.stdin.readline().strip()
     if not answer:
         raise UserError(f"found no answer; allowed: {ASKED[name]}")
     return answer

@@ -40,6 +40,8 @@ def test_it_asks_on_a_terminal_for_what_is_missing(
     told = capfd.readouterr()
     assert "reward (one of docs/rewards.md" in told.err and "reward (one" not in told.out
     assert "prompts: [a handwritten three, a handwritten eight]" in told.out
+    assert main(["init", "--model", "digits"]) == 2  # Ctrl-D
+    assert "found no answer; allowed: reward (one of" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
