@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,18 @@ class Seat:
         sys.stdout = _Told(sys.stdout, ray.get_actor(self.coordinator))
         folder = Path(tempfile.gettempdir()) / f"rlr-ray-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        for old in folder.iterdir():
-            if old.stat().st_mtime < time.time() - _KEPT_S:
-                old.unlink(missing_ok=True)
+        _remove_old(folder)
         file = folder / self.name
         left = file.read_text() if file.exists() else ""
         faulthandler.enable(file.open("w"), all_threads=False)
         return _crash(left)
+
+
+def _remove_old(folder: Path) -> None:
+    for old in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process that starts has just removed it
+            if old.stat().st_mtime < time.time() - _KEPT_S:
+                old.unlink()
 
 
 def _crash(trace: str) -> RewardCrashed | None:

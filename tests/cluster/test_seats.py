@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlr_ray.cluster.seats import _crash
+from rlr_ray.cluster.seats import _crash, _remove_old
 from rlr_ray.errors import UserError
 from tests.cluster.test_runs import CLUSTER, summary_on_ray
 from tests.runs import logged, small_run
@@ -44,6 +45,15 @@ def test_only_a_crash_in_a_reward_is_told_as_one() -> None:
     frames = f'  File "my_reward.py", line 7 in f\n  File "{Path("rlr_ray/rewards/own.py").resolve()}", line 3 in g\n'
     crash = _crash(trace.replace('  File "<string>"', f'{frames}  File "<string>"', 1))
     assert "crashed its process: Segmentation fault (my_reward.py, line 7, in f)" in str(crash)
+
+
+def test_what_others_remove_at_the_same_time_hinders_no_start(tmp_path: Path) -> None:
+    (tmp_path / "removed").symlink_to(tmp_path / "nowhere")  # as between listing and looking at it
+    for name, seconds in (("old", 0), ("new", time.time())):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (seconds, seconds))
+    _remove_old(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"removed", "new"}
 
 
 @pytest.mark.ray
