@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from rlr_ray.errors import UserError
@@ -132,6 +134,13 @@ def _links(runs: Sequence[Followed], name: str) -> str:
     return f"<p>{' · '.join(texts)}</p>"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing where a browser went away before it had its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def server(watcher: Watcher, port: int) -> ThreadingHTTPServer:
     """Answers this machine alone, at a port of its own if it is 0. Raises UserError if the port is another's."""
 
@@ -167,7 +176,7 @@ def server(watcher: Watcher, port: int) -> ThreadingHTTPServer:
             """Nothing: a page asks every other second."""
 
     try:
-        serving = ThreadingHTTPServer((_HERE, port), Handler)
+        serving = _Server((_HERE, port), Handler)
         return serving
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; allowed: a port that is free, or 0 for any") from error

@@ -100,6 +100,18 @@ def test_only_this_machines_browsers_are_answered(port: int) -> None:
     assert get(port, "/../config.yaml")[0] == 404
 
 
+def test_a_browser_that_goes_away_leaves_no_traceback(going: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serving = served(str(going)).serving
+    for error, told in ((BrokenPipeError(), ""), (KeyError("a defect"), "a defect")):
+        try:
+            raise error
+        except (OSError, KeyError):
+            serving.handle_error(None, ("127.0.0.1", 1))
+        said = capsys.readouterr().err
+        assert told in said and bool(said) == bool(told)
+    serving.server_close()
+
+
 def test_a_taken_port_and_a_folder_that_is_not_there_are_refused(
     port: int, going: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
