@@ -1,4 +1,4 @@
-"""The commands: `rlr-ray init | train | watch | report | evaluate | sample | lab | plan | tune | dcot | doctor`."""
+"""The commands: `rlr-ray` init, train, watch, report, evaluate, sample, export, push, lab, plan, tune, dcot, doctor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _COMMANDS = {  # what each is for; its options: rlr_ray/cli/arguments.py
     "report": "put a run, or several side by side, on a page",
     "evaluate": "compare finished runs with the base model",
     "sample": "draw pictures from a run or a base model",
+    "export": "write a run's model as a diffusers pipeline of its own, what was trained in its weights",
+    "push": "put what a run trained on the Hugging Face hub, with a model card",
     "lab": "measure bias, variance, cost and memory of plans",
     "plan": "choose the best plan for a memory budget, by measurement",
     "tune": "search over a recipe's keys, within memory budgets",

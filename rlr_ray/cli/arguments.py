@@ -83,6 +83,21 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command="evaluate:sample_command")
 
 
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("--fuse", required=True, type=Path, metavar="FOLDER", help="of the pipeline; a new one")
+    _add_set(parser, "override a key of the run's recipe, e.g. model.dtype=float32, in which it is then saved")
+    parser.set_defaults(command="export:export_command", prompts=None, seed=None)
+
+
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; it is made if there is none")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is seen by nobody else")
+    _add_set(parser, "output_dir=FOLDER")
+    parser.set_defaults(command="push:push_command")
+
+
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS)
     parser.add_argument("--out", metavar="FILE", help="the page (default: report.html, of several runs in output_dir)")

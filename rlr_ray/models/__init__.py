@@ -49,6 +49,9 @@ class Model(Protocol):
     def features(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
         """What the base model sees in its middle of last latents [B, C, H, W]: [B, C', H', W'], differentiable."""
 
+    @property
+    def described(self) -> dict[str, Any]: ...  # what plain diffusers needs to draw the same
+
     def weights(self) -> int: ...  # bytes that stay loaded
 
     def save_adapter(self, theta: Tensor, folder: Path, *, also: Sequence[str] = ()) -> Path: ...

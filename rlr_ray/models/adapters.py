@@ -13,11 +13,13 @@ from typing import Any
 
 import peft
 import torch
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rlr_ray.errors import UserError
+from rlr_ray.errors import UserError, first_line
 
 _LANGUAGE = "it is made for language models"
 REFUSED = {  # PEFT's kinds that do not train here, and why
@@ -121,6 +123,26 @@ def set_adapter(module: nn.Module, saved: Mapping[str, Tensor], place: Path) -> 
             "with which it was saved"
         )
     peft.set_peft_model_state_dict(module, dict(saved))
+
+
+def merged(module: Any) -> nn.Module:
+    """The module that the adapter was added to, with what it adds in the weights. Raises UserError if PEFT cannot."""
+    kind = module.peft_config["default"].peft_type.value
+    try:
+        if isinstance(module, peft.PeftModel):
+            whole: nn.Module = module.merge_and_unload(safe_merge=True)
+            return whole
+        for layer in module.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(safe_merge=True)
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"PEFT puts no adapter of type {kind} into the weights that it sits in ({first_line(error)}); load it "
+            "beside them, as the README.md in its folder says"
+        ) from error
+    recurse_remove_peft_layers(module)
+    del module.peft_config
+    return module
 
 
 class ParameterVector:

@@ -146,8 +146,10 @@ def family_of(config: Any, saved: str) -> Any:
     return getattr(diffusers, kind)
 
 
-def load_pipeline(config: Any) -> Any:
+def load_pipeline(config: Any, *, whole: bool = False) -> Any:
     """The pipeline at `config.path`; or Stable Diffusion's there with the modules at `config.motion_adapter`.
+
+    `whole`: with what looks at finished pictures.
 
     Raises UserError if the folder or hub name does not hold one that the config allows.
     """
@@ -155,11 +157,11 @@ def load_pipeline(config: Any) -> Any:
     family, dtype = family_of(config, index["_class_name"]), getattr(torch, config.dtype)
     taken = inspect.signature(family).parameters
     options: dict[str, Any] = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
-    options |= without_checks(taken)
+    options |= {} if whole else without_checks(taken)
     if config.motion_adapter is not None:
         options["motion_adapter"] = _motion_adapter(config)
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             pipeline = family.from_pretrained(source_of(config), dtype=dtype, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise could_not("model.path", config.path, f"a {family.__name__}", error) from error
@@ -199,7 +201,7 @@ def _motion_adapter(config: Any) -> MotionAdapter:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Silence while files are read; each library's own setting is as before afterwards."""
     shown = [part for part in (diffusers.utils.logging, transformers.utils.logging) if part.is_progress_bar_enabled()]
     for part in shown:

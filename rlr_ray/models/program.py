@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlr_ray.core.sampler import Conditioning, Start
 from rlr_ray.core.seeds import chains_noise
 from rlr_ray.errors import UserError, first_line
-from rlr_ray.models import DENOISERS
 from rlr_ray.models.arguments import Requests, call_arguments
 from rlr_ray.models.batches import Batches
 from rlr_ray.models.call import Batch, Left, PipelineCall
@@ -51,11 +50,9 @@ class Program:
         self.fact = fact_of(type(pipeline).__name__)
         self.pipeline = placed(pipeline, device, offload=config.offload)
         self.device, self.stage_of_step = device, stage_of_step
-        parts = [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
-        if not parts:
-            raise UserError(f"a {type(pipeline).__name__} has no denoiser; allowed parts: {', '.join(DENOISERS)}")
-        self.tuned = Trained(pipeline, parts, adapter, self.fact.untrained)
-        self.trained, self.initial_theta = ", ".join(parts), self.tuned.now
+        self.tuned = Trained(pipeline, adapter, self.fact.untrained)
+        parts, self.initial_theta = list(self.tuned.modules), self.tuned.now
+        self.trained = ", ".join(parts)
         for part in (getattr(pipeline, name) for name in parts):
             if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
                 part.enable_gradient_checkpointing(recomputed)
@@ -204,6 +201,22 @@ class Program:
     def as_pictures(self, latents: Tensor) -> Tensor:  # [B, ...] -> [B, C, (F,) H, W]
         """Latents as they lie in the picture; only packed ones change."""
         return latents if latents.dim() > 3 else on_grid(latents, self.grid)[:, :, 0]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What plain diffusers needs to draw as this model does, for who reads of a run without loading one."""
+        signature, told = self.requests.signature, self._call.arguments
+        call = {name: value for name, value in told.items() if name != "output_type" and name in signature}
+        example = self.requests.asked[self._batches.example]
+        return {
+            "class": self.requests.kind,
+            "parts": list(self.tuned.modules),
+            "scheduler": type(self._call.solver).__name__,
+            "frames": self.frames,
+            "call": call,
+            "prompt": example.get("prompt", ""),
+            "columns": sorted(set(example) - {"prompt", "negative_prompt"}),
+        }
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
         return self.requests.truncated(texts, self._call.arguments)

@@ -16,7 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlr_ray.errors import UserError
-from rlr_ray.models.adapters import APART, ParameterVector, add_adapter, set_adapter, take_per_chain_weights, trainable
+from rlr_ray.models import DENOISERS
+from rlr_ray.models.adapters import (
+    APART,
+    ParameterVector,
+    add_adapter,
+    merged,
+    set_adapter,
+    take_per_chain_weights,
+    trainable,
+)
 from rlr_ray.models.comfyui import save_comfyui
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -28,13 +37,14 @@ class Trained:
     LoRA is saved and loaded for diffusers' `load_lora_weights`, others in PEFT's format. theta is float32.
     """
 
-    def __init__(self, pipeline: Any, parts: Sequence[str], adapter: Any, untrained: str = ""):
+    def __init__(self, pipeline: Any, adapter: Any, untrained: str = ""):
         self.pipeline, self.type = pipeline, adapter.type
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         self.modules: dict[str, Any] = {  # what is called, by the part's name
-            name: add_adapter(getattr(pipeline, name), adapter.type, adapter.options, adapter.seed) for name in parts
+            name: add_adapter(getattr(pipeline, name), adapter.type, adapter.options, adapter.seed)
+            for name in denoisers_of(pipeline)
         }
         self.vectors = {name: ParameterVector(trainable(part)) for name, part in self.modules.items()}
         self._refuse(untrained)
@@ -107,6 +117,10 @@ class Trained:
             set_adapter(module, saved, place)
         return self.now
 
+    def merge(self) -> None:
+        """Leave the pipeline its own modules, with what adapters add in their weights. Nothing is trained any more."""
+        self.pipeline.register_modules(**{name: merged(module) for name, module in self.modules.items()})
+
     def _place(self, folder: Path, part: str) -> Path:
         return folder / "adapter" / part if len(self.modules) > 1 else folder / "adapter"
 
@@ -150,6 +164,14 @@ class Trained:
                 f"{place} was saved with {told}, the recipe's adapter has {expected}; give the recipe the adapter "
                 "with which it was saved"
             )
+
+
+def denoisers_of(pipeline: Any) -> list[str]:
+    """Names of its parts that steps call. Raises UserError if there is none."""
+    parts = [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
+    if not parts:
+        raise UserError(f"a {type(pipeline).__name__} has no denoiser; allowed parts: {', '.join(DENOISERS)}")
+    return parts
 
 
 def _told(module: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -159,13 +160,23 @@ class Results:
                 "theta_sha256": hashlib.sha256(theta.cpu().numpy().tobytes()).hexdigest(),
                 "versions": versions(),
                 "links": recorder.loggers.links,
+                "pipeline": self.engine.model.described,
             }
             with _for_people("pictures", summary):
                 self._save_pictures(after, rows, kept)
             with _for_people("report", summary):
                 self._report(rows, summary, after)
+            with _for_people("model card", summary):
+                self._card(summary)
             recorder.loggers.end(summary)
             self.folder.save_summary(summary)
+
+    def _card(self, summary: dict[str, Any]) -> None:
+        from rlr_ray.loggers.card import write_card  # here: a start need not wait for the hub's library
+
+        folder = Path(summary["adapter"]).parts[0]
+        place = f"{self.engine.config.output_dir}/{self.engine.config.name}/{folder}"
+        write_card(self.folder.path / folder, self.folder.samples, self.engine.config, summary, place)
 
     def _report(self, rows: list[dict[str, Any]], summary: dict[str, Any], after: Evaluation) -> None:
         from rlr_ray.loggers.html import write_report  # here: plotly takes a second, which no first update waits for
