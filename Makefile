@@ -7,7 +7,7 @@ PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet --quiet 
 # A CPU build of torch where the index has one; with a GPU, install your own torch in .venv first.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all docs models mutations system check format clean
+.PHONY: demo test test-all docs models bases mutations system check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlr-ray train --config configs/digits.yaml --set name=demo --overwrite
@@ -23,6 +23,10 @@ docs: $(INSTALLED)
 
 models: $(INSTALLED)
 	$(BIN)/python -m tests.models.table
+
+bases: $(INSTALLED)  # what these packages cost at each start, or say there, is kept out of the other tests
+	$(PIP) --no-deps --upgrade --target build/bases gguf
+	PYTHONPATH=.:build/bases $(BIN)/python -m pytest -q tests/models/test_files.py
 
 mutations: $(INSTALLED)
 	$(BIN)/python -m tests.mutations.run

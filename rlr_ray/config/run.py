@@ -28,6 +28,11 @@ class ModelConfig(Strict):
     # auto: of the pipeline's own class; digits or moving_digits: embedded ones; others refuse all classes but theirs
     name: str = "auto"
     path: str | None = None  # folder or hub name of the pipeline
+    revision: str | None = None  # of a pipeline on the hub: branch, tag or commit
+    variant: str | None = None  # of the weights' files, e.g. fp16: `*.fp16.safetensors`
+    # Weights in one file, in place of those at path, which still says how the model is built: a checkpoint of the whole
+    # pipeline, or files by part, GGUF's too, {transformer: FILE}
+    single_file: str | dict[str, str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     width: int | None = Field(None, ge=8)  # pixels; None: the model's own size

@@ -12,13 +12,21 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiffusionPipeline, MotionAdapter
+from diffusers import DDIMScheduler, MotionAdapter
 
 from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
+from rlr_ray.models.files import (
+    could_not,
+    parts_in_files,
+    pipeline_index,
+    place_of,
+    source_of,
+    variants_words,
+    whole_file,
+)
 from rlr_ray.models.sharding import Shards
-from rlr_ray.utils.environment import path_of
 
 _BASE, _MOTION = "StableDiffusionPipeline", "AnimateDiffPipeline"
 CLASSES = {  # names for some classes of diffusers, other than which they refuse
@@ -75,52 +83,6 @@ def class_of(config: Any) -> str:
     return _MOTION if config.motion_adapter is not None else str(pipeline_index(with_path(config))["_class_name"])
 
 
-def place_of(key: str, path: str) -> Path | str:
-    """A folder, or else a name on the hub. Raises UserError for a path that can be neither."""
-    folder = path_of(path)
-    if folder.exists():
-        return folder
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"{key} {path!r}: there is no such folder (seen from {Path.cwd()}), and a name on the hub is OWNER/NAME; "
-            "correct the path"
-        )
-    return path
-
-
-def source_of(config: Any) -> Path | str:
-    """The folder of a pipeline, or its name on the hub. Raises UserError for a path that can be neither."""
-    if not config.path:
-        raise UserError("model.path is not set; give the folder of a diffusers pipeline or its name on the hub")
-    source = place_of("model.path", config.path)
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise UserError(
-            f"model.path {config.path!r} is not a diffusers pipeline: it has no model_index.json; "
-            "allowed: a folder written by `pipeline.save_pretrained(folder)`, or a name on the hub"
-        )
-    return source
-
-
-def could_not(key: str, path: str, kind: str, error: Exception) -> UserError:
-    """The error of files that are no such thing, or that are not to be had."""
-    unseen = (
-        " (there is no such folder, so it was looked for on the hub; where the hub is not reached, give a folder, "
-        f"as `hf download {path} --local-dir FOLDER` writes it)"
-    )
-    where = "" if isinstance(place_of(key, path), Path) else unseen
-    return UserError(f"{key} {path!r} could not be loaded as {kind}{where}: {error}")
-
-
-def pipeline_index(config: Any) -> dict[str, Any]:
-    """A pipeline's model_index.json: its class and its parts. Raises UserError if there is none."""
-    source = source_of(config)
-    try:
-        index: dict[str, Any] = DiffusionPipeline.load_config(source)
-    except (OSError, ValueError, TypeError) as error:
-        raise could_not("model.path", config.path, "a diffusers pipeline", error) from error
-    return index
-
-
 def family_of(config: Any, saved: str) -> Any:
     """The class of diffusers that a saved pipeline is loaded as. Raises UserError if the recipe names another."""
     motion = config.motion_adapter is not None
@@ -160,11 +122,7 @@ def load_pipeline(config: Any, *, whole: bool = False) -> Any:
     options |= {} if whole else without_checks(taken)
     if config.motion_adapter is not None:
         options["motion_adapter"] = _motion_adapter(config)
-    try:
-        with without_progress_bars():
-            pipeline = family.from_pretrained(source_of(config), dtype=dtype, **options)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise could_not("model.path", config.path, f"a {family.__name__}", error) from error
+    pipeline = _read(family, config, options | parts_in_files(config, index), dtype)
     if "motion_adapter" in taken:
         pipeline.register_modules(motion_adapter=None)  # the unet holds its weights
     if config.motion_adapter is not None:  # whose noise levels are not Stable Diffusion's: betas that are linear
@@ -172,6 +130,34 @@ def load_pipeline(config: Any, *, whole: bool = False) -> Any:
     if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:
         pipeline.vae.to(torch.float32)  # which float16 overflows
     return pipeline
+
+
+def _read(family: Any, config: Any, options: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The pipeline from its folder or repository, or its weights from one file."""
+    source, file = source_of(config), whole_file(config)
+    with without_progress_bars():
+        if file is not None:
+            return _from_file(family, config, file, {"config": str(source), "dtype": dtype, **options})
+        try:
+            return family.from_pretrained(
+                source, dtype=dtype, variant=config.variant, revision=config.revision, **options
+            )
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            words = f"a {family.__name__}{variants_words(config)}"
+            raise could_not("model.path", config.path, words, error) from error
+
+
+def _from_file(family: Any, config: Any, file: Path, options: Mapping[str, Any]) -> Any:
+    if not hasattr(family, "from_single_file"):
+        raise UserError(
+            f"model.single_file is one file, from which diffusers reads no {family.__name__}; allowed: a file for each "
+            "part, {PART: FILE}"
+        )
+    try:
+        return family.from_single_file(str(file), revision=config.revision, **options)
+    except Exception as error:  # diffusers' own kinds among them
+        words = f"a {family.__name__} built as model.path says, with all weights (of a part alone: {{PART: FILE}})"
+        raise could_not("model.single_file", str(file), words, error) from error
 
 
 def without_checks(taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Nothing of their weights is read or held, so this needs no more than a pipeline'
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +20,8 @@ from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
-from rlr_ray.models.loading import family_of, source_of, with_path, without_checks
+from rlr_ray.models.files import class_of_part, source_of
+from rlr_ray.models.loading import family_of, with_path, without_checks
 from rlr_ray.models.program import Program, program_of
 from rlr_ray.models.weightless import weightless
 from rlr_ray.prompts.load import prompt_sets
@@ -51,7 +51,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     Raises Unknown if the config files are not to be had, UserError if model and adapter do not go together.
     """
     keys, request = with_path(config.model), prompt_sets(config).train[0].request
-    folder = _config_files(source_of(keys))
+    folder = _config_files(source_of(keys), keys.revision)
     if keys.motion_adapter is not None:
         raise Unknown("they are not told of a pipeline with a motion adapter from elsewhere")
     try:
@@ -79,7 +79,7 @@ _NEEDED = (
 )
 
 
-def _config_files(source: Path | str) -> Path:
+def _config_files(source: Path | str, revision: str | None) -> Path:
     """The folder, or that of a hub's small files. Raises Unknown if the hub is not reached."""
     if isinstance(source, Path):
         return source
@@ -89,6 +89,7 @@ def _config_files(source: Path | str) -> Path:
         return Path(
             snapshot_download(
                 source,
+                revision=revision,
                 allow_patterns=[
                     "model_index.json",
                     "*/*config.json",
@@ -114,14 +115,8 @@ def _pipeline(folder: Path, index: dict[str, Any], family: Any, dtype: torch.dty
             parts[name] = None
         else:
             library, part = kind
-            parts[name] = _part(folder / name, _class_of(library, part), dtype)
+            parts[name] = _part(folder / name, class_of_part(library, part), dtype)
     return family(**parts | without_checks(taken))
-
-
-def _class_of(library: str, kind: str) -> Any:
-    """Of diffusers, transformers, or a module of a pipeline's own."""
-    module: Any = {"diffusers": diffusers, "transformers": transformers}.get(library)
-    return getattr(module or importlib.import_module(f"diffusers.pipelines.{library}"), kind)
 
 
 def _part(folder: Path, part_class: Any, dtype: torch.dtype) -> Any:

@@ -27,12 +27,15 @@ def contents_of(config: RunConfig) -> dict[str, str]:
     sets = prompt_sets(config)
     digests = {"prompts": _digest(repr((sets.train, sets.held_out)).encode())}
     model = with_path(config.model)
-    places = {"model.path": model.path, "model.motion_adapter": model.motion_adapter}
+    files = model.single_file if isinstance(model.single_file, dict) else {"": model.single_file}
+    places = {f"model.single_file.{part}".rstrip("."): file for part, file in files.items()}
+    places |= {"model.path": model.path, "model.motion_adapter": model.motion_adapter}
     for kind, rewards in (("reward", config.rewards), (_JUDGE, config.evaluation.judges)):
         for label, reward in rewards.items():
             places |= _places(f"{kind} {label}", reward)
     for name, place in places.items():
-        digest = None if place is None else _of_place(place)
+        revision = model.revision if name == "model.path" else None
+        digest = None if place is None else _of_place(place, revision or "main")
         if digest is not None:
             digests[name] = digest
     return digests
@@ -50,13 +53,13 @@ def _places(name: str, reward: JudgeConfig) -> dict[str, str | None]:
     return {name: module} | {f"{name}, option {key}": value for key, value in texts.items()}
 
 
-def _of_place(place: str) -> str | None:
+def _of_place(place: str, revision: str) -> str | None:
     with suppress(OSError):
         path = path_of(place)
         if path.exists():
             return _of_path(path)
         if place.count("/") == 1:
-            return _of_repository(place)
+            return _of_repository(place, revision)
     return None
 
 
@@ -82,11 +85,11 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield file.read(_BLOCK)
 
 
-def _of_repository(name: str) -> str | None:
-    """The commit of a repository of the hub that is in the cache; None if none is."""
+def _of_repository(name: str, revision: str) -> str | None:
+    """The commit of a revision of the hub that is in the cache; None if none is, or it is a commit itself."""
     from huggingface_hub import constants  # only here: a start need not pay for it
 
-    head = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    head = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / revision
     return head.read_text().strip() if head.is_file() else None
 
 

@@ -25,7 +25,7 @@ from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.recipe import config_of, load_config
 from rlr_ray.errors import UserError
-from rlr_ray.models.loading import place_of
+from rlr_ray.models.files import place_of
 from rlr_ray.prompts.load import load_prompts
 from rlr_ray.rewards.hub import Source
 from rlr_ray.train.run_folder import RunFolder

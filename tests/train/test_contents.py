@@ -83,6 +83,24 @@ def here(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "copy"
 
 
+def test_a_models_single_files_and_its_revision_are_of_its_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    references = tmp_path / "hub" / "models--owner--name" / "refs"
+    references.mkdir(parents=True)
+    for name, commit in (("main", "abc"), ("v2", "def")):
+        (references / name).write_text(commit)
+    Path("unet.ckpt").write_text("one")
+    model = {"path": "owner/name", "single_file": {"unet": "unet.ckpt"}}
+    first = contents_of(small_run(Path("runs"), model=model))
+    Path("unet.ckpt").write_text("two")
+    second = contents_of(small_run(Path("runs"), model=model | {"revision": "v2"}))
+    assert (first["model.path"], second["model.path"]) == ("abc", "def")
+    assert first["model.single_file.unet"] != second["model.single_file.unet"]
+
+
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_has_changed_is_refused_and_measured_again_if_it_is_accepted(
