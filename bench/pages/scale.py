@@ -94,18 +94,37 @@ def sharded() -> str:
 
 
 def true_memory() -> str:
-    """What a step of a denoiser of today's sizes takes."""
+    """What a step of a denoiser of today's sizes takes: counted, expected by the package, and as it was run."""
     rows = read_json("true_memory.json")
     if rows is None:
         return ""
-    parts = ("weights_gib", "pair", "1 steps", "3 steps", "3 steps, by steps", "1 step, by blocks")
-    lines = [
-        [str(row[name]) for name in ("model", "side", "dtype")] + [f"{row[part]:.2f}" for part in parts]
-        for row in sorted(rows, key=lambda row: (row["dtype"], row["side"]))
-    ]
+    parts = ("weights_gib", "pair", "1 steps", "1 step, by blocks", "3 steps, by steps", "3 steps")
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["dtype"], row["side"])):
+        cells = [str(row[name]) for name in ("model", "side", "dtype")] + [f"{row[part]:.2f}" for part in parts]
+        lines.append([*cells, f"{row['1 steps'] + 2 * row['kept']:.2f}"])
     heads = ("denoiser", "latent's side", "dtype", "weights", "a pair, no gradient", "1 step with its gradient")
-    heads_too = ("3 steps", "3 steps, checkpointed by steps", "1 step, by blocks")
-    return text("true_memory").format(rows=table((*heads, *heads_too), lines))
+    heads_too = ("1 step, by blocks", "3 steps, checkpointed by steps", "3 steps", "3 steps, as expected")
+    return text("true_memory").format(rows=table((*heads, *heads_too), lines), measured=_as_run(rows))
+
+
+def _as_run(rows: list[dict[str, Any]]) -> str:
+    """What was run of it, beside what was counted."""
+    lines = []
+    for row in rows:
+        case = {name: row[name] for name in ("model", "side", "dtype")}
+        run = {part: ("this CPU", gib, None) for part, gib in row.get("measured", {}).items()}
+        facts = read_json(f"speed/steps_{row['model']}_cuda.json") or {}
+        if (facts.get("side"), facts.get("dtype")) == (row["side"], row["dtype"]):
+            some = {part: one for part, one in facts["rows"].items() if "peak_gib" in one}
+            run = {part: (facts["machine"], one["peak_gib"], one["seconds"]) for part, one in some.items()}
+        for part, (place, gib, seconds) in run.items():
+            cells = [f"{row[part]:.2f}", f"{gib:.2f}", f"{gib / row[part]:.3f}", f"{seconds:.3f}" if seconds else ""]
+            lines.append([*map(str, case.values()), part, place, *cells])
+    heads = ("denoiser", "latent's side", "dtype", "work", "on", "counted, GiB", "measured, GiB", "ratio", "seconds")
+    return (
+        table(heads, lines) if lines else "Nothing of it has been run yet: `--check`, or `bench.speed.steps` on a GPU."
+    )
 
 
 def update_memory() -> str:

@@ -23,7 +23,7 @@ NAMES = {
 }
 SMALL = {"sd14": "tiny_sd", "sdxl": "tiny_sdxl"}
 BENCHES: dict[str, tuple[str, ...]] = {
-    size: ("update_parts", "throughput", "overlap") for size in SMALL
+    size: ("update_parts", "throughput", "rollouts", "overlap") for size in SMALL
 }  # of bench/speed/gpu.sh on a GPU
 BENCHES |= {"digits": ("throughput", "overlap", "speedups", "demo")}
 GB = 2**30 / 1e9  # in a GiB
@@ -34,7 +34,13 @@ def speed() -> str:
     lacking = {size: [bench for bench in names if not _kept(bench, size, "cuda")] for size, names in BENCHES.items()}
     words = [f"{', '.join(benches)} of {NAMES[size]}" for size, benches in lacking.items() if benches]
     missing = f"Not measured yet on a GPU: {'; '.join(words)}." if words else ""
-    sections = [text("speed").format(missing=missing), *(_parts(size) for size in SMALL), _throughput(), _overlap()]
+    sections = [
+        text("speed").format(missing=missing),
+        *(_parts(size) for size in SMALL),
+        _throughput(),
+        _rollouts(),
+        _overlap(),
+    ]
     return "\n".join(filter(None, [*sections, _tried(), _demo_pair(), _demo()]))
 
 
@@ -146,6 +152,18 @@ def _rates(facts: Facts, row: dict[str, Any], chains: int) -> list[str]:
 
 def _place(facts: Facts) -> str:
     return "GPU" if facts["device"] == "cuda" else "CPU"
+
+
+def _rollouts() -> str:
+    """As actors may have them: in another dtype, or compiled."""
+    rows = []
+    for facts in _all("rollouts"):
+        for name, row in facts["rows"].items():
+            if not row.get("out_of_memory"):
+                cells = [f"{row['ratio']:.2f}", f"{row['first_call']:.2g}"]
+                rows.append([f"{facts['size']}, {_place(facts)} ({facts['date']})", name, *cells])
+    heads = ("size", "actors' way", "times as fast as the workers'", "first call, s")
+    return text("rollouts").format(rows=table(heads, rows)) if rows else ""
 
 
 def _overlap() -> str:

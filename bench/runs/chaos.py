@@ -3,8 +3,10 @@
 A moment is any of the run's, its start included; in some more trials it comes after a random checkpoint.
 
     python -m bench.runs.chaos            # resumable: a finished trial is not run again
+    python -m bench.runs.chaos --plan "forward term" --trials 2 --checkpointed 0
 
-A shortened job of the embedded model (12 updates, a checkpoint every 2) on Ray, with 2 rollout actors. After the kill
+A shortened job of the embedded model (12 updates of all orders or 48 of the forward term, a checkpoint every 2) on Ray,
+with 2 rollout actors, which run pairs beside chains, or nothing but chains. After the kill
 the same command is given again if it ended (`--resume-or-start`), as a supervisor would. Results are appended to
 bench/results/chaos.jsonl; the table is printed. Exits 1 if a trial ended with other weights, or if updates were lost
 that a checkpoint held.
@@ -12,6 +14,7 @@ that a checkpoint held.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -20,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, append_row, options, read_rows, table
-from tests.system.chaos.killing import KINDS, Kind, Run, Trial, chaos_recipe, lost, trial
+from tests.system.chaos.killing import KINDS, PLANS, Kind, Run, Trial, lost, planned, trial
 
+Rows = list[dict[str, Any]]
 FILE = RESULTS / "chaos.jsonl"
 CHECKPOINTED_SPAN_S = 3.0
 HEADS = (
+    "plan",
     "killed",
     "when",
     "trials",
@@ -39,10 +44,10 @@ def keep(row: dict[str, Any]) -> None:
     print(row, flush=True)
 
 
-def reference() -> dict[str, Any]:
+def reference(plan: str) -> dict[str, Any]:
     """An undisturbed run: its weights, and how long each kind of process lives."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), chaos_recipe(Path(folder)))
+        run = Run(Path(folder), planned(Path(folder), plan))
         run.start()
         began = dict[str, float]()
         for kind in ("driver", "actor", "worker"):
@@ -50,56 +55,69 @@ def reference() -> dict[str, Any]:
             began[kind] = time.monotonic()
         run.finish()
         spans = {kind: time.monotonic() - moment for kind, moment in began.items()}
-        return {"kind": "none", "spans": spans, "theta_sha256": run.summary()["theta_sha256"]}
+        return {"kind": "none", "plan": plan, "spans": spans, "theta_sha256": run.summary()["theta_sha256"]}
 
 
-def chaos_table(rows: list[dict[str, Any]]) -> str:
-    sha = next(row["theta_sha256"] for row in rows if row["kind"] == "none")
+def undisturbed(rows: Rows) -> dict[str, dict[str, Any]]:
+    """The rows of undisturbed runs, by plan."""
+    return {row["plan"]: row for row in rows if row["kind"] == "none"}
+
+
+def same(rows: Rows, row: dict[str, Any]) -> bool:
+    """Whether a trial ended with the weights of its plan's undisturbed run."""
+    return bool(row["theta_sha256"] == undisturbed(rows)[row["plan"]]["theta_sha256"])
+
+
+def chaos_table(rows: Rows) -> str:
     lines = []
-    for kind in KINDS:
-        for checkpointed, when in ((False, "any time"), (True, "after a checkpoint")):
-            trials = [row for row in rows if row["kind"] == kind and row["checkpointed"] == checkpointed]
-            if trials:
-                same = sum(row["theta_sha256"] == sha for row in trials)
-                starts = sum(row["starts"] for row in trials) / len(trials)
-                most = max(lost(Trial(**row)) for row in trials)
-                lines.append([kind, when, str(len(trials)), str(same), str(most), f"{starts:.1f}"])
+    for plan, kind, checkpointed in itertools.product(PLANS, KINDS, (False, True)):
+        alike = {"plan": plan, "kind": kind, "checkpointed": checkpointed}
+        trials = [row for row in rows if alike.items() <= row.items()]
+        if trials:
+            when = "after a checkpoint" if checkpointed else "any time"
+            starts = sum(row["starts"] for row in trials) / len(trials)
+            most = max(lost(trial_of(row)) for row in trials)
+            count = sum(same(rows, row) for row in trials)
+            lines.append([plan, kind, when, str(len(trials)), str(count), str(most), f"{starts:.1f}"])
     return table(HEADS, lines)
 
 
-def run_trials(kinds: list[Kind], trials: int, *, checkpointed: bool) -> None:
-    rows = read_rows(FILE)
-    if not rows:
-        keep(reference())
-        rows = read_rows(FILE)
-    spans = rows[0]["spans"]
+def trial_of(row: dict[str, Any]) -> Trial:
+    return Trial(**{name: value for name, value in row.items() if name != "plan"})
+
+
+def run_trials(plan: str, kinds: list[Kind], trials: int, *, checkpointed: bool) -> None:
+    if plan not in undisturbed(read_rows(FILE)):
+        keep(reference(plan))
+    spans = undisturbed(read_rows(FILE))[plan]["spans"]
     for seed in range(3 * trials):  # a kill that comes too late does not count
         for kind in kinds:
-            alike = {"kind": kind, "checkpointed": checkpointed}
+            alike = {"plan": plan, "kind": kind, "checkpointed": checkpointed}
             done = [row["seed"] for row in read_rows(FILE) if alike.items() <= row.items()]
             if seed in done or len(done) >= trials:
                 continue
             span = CHECKPOINTED_SPAN_S if checkpointed else spans.get(kind, spans["driver"])
             with tempfile.TemporaryDirectory() as folder:
-                came = trial(Path(folder), kind, seed, span, checkpointed=checkpointed)
+                came = trial(Path(folder), kind, seed, span, checkpointed=checkpointed, plan=plan)
             if came is None:
                 print(f"{kind} {seed}: the run was over before the kill", flush=True)
             else:
-                keep(asdict(came))
+                keep({"plan": plan} | asdict(came))
 
 
 def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--trials", type=int, default=10, help="of each kind")
     parser.add_argument("--checkpointed", type=int, default=3, help="of each kind, after a checkpoint")
+    parser.add_argument("--plan", choices=PLANS, default="all orders")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     args = parser.parse_args()
-    run_trials(args.kinds, args.checkpointed, checkpointed=True)
-    run_trials(args.kinds, args.trials, checkpointed=False)
+    run_trials(args.plan, args.kinds, args.checkpointed, checkpointed=True)
+    run_trials(args.plan, args.kinds, args.trials, checkpointed=False)
     rows = read_rows(FILE)
     print(chaos_table(rows))
-    sha, trials = rows[0]["theta_sha256"], [row for row in rows if row["kind"] != "none"]
-    return int(any(row["theta_sha256"] != sha or lost(Trial(**row)) > 0 for row in trials))
+    trials = [row for row in rows if row["kind"] != "none"]
+    return int(any(not same(rows, row) or lost(trial_of(row)) > 0 for row in trials))
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ if [ -d wheels ]; then
 fi
 if "$python" -c "import torch; exit(not torch.cuda.is_available())"; then
     TOTAL_S=${TOTAL_S:-540} LIMIT_S=${LIMIT_S:-60}
-    steps=(
-        "tests" "demo digits" "speedups digits" "update_parts sd14" "throughput sd14" "throughput digits"
-        "overlap digits"
-        "overlap sd14" "update_parts sdxl" "throughput sdxl" "overlap sdxl"
+    steps=(  # what matters most first
+        "steps sd14" "steps flux" "steps sd35_medium" "steps sdxl" "update_parts sd14" "tests" "rollouts sd14"
+        "overlap sd14" "throughput sd14" "update_parts sdxl" "overlap sdxl" "demo digits" "speedups digits"
+        "throughput digits" "overlap digits" "throughput sdxl"
     )
 else
     echo "no GPU here: reduced sizes, on the CPU"
     TOTAL_S=${TOTAL_S:-100000} LIMIT_S=${LIMIT_S:-1200}
     steps=(
-        "throughput digits" "overlap digits" "demo digits" "speedups digits"
+        "throughput digits" "overlap digits" "demo digits" "speedups digits" "steps tiny_sd3" "rollouts tiny_sd"
         "update_parts tiny_sd" "update_parts tiny_sdxl"
         "throughput tiny_sd" "throughput tiny_sdxl"
     )

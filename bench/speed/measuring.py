@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -172,10 +172,10 @@ class Kept:
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
 
 
-def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """A bench's words: its size, how long it may go on, and what is its own."""
+def arguments(doc: str | None, sizes: Collection[str] = SIZES, **defaults: Any) -> argparse.Namespace:
+    """A bench's words: its size, the last one unless said, how long it may go on, and what is its own."""
     parser = options(doc)
-    parser.add_argument("--size", choices=SIZES, default="digits")
+    parser.add_argument("--size", choices=sizes, default=[*sizes][-1])
     parser.add_argument("--limit-s", type=float, default=240, help="no row is begun after this many seconds")
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

@@ -1,9 +1,10 @@
 """Memory of a denoiser's step at true sizes, counted without a GPU and without the memory: on fake tensors.
 
-    python -m bench.speed.true_memory            # about 30 minutes of one core; what is counted is not counted again
-    python -m bench.speed.true_memory --check    # sd14 in float32 counted, and run on this CPU: minutes, 8 GiB
+    python -m bench.speed.true_memory            # about 15 minutes of one core; what is counted is not counted again
+    python -m bench.speed.true_memory --check    # sd14 in float32 is run on this CPU too: minutes, 8 GiB
 
-Rows are kept in bench/results/true_memory.json.
+Rows are kept in bench/results/true_memory.json. "Kept" is what `estimator.checkpoint_steps: auto` expects one more step
+to keep.
 
 Torch's fake tensors have shapes and no data, so a whole FLUX takes seconds. Every storage that an operator makes is
 counted from then until it is freed; weights are apart. What kernels use inside is not seen (attention is a fused kernel
@@ -14,9 +15,11 @@ projections.
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,15 +30,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from bench.common import RESULTS, options, read_json, write_json
+from bench.common import RESULTS, Row, options, read_json, write_json
 from bench.models import UNETS, denoiser
 from bench.speed.measuring import rounded
+from rlr_ray.train.activations import kept_bytes
 from rlr_ray.utils.memory import GIB, peak_bytes
 
-SD35: dict[str, Any] = {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 384}
+SD35: Row = {"sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 384}
 SD35 |= {"caption_projection_dim": 1536, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4
+FILE = RESULTS / "true_memory.json"
+CASE: Row = {"model": "sd14", "side": 64, "dtype": "float32"}  # that is run here
+CHECKED = ("pair", "1 steps", "1 step, by blocks")
 Inputs = Callable[[int, int], dict[str, Any]]  # of so many rows, at latents of that side
 
 
@@ -136,57 +143,83 @@ def adapted(shape: Shape) -> nn.Module:
     return model
 
 
-def parts_of(model: Any, shape: Shape, side: int) -> Mapping[str, Callable[[], Any]]:
-    """Half order is a step with its gradient; K steps follow on one another's latents."""
-    told = shape.inputs(shape.rows, side)
-    latent, others = next(iter(told)), dict(list(told.items())[1:])
+class Steps:
+    """Steps of one chain, each on the latent of the one before."""
 
-    def step(x: Tensor) -> Tensor:
-        return x - 0.1 * model(**{latent: x}, **others, return_dict=False)[0]
+    def __init__(self, model: Any, shape: Shape, side: int):
+        self.model, self.shape, self.side = model, shape, side
+        told = shape.inputs(shape.rows, side)
+        (self.name, latent), *others = told.items()
+        self.latent, self.others = latent.requires_grad_(), dict(others)  # the step before has a gradient, too
 
-    def steps(count: int, *, saved: bool) -> None:
-        x = told[latent].clone().requires_grad_()  # the one before has a gradient, too
+    def step(self, x: Tensor, k: int = 0) -> Tensor:
+        return x - 0.1 * self.model(**{self.name: x}, **self.others, return_dict=False)[0]
+
+    def gradient(self, count: int, *, by_steps: bool = False) -> None:
+        """Half order's of h = `count` steps, first order's of K."""
+        x = self.latent.clone()
         for _ in range(count):
-            x = checkpoint(step, x, use_reentrant=False) if saved else step(x)
+            x = checkpoint(self.step, x, use_reentrant=False) if by_steps else self.step(x)
         x.float().sum().backward()
+        self.latent.grad = None
 
-    def pair() -> None:
+    def pair(self) -> None:
         with torch.no_grad():
-            model(**shape.inputs(2 * shape.rows, side), return_dict=False)
+            self.model(**self.shape.inputs(2 * self.shape.rows, self.side), return_dict=False)
 
-    def by_blocks() -> None:
-        model.enable_gradient_checkpointing()
-        model.train()
-        steps(1, saved=False)
-        model.disable_gradient_checkpointing()
-        model.eval()
+    def by_blocks(self) -> None:
+        """A step whose blocks are computed again."""
+        self.model.enable_gradient_checkpointing()
+        self.model.train()
+        self.gradient(1)
+        self.model.disable_gradient_checkpointing()
+        self.model.eval()
 
-    plain = {f"{count} steps": lambda count=count: steps(count, saved=False) for count in (1, 3)}
-    return {"pair": pair, **plain, "3 steps, by steps": lambda: steps(3, saved=True), "1 step, by blocks": by_blocks}
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        parts: dict[str, Callable[[], Any]] = {"pair": self.pair}
+        parts |= {f"{count} steps": partial(self.gradient, count) for count in (1, 3)}
+        parts["3 steps, by steps"] = partial(self.gradient, 3, by_steps=True)
+        return parts | {"1 step, by blocks": self.by_blocks}
 
 
-def counted(name: str, side: int, dtype: str) -> dict[str, Any]:
+def counted(model: str, side: int, dtype: str) -> Row:
     torch.set_default_dtype(getattr(torch, dtype))
-    row: dict[str, Any] = {"model": name, "side": side, "dtype": dtype}
+    row: Row = {"model": model, "side": side, "dtype": dtype}
     with FakeTensorMode():
-        model = adapted(SHAPES[name])
-        row["weights_gib"] = rounded(sum(one.numel() * one.element_size() for one in model.parameters()) / GIB)
-        for part, work in parts_of(model, SHAPES[name], side).items():
+        denoised = adapted(SHAPES[model])
+        row["weights_gib"] = rounded(sum(one.numel() * one.element_size() for one in denoised.parameters()) / GIB)
+        steps = Steps(denoised, SHAPES[model], side)
+        for part, work in steps.parts().items():
             with Counted() as count:
                 work()
             row[part] = rounded(count.peak / GIB)
-            model.zero_grad(set_to_none=True)
+            denoised.zero_grad(set_to_none=True)
+        row["kept"] = rounded(kept_bytes(steps.step, steps.latent) / GIB)
     torch.set_default_dtype(torch.float32)
     return row
 
 
-def check() -> None:
-    """What is counted of one step beside what this process took more of for it."""
-    expected = counted("sd14", 64, "float32")["1 steps"]
+def measured() -> dict[str, float]:
+    """What sd14's parts in float32 take on this CPU, where the profiler traces every allocation."""
     model = adapted(SHAPES["sd14"])
-    work = parts_of(model, SHAPES["sd14"], 64)["1 steps"]
-    found = peak_bytes(work, torch.device("cpu")) / GIB
-    print(f"sd14, float32, one guided step with its gradient: counted {expected:.2f} GiB, measured {found:.2f} GiB")
+    taken = {}
+    for part, work in Steps(model, SHAPES["sd14"], 64).parts().items():
+        if part in CHECKED:
+            taken[part] = rounded(peak_bytes(work, torch.device("cpu")) / GIB)
+            print(f"{part}: {taken[part]:.2f} GiB", flush=True)
+            model.zero_grad(set_to_none=True)
+    return taken
+
+
+def row_of(wanted: Row, rows: list[Row]) -> Row:
+    """The row of a model, a size and a dtype, counted unless it is there."""
+    for row in rows:
+        if wanted.items() <= row.items():
+            return row
+    rows.append(counted(**wanted))
+    print(rows[-1], flush=True)
+    write_json(FILE, rows)
+    return rows[-1]
 
 
 def main() -> None:
@@ -196,18 +229,12 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[128, 64], help="of latents")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     args = parser.parse_args()
+    rows: list[Row] = read_json(FILE.name) or []
+    for dtype, side, name in itertools.product(args.dtypes, args.sides, args.models):
+        row_of({"model": name, "side": side, "dtype": dtype}, rows)
     if args.check:
-        check()
-        return
-    rows = read_json("true_memory.json") or []
-    for dtype in args.dtypes:
-        for side in args.sides:
-            for name in args.models:
-                wanted = {"model": name, "side": side, "dtype": dtype}
-                if not any(wanted.items() <= row.items() for row in rows):
-                    rows.append(counted(name, side, dtype))
-                    print(rows[-1], flush=True)
-                    write_json(RESULTS / "true_memory.json", rows)
+        row_of(CASE, rows)["measured"] = measured()
+        write_json(FILE, rows)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m bench.speed.update_parts --size sd14       # on a GPU; sdxl likewise
     python -m bench.speed.update_parts --size tiny_sd    # on a CPU: that the script works
 
-No Ray, no network. Parts: half order on sub-chains of h = 1 .. 4 steps, first order on the last K steps, a rollout of
-one pair, plain sampling of as many chains. "Checkpointed" is `estimator.checkpoint_steps`, "by blocks" is
-`model.gradient_checkpointing`. Updates: sampling, first order, half order in the middle, and a pair for the other
-steps. Memory is the peak beyond what the idle model holds.
+No Ray, no network. Parts: half order on sub-chains of h = 1 .. 4 steps, first order on the last K steps, the forward
+term, a rollout of one pair, plain sampling of as many chains. "Checkpointed" is `estimator.checkpoint_steps`, "by
+blocks" is `model.gradient_checkpointing`. Updates: sampling, first order, half order in the middle, and a pair for the
+other steps; or sampling and the forward term. Memory is the peak beyond what the idle model holds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch import Tensor
 from bench.models import engine
 from bench.speed.measuring import Kept, Part, arguments, facts_of, measure
 from rlr_ray.core.first_order import first_order
+from rlr_ray.core.forward_term import forward_draws, forward_term
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.plan import Plan
 from rlr_ray.core.sampler import Chains, Trajectory
 from rlr_ray.core.zeroth_order import rollout
 from rlr_ray.models.seams import recomputed
 
+FORWARD = "forward term, {} draws"
 HALF = "half order, h = {}"
 ROLLOUT = "rollout of one pair a chain"
 UPDATE = "update: K = {}, h = {}, a pair"
@@ -62,6 +64,15 @@ class Parts:
         arguments = (self.engine.sampler, self.theta, whole or self.whole)
         return half_order(*arguments, self.middle(length), advantage)
 
+    def forward_term(self, draws: int) -> Tensor:
+        """Of draws over all steps of the chain, each with noises of its own."""
+        size, steps = len(self.chains.x_start), range(self.steps)
+        drawn, noise = forward_draws(steps, draws, self.model.latent_shape, [[k] for k in range(size)])
+        latents, device = self.whole.latents[-1], self.engine.device
+        advantage = torch.ones(size, device=device)
+        told = (latents, self.whole.conditioning, advantage, drawn.to(device), noise.to(device))
+        return forward_term(self.engine.sampler, self.theta, *told)
+
     def rollout(self, count: int = 0, length: int = 0) -> tuple[Tensor, Tensor]:
         """A pair a chain, perturbed where neither first nor half order is."""
         free = tuple(k for k in range(self.steps - count) if k not in self.middle(length))
@@ -77,6 +88,12 @@ class Parts:
         latents = self.sample(chains).latents[-1]
         with torch.no_grad():
             return torch.cat([self.chains.objective(sign) for sign in latents.chunk(2)])
+
+    def update_forward(self, draws: int) -> Tensor:
+        """An update of the forward term: chains are sampled and rated, then denoised."""
+        with torch.no_grad():
+            self.chains.objective(self.sample(self.chains).latents[-1])
+        return self.forward_term(draws)
 
     def update(self, count: int, length: int, checkpointed: bool = False) -> None:
         head = self.sample(self.chains, stop=self.steps - count)
@@ -108,7 +125,9 @@ def parts_of(bench: Parts) -> dict[str, Part]:
 
     parts: dict[str, Part] = {HALF.format(h): lambda h=h: bench.half_order(h) for h in (1, 2, 3, 4)}  # type: ignore[misc]
     parts |= {ROLLOUT: bench.rollout, "plain sampling of as many chains": bench.plain}
+    parts |= {FORWARD.format(n): lambda n=n: bench.forward_term(n) for n in (1, 4)}  # type: ignore[misc]
     parts |= {
+        "update: " + FORWARD.format(4): lambda: bench.update_forward(4),
         UPDATE.format(1, 2): lambda: bench.update(1, 2),
         f"update: K = {steps}, checkpointed": lambda: bench.update(steps, 0, True),
         "first order, K = 1": lambda: bench.first_order(1),

@@ -42,27 +42,34 @@ def must_checkpoint(engine: Engine) -> bool:
 
 
 def step_bytes(engine: Engine) -> int:
-    """Bytes that autograd keeps for one more step of one chunk.
-
-    Those of a second step that the first does not keep too, as it does the weights.
-    """
+    """Bytes that autograd keeps for one more step of one chunk."""
     chains = engine.train_chains(0, range(engine.config.train.chunk_size))
     theta, size = engine.model.initial_theta.detach(), len(chains.x_start)
     if engine.config.estimator.first_order.clip is not None:
         theta = theta.expand(size, -1)
     theta = theta.requires_grad_()
-    latent, kept = chains.x_start, [dict[int, int](), dict[int, int]()]
+
+    def step(latent: Tensor, k: int) -> Tensor:
+        noise = chains.noise[min(k, len(chains.noise) - 1)]
+        return engine.sampler.step(theta, 0, latent, noise, chains.conditioning)
+
+    return kept_bytes(step, chains.x_start)
+
+
+def kept_bytes(step: Callable[[Tensor, int], Tensor], latent: Tensor) -> int:
+    """Bytes that autograd keeps of a second step and the first does not keep too, as it does the weights."""
+    latent = latent.detach().requires_grad_()  # as if there was one before
+    kept = [dict[int, int](), dict[int, int]()]
     for k, storages in enumerate(kept):
         with torch.autograd.graph.saved_tensors_hooks(_noting(storages), lambda value: value):
-            noise = chains.noise[min(k, len(chains.noise) - 1)]
-            latent = engine.sampler.step(theta, 0, latent, noise, chains.conditioning)
-    return sum(nbytes for place, nbytes in kept[1].items() if place not in kept[0])
+            latent = step(latent, k)
+    return sum(nbytes for storage, nbytes in kept[1].items() if storage not in kept[0])
 
 
 def _noting(storages: dict[int, int]) -> Callable[[Tensor], Tensor]:
     def note(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        storages[storage._cdata] = storage.nbytes()  # its place, of tensors without data too
         return value
 
     return note

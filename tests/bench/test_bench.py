@@ -53,8 +53,10 @@ def test_a_run_that_has_a_row_is_not_run_again() -> None:
 
 def test_what_runs_on_a_gpu_needs_no_ray() -> None:
     script = (ROOT / "bench" / "speed" / "gpu.sh").read_text("utf-8")
-    names = {f"bench.speed.{name}" for name in re.findall(r'"(\w+) (?:sd14|sdxl|digits|tiny_\w+)"', script)}
-    assert len(names) == 5
+    names = {
+        f"bench.speed.{name}" for name in re.findall(r'"(\w+) (?:sd14|sdxl|sd35_medium|flux|digits|tiny_\w+)"', script)
+    }
+    assert len(names) == 7
     for name in (todo := sorted(names)):  # grows by what they import of the benches
         imported = imports_of(Path(importlib.import_module(name).__file__ or ""))
         assert not any(re.match(r"ray\b|rlr_ray\.(cluster|tune)\b", other) for other in imported), name

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rlr_ray.train.activations as activations
 from rlr_ray.config.checks import check_first_order
@@ -172,3 +173,15 @@ def test_steps_are_checkpointed_where_they_would_not_fit_and_change_no_bit(monke
         thetas.append(state.theta.detach())
     assert torch.equal(*thetas)
     assert activations.step_bytes(engine) > 4 * 4 * 8 * 64  # more than a latent
+
+
+def test_what_a_step_keeps_is_counted_once_with_data_and_without() -> None:
+    """Of tanh(w x): autograd keeps each step's output, which is the next one's input; the weight is all steps'."""
+
+    def kept() -> int:
+        weight = torch.ones(100, requires_grad=True)
+        return activations.kept_bytes(lambda latent, k: torch.tanh(weight * latent), torch.ones(100))
+
+    assert kept() == 4 * 100
+    with FakeTensorMode():
+        assert kept() == 4 * 100
