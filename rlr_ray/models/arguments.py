@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,6 +16,7 @@ from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.models.facts import fact_of
 from rlr_ray.prompts.prompt import PICTURES, TEXTS, is_tensor
+from rlr_ray.rewards.images import read_picture
 
 logger = logging.getLogger(__name__)
 # The chain's own, which nobody else may say.
@@ -93,7 +93,7 @@ class Requests:
 
     def add(self, prompt: str, negative: str = "", columns: Mapping[str, Any] | None = None) -> int:
         """The number of a prompt with those of its columns that the call takes. Raises UserError if one is no file."""
-        own = {
+        taken = {
             name: value
             for name, value in (columns or {}).items()
             if name in self.signature and value is not None and (name in (*PICTURES, *TEXTS) or is_tensor(value))
@@ -102,10 +102,10 @@ class Requests:
         if "negative_prompt" in self.signature:
             none = "" if "true_cfg_scale" in self.signature else self.signature["negative_prompt"].default
             request["negative_prompt"] = negative or none
-        request = own if any(name.startswith("prompt_embeds") for name in own) else request | own
+        request = taken if any(name.startswith("prompt_embeds") for name in taken) else request | taken
         number = seed_of(repr(sorted(request.items())))
         if number not in self.asked:
-            for name, value in own.items():
+            for name, value in taken.items():
                 _read(name, value)
             self.asked[number] = request
         return number
@@ -138,8 +138,8 @@ class Requests:
         for part in parts if texts else ():
             longest = min(part.model_max_length, limit or part.model_max_length)
             rows = part(list(texts), verbose=False).input_ids
-            own = {text for text, row in zip(texts, rows, strict=True) if len(row) > longest}
-            cut = own if cut is None else cut & own
+            long = {text for text, row in zip(texts, rows, strict=True) if len(row) > longest}
+            cut = long if cut is None else cut & long
         return [text for text in texts if text in (cut or ())]
 
 
@@ -161,9 +161,8 @@ def _opened(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        with PIL.Image.open(Path(value).expanduser()) as picture:
-            return picture.convert("L" if "mask" in name else "RGB")
-    except (OSError, ValueError) as error:
+        return read_picture(Path(value).expanduser(), "L" if "mask" in name else "RGB")
+    except ValueError as error:
         raise UserError(
             f"the prompt column {name} is {value!r}, which could not be opened as a picture (looked in {Path.cwd()}): "
             f"{error}; give a path relative to the prompt file"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,3 +52,12 @@ def pictures(images: Tensor) -> list[Image.Image]:
     """images [B, 3, H, W] in [0, 1]."""
     pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in pixels]
+
+
+def read_picture(file: Path, mode: str = "RGB") -> Image.Image:
+    """A file's picture, upright as its EXIF says, as diffusers' `load_image` has it. Raises ValueError if none."""
+    try:
+        with Image.open(file) as picture:
+            return ImageOps.exif_transpose(picture).convert(mode)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of files that are broken or huge
+        raise ValueError(str(error)) from error

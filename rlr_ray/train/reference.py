@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from rlr_ray.errors import UserError
 from rlr_ray.rewards.digits import WORDS, named, real_digits
+from rlr_ray.rewards.images import read_picture
 from rlr_ray.rewards.likeness import NEIGHBOURS, Pictures, Reference
 from rlr_ray.rewards.mixture import View
 from rlr_ray.train.engine import Engine
@@ -160,9 +161,8 @@ def _read(files: Sequence[Path], size: tuple[int, int]) -> Tensor:  # [N, 3, H, 
     images = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.BICUBIC)
-        except (OSError, Image.DecompressionBombError) as error:
+            fitted = ImageOps.fit(read_picture(file), size[::-1], Image.Resampling.BICUBIC)
+        except ValueError as error:
             raise UserError(
                 f"evaluation.reference: {file} cannot be read as a picture: {error}; replace it, or take it away"
             ) from error
