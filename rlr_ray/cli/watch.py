@@ -178,5 +178,6 @@ def server(watcher: Watcher, port: int) -> ThreadingHTTPServer:
     try:
         serving = _Server((_HERE, port), Handler)
         return serving
-    except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}; allowed: a port that is free, or 0 for any") from error
+    except (OSError, OverflowError) as error:  # the latter beyond 65535
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--port {port}: {why}; allowed: a port that is free, or 0 for any") from error

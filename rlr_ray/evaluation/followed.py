@@ -14,6 +14,7 @@ from typing import Any
 
 from rlr_ray.config.recipe import find_run, run_config
 from rlr_ray.config.run import RunConfig
+from rlr_ray.errors import UserError
 from rlr_ray.evaluation.runs import unique_names
 from rlr_ray.loggers.curves import Rows
 from rlr_ray.loggers.jsonl import read_rows
@@ -111,8 +112,12 @@ def read_runs(folders: Sequence[Path]) -> list[Followed]:
     names = unique_names([folder.name for folder in folders])
     runs = []
     for folder, name in zip(folders, names, strict=True):
-        with suppress(FileNotFoundError):
+        try:
             runs.append(read_run(folder, name))
+        except FileNotFoundError:
+            continue
+        except UserError as error:
+            raise UserError(f"the run in {folder} cannot be read: {error}; or name the runs to be shown") from error
     return runs
 
 

@@ -115,15 +115,20 @@ def test_a_browser_that_goes_away_leaves_no_traceback(going: Path, capsys: pytes
 def test_a_taken_port_and_a_folder_that_is_not_there_are_refused(
     port: int, going: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["watch", str(going), "--port", str(port)]) == 2
+    assert main(["watch", str(going), "--port", str(port)]) == main(["watch", str(going), "--port", "99999"]) == 2
     assert main(["watch", str(going / "nothing")]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"--port {port}: Address already in use; allowed: a port that is free" in said and "no run lies in" in said
+    assert "--port 99999: " in said
 
 
 def test_an_empty_folder_is_watched_until_there_is_a_run(tmp_path: Path) -> None:
     with served(str(tmp_path)) as port:
         assert "No run yet" in json.loads(get(port, "/parts")[1])["parts"]["head"]
+        (tmp_path / "odd").mkdir()
+        (tmp_path / "odd" / "config.yaml").write_text("nonsense: 1")
+        status, text = get(port, "/parts")
+        assert status == 404 and f"the run in {tmp_path / 'odd'} cannot be read: " in text and "nonsense" in text
 
 
 def dom(place: str, folder: Path) -> str:
