@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rlr_ray.config.base import FREE, Strict
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.config.estimator import DcotConfig, EstimatorConfig, Weight, in_keys
+from rlr_ray.config.evaluation import EvaluationConfig
 from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.prompts import PromptsConfig, Source, check_texts
-from rlr_ray.config.rewards import Judges, Rewards, spelled_out
+from rlr_ray.config.rewards import Judges, Rewards
+from rlr_ray.config.short_forms import written_out
 from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.forward_term import forward_steps, output_weight
 from rlr_ray.core.plan import Plan, Position
@@ -79,28 +81,6 @@ class SamplerConfig(Strict):
     embedded_guidance_scale: float | None = Field(None, ge=0)  # FLUX.1 dev: told to the model as an input; None: 3.5
     # How the T steps lie among the model's own, in diffusers' words
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-
-
-class EvaluationConfig(Strict):
-    chains: int = Field(200, ge=2)  # held-out seeds, the same before and after
-    seed: int | None = None  # that these follow from; None: the run's
-    # Chains sampled at once, without gradients; None: as in training
-    chunk_size: Annotated[int | None, FREE] = Field(None, ge=1)
-    # Updates between two evaluations; auto: a quarter of the run; null: only before and after
-    every: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)] | None, FREE] = "auto"
-    # Second opinions that are never trained on; or one, as `judge`
-    judges: Annotated[Judges, FREE] = Field(default_factory=dict)
-    pictures: Annotated[int, FREE] = Field(20, ge=1)  # held-out chains that the grids show
-    # Folder or hub name of the CLIP whose features pictures are compared by; None: those of the first judge or reward
-    # that has `features(images)`, else pixels
-    clip: Annotated[str | None, FREE] = None
-    # Real pictures that held-out ones are compared with: a folder, or digits (shipped); None: the base model's alone
-    reference: Annotated[str | None, FREE] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_or_several(cls, values: Any) -> Any:
-        return spelled_out(values, "judge", "judges")
 
 
 class RunConfig(Strict):
@@ -306,13 +286,7 @@ class RunConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
-        """`estimator: measure` is short for its preset, `reward` for `rewards` of one; auto may be es.
-
-        `train.group_size` is short for chains of a prompt and half order's baseline.
-        """
-        if isinstance(values, dict) and isinstance(values.get("estimator"), str):
-            values = values | {"estimator": {"preset": values["estimator"]}}
-        return spelled_out(_grouped(_without_gradients(values)), "reward", "rewards")
+        return written_out(values)
 
     @field_validator("loggers", mode="before")
     @classmethod
@@ -326,36 +300,3 @@ class RunConfig(Strict):
         """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""
         device = self.device if self.device != "auto" else "cuda" if gpus else "cpu"
         return self.model_copy(update={"device": device})
-
-
-def _without_gradients(values: Any) -> Any:
-    """Unchecked values of a run, with preset es for auto if its denoiser has no gradients."""
-    model, estimator = (values.get(key) if isinstance(values, dict) else None for key in ("model", "estimator"))
-    if not isinstance(model, dict) or model.get("differentiable", True) is not False:
-        return values
-    keys = estimator if isinstance(estimator, dict) else {}
-    return values | {"estimator": keys | {"preset": "es"}} if keys.get("preset", "auto") == "auto" else values
-
-
-def _grouped(values: Any) -> Any:
-    """Unchecked values with `train.group_size` written out. Raises ValueError beside keys that say otherwise."""
-    train, estimator = (values.get(key) if isinstance(values, dict) else None for key in ("train", "estimator"))
-    if not isinstance(train, dict) or train.get("group_size") is None:
-        return values
-    size, rest = train["group_size"], {key: value for key, value in train.items() if key != "group_size"}
-    keys = estimator if isinstance(estimator, dict) else {}
-    half_order = keys.get("half_order") or {}
-    stated = {
-        "train.chains_per_prompt": (rest.get("chains_per_prompt", 1), (1, size)),
-        "estimator.half_order.baseline": (half_order.get("baseline", "running"), ("running", "group")),
-    }
-    for key, (value, allowed) in stated.items():
-        if value not in allowed:
-            raise ValueError(
-                f"train.group_size {size} says {key}: {allowed[1]}, found {value!r}; leave out one of the two"
-            )
-    half_order = half_order | {"baseline": "group"}
-    return values | {
-        "train": rest | {"chains_per_prompt": size},
-        "estimator": keys | {"half_order": half_order},
-    }
