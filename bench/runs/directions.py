@@ -95,7 +95,7 @@ def rolled_out(engine: Engine, state: TrainState, step: int, span: Tensor | None
     """Pairs really run: the squared distance of means of N from the projected g_C."""
     directions = Directions(len(state.theta), engine.config.estimator.zeroth_order.scale, span)
     request = RolloutRequest(20_000 + step, engine.plans(step)[0], state.theta.detach(), directions)
-    results = [engine.rollout(request, range(i, i + 40)) for i in range(0, PAIRS, 40)]
+    results = [request.run(engine, range(i, i + 40)) for i in range(0, PAIRS, 40)]
     seeds = engine.direction_seeds(request.step, range(PAIRS))
     u = torch.stack([directions.coordinates(seed, torch.float32) for seed in seeds]).double()
     plus, minus = (

@@ -68,7 +68,7 @@ class Bench:
     """A trainer's engine here, and two actors."""
 
     def __init__(self, config: RunConfig):
-        self.engine, self.coordinators = Engine(config), list[Any]()
+        self.engine = Engine(config)
         actor = ray.remote(RolloutActor).options(num_cpus=0)
         self.actors = {str(k): actor.remote(config, str(ROOT), generator_checksum(), {}) for k in range(max(COUNTS))}
         ray.get([one.ready.remote() for one in self.actors.values()])

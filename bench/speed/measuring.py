@@ -44,7 +44,7 @@ CLOCK: Clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
 
 
 def wait() -> None:
-    """Until the device has done what it was args."""
+    """Until the device has done what it was asked."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 

@@ -6,7 +6,6 @@ A simulated actor sleeps instead of computing. It is a slot of one of a few host
 goes over Ray as it does in a run; or, for the dispatcher's own part, a slot of this process. The same calls without a
 dispatcher show Ray's part. Chunks shorter than half a second are called for several at a time, which is measured beside
 one by one. An ideal step is the best schedule of the same durations, with no time between them.
-one by one. An ideal step is the best schedule of the same durations, with no time between them.
 """
 
 from __future__ import annotations
@@ -240,7 +239,7 @@ def weak_scaling(folder: Path) -> list[dict[str, float]]:
             ray.get(coordinator.set_actors.remote([ray.put(dict(list(actors.items())[:count]))]))
             pool = RolloutPool(coordinator, Patience(hedge_after=None), 0)
             chunks = [range(20 * k, 20 * k + 20) for k in range(4 * count)]
-            list(pool(request, chunks[:count]).results)  # the actors is known, kernels are warm
+            list(pool(request, chunks[:count]).results)  # who the actors are is known, kernels are warm
             began = time.monotonic()
             list(pool(request, chunks).results)
             pool.close()

@@ -6,7 +6,7 @@ n directions are n pairs, so 2n rows in a batch, each with adapter weights of it
 
 - the chain alone: `core.zeroth_order.rollout`, this package's chain at one theta, and diffusers' pipeline, which is
   given embeddings and latents and returns latents;
-- a whole rollout as an actor runs it, `Engine.rollout`: directions and noises drawn, pictures decoded and rated;
+- a whole rollout as an actor runs it, `RolloutRequest.run`: directions and noises drawn, pictures decoded and rated;
   against this package's chains at one theta, decoded and rated, and diffusers' pipeline with decoded, rated pictures.
 
 The pipeline runs the same steps of DDIM with the same adapter loaded and the same guidance. At true sizes 10 steps are
@@ -76,7 +76,7 @@ class Bench:
             images = self._pipeline(start, texts, "pt")
             return self.engine.rewards.score(images.float(), texts, [{}] * len(texts)).scores
 
-        return {ROLLOUT: lambda: self.engine.rollout(request, range(count)), CHAIN: chain, PIPELINE: pipeline}
+        return {ROLLOUT: lambda: request.run(self.engine, range(count)), CHAIN: chain, PIPELINE: pipeline}
 
     def _sample(self, chains: Chains) -> Tensor:
         return self.engine.sampler.sample(self.theta, *chains.start).latents[-1]

@@ -179,25 +179,11 @@ def _train(loop_config: dict[str, Any], process: Process, shards: Shards | None)
 
     config: RunConfig = loop_config["config"]
     coordinator, rollouts = loop_config["coordinator"], loop_config["rollouts"]
-    put: ray.ObjectRef | None = None
     # Only the leading worker: the others wait for it while it waits for rollout actors, which is no hang.
     with (
         _watched(loop_config["cluster"].stall_s if process.leads else math.inf, coordinator) as alive,
         messages_to(coordinator, alive) if process.leads else nullcontext(),
     ):
-
-        def report(row: dict[str, Any]) -> None:
-            nonlocal put
-            alive()
-            if shards is not None:
-                shards.wait()  # Ray's report waits for all workers, and one may still be evaluating
-            if process.leads:
-                if put is not None:
-                    ask(ray.get(put))  # of the update before: nothing waits for the answer
-                put = coordinator.put.remote(row)
-            if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
-                ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
-
         try:
             prepare_process(config.threads)
             engine = Engine(config, loop_config["remote"], shards)
@@ -212,12 +198,33 @@ def _train(loop_config: dict[str, Any], process: Process, shards: Shards | None)
                 check_agreement(engine, rollouts, loop_config["cluster"].rollouts)
             if process.leads:
                 logger.info(f"training on {process.size} worker{'s' * (process.size > 1)}")
-            train(engine, rollouts, report, process)
+            train(engine, rollouts, _reporting(config, coordinator, process, shards, alive), process)
             if shards is not None:
                 shards.wait()  # for the leading worker, which measures what came of the run
         finally:
             if rollouts is not None:
                 rollouts.close()
+
+
+def _reporting(
+    config: RunConfig, coordinator: Any, process: Process, shards: Shards | None, alive: Callable[[], None]
+) -> Callable[[dict[str, Any]], None]:
+    """Takes every update's row to the driver, whose signals it heeds, and to Ray Train."""
+    put: ray.ObjectRef | None = None
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal put
+        alive()
+        if shards is not None:
+            shards.wait()  # Ray's report waits for all workers, and one may still be evaluating
+        if process.leads:
+            if put is not None:
+                ask(ray.get(put))  # of the update before: nothing waits for the answer
+            put = coordinator.put.remote(row)
+        if (row["step"] + 1) % config.train.checkpoint_every == 0:  # a report costs about 0.1 s: not every update
+            ray.train.report({name: value for name, value in row.items() if isinstance(value, int | float)})
+
+    return report
 
 
 def _begun(coordinator: Any, alive: Callable[[], None]) -> bool:

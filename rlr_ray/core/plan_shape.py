@@ -59,6 +59,9 @@ class PlanShape:
                 f"{self.first_order_steps} with `truncation` {self.truncation!r}; raise `first_order_steps` to all "
                 f"{self.trained}, or set `truncation` to russian_roulette (either with `checkpoint_steps`)"
             )
+        self._check_position()
+
+    def _check_position(self) -> None:
         if self.position == "importance" and self.sub_chain_count > 1:
             raise UserError(
                 f"`position` 'importance' draws one sub-chain, found `sub_chain_count` {self.sub_chain_count}; set "
@@ -211,7 +214,9 @@ class PlanShape:
         if self.rest == "half_order":
             sub_chains += [range(k, k + 1) for k in free]
         drawn, sub_chain_weights = self._drawn([*sub_chains, *self.mixed_blocks], *seed)
-        adjoint = self._adjoint_steps(*seed, chunk=chunk)
+        adjoint: tuple[int, ...] = ()  # a chunk's own
+        if self.linear:
+            adjoint = tuple(sorted(permutation(self.trained, *seed, "adjoint", chunk)[: self.first_order_steps]))
         return Plan(
             self.steps,
             range(self.trained - (0 if adjoint else depth), self.trained),
@@ -226,11 +231,6 @@ class PlanShape:
             self.draws if self.forward_possible else 0,
             adjoint,
         )
-
-    def _adjoint_steps(self, *seed: int | str, chunk: int) -> tuple[int, ...]:
-        """A chunk's steps of linear adjoints."""
-        count = self.first_order_steps if self.linear else 0
-        return tuple(sorted(permutation(self.trained, *seed, "adjoint", chunk)[:count]))
 
     def _drawn(self, sub_chains: list[range], *seed: int | str) -> tuple[tuple[range, ...], tuple[float, ...] | None]:
         """The sub-chains of an update and their inverse probabilities, where not all are branched."""

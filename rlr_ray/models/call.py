@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -24,23 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlr_ray.errors import UserError
-from rlr_ray.models import DENOISERS
+from rlr_ray.models import DENOISERS, seams
 from rlr_ray.models.rows import ByRow
-from rlr_ray.models.seams import (
-    Silent,
-    Zeros,
-    at_once,
-    by_latent_frame,
-    by_rows,
-    count_step,
-    in_slices,
-    keep_signatures,
-    lookalike,
-    remembered,
-    rows_of,
-    states,
-    vmapped,
-)
 from rlr_ray.models.trained import Trained
 
 _BESIDE = ("controlnet",)  # beginnings of the names of frozen ones that steps call
@@ -67,6 +52,7 @@ class _Run:
     k: int | None  # the step at which the call is left; None: it goes to its end
     parts: Sequence[Tensor] | None = None  # the latents that step k, or the decoder, starts from; None: the call's own
     theta: Tensor | None = None  # [P] or [B, P]; None: denoisers return zeros
+    stop: int = 0  # steps that are passed over
     calls: int = 0  # of scheduler.step
     begun: bool = False  # a denoiser has been called
     counts: dict[str, int] = field(default_factory=dict)  # calls by name that the tape or zeros answered
@@ -76,6 +62,7 @@ class _Run:
     first: Tensor | None = None  # the latent of the call's first step, in its own dtype
     probing: bool = False  # nothing is computed, and the call is left where it would decode
     drew: bool = False  # from torch's own generators
+    result: Any = None  # what the call returned; None if it was left
 
     def next(self, name: str) -> tuple[str, int]:
         """The place of a part's call among those of its name."""
@@ -97,7 +84,7 @@ class PipelineCall:
     """
 
     def __init__(self, pipeline: Any, solver: Any, tuned: Trained, decode_slice: int | None):
-        self.pipeline, self.tuned, self.solver = lookalike(pipeline), tuned, solver
+        self.pipeline, self.tuned, self.solver = seams.lookalike(pipeline), tuned, solver
         self.arguments: dict[str, Any] = {}  # that all chains share
         self.steps = 0  # T, once it is known; a run to the end passes over all
         self.count = 1  # of a step's parts
@@ -105,14 +92,14 @@ class PipelineCall:
         self.plain: Tensor | None = None  # [1, ...] of its kind, if it is all that a call draws and prepares
         self.draws = True  # the call may draw from torch's own generators
         self.pipeline.scheduler = solver
-        self.pipeline.progress_bar = Silent
+        self.pipeline.progress_bar = seams.Silent
         self.pipeline.maybe_free_model_hooks = lambda: None  # looks through all modules
         if hasattr(pipeline, "prepare_extra_step_kwargs"):  # of scheduler.step, of which ours takes none
             self.pipeline.prepare_extra_step_kwargs = lambda *args, **kwargs: {}
         if hasattr(self.pipeline, "safety_checker"):  # it looks at numpy's pictures, and blackens some
             self.pipeline.safety_checker = None
         self._call = getattr(type(pipeline).__call__, "__wrapped__", type(pipeline).__call__)  # without its no_grad
-        self._zeros = Zeros()
+        self._zeros = seams.Zeros()
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
                 self._take(name, part, decode_slice)
@@ -122,50 +109,48 @@ class PipelineCall:
         if hasattr(pipeline, "prepare_latents"):
             self.pipeline.prepare_latents = self._prepared(self.pipeline.prepare_latents)
         if hasattr(pipeline, "image_processor"):
-            self.pipeline.image_processor = at_once(pipeline.image_processor)
-        solver.set_timesteps = remembered(solver)
+            self.pipeline.image_processor = seams.at_once(pipeline.image_processor)
+        solver.set_timesteps = seams.remembered(solver)
         solver.step = self._step_of(solver.step)
 
     def _take(self, name: str, part: Any, decode_slice: int | None) -> None:
         forward = part.forward
         in_steps = name in DENOISERS or name.startswith(_BESIDE)
         seam = self._denoiser(name, forward) if in_steps else self._taped(name, forward)
-        keep_signatures(part)
+        seams.keep_signatures(part)
         part.forward = functools.wraps(forward)(seam)
         if callable(getattr(part, "encode", None)):
             part.encode = functools.wraps(part.encode)(self._taped(f"{name}.encode", part.encode))
         if callable(getattr(part, "decode", None)):
             if decode_slice is not None and isinstance(getattr(part, "decoder", None), nn.Module):
-                by_latent_frame(part.decoder)
+                seams.by_latent_frame(part.decoder)
             part.decode = functools.wraps(part.decode)(_decoder(part, part.decode, decode_slice))
 
-    def run(self, run: _Run) -> Any:
-        """What the call returns; None if it was left."""
-        token = _RUN.set(run)
+    def _ran(self, run: _Run) -> _Run:
+        run.stop, token = self.steps if run.k is None else run.k, _RUN.set(run)
         try:
             if not self.draws:
-                return self._called(run)
+                self._run(run)
+                return run
             device = self.pipeline._execution_device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(run.batch.seeds[0])
-                before = states(device)
-                try:
-                    return self._called(run)
-                finally:
-                    run.drew = not torch.equal(before, states(device))
-        except Left:
-            return None
+                before = seams.states(device)
+                self._run(run)
+                run.drew = not torch.equal(before, seams.states(device))
+                return run
         finally:
             _RUN.reset(token)
 
-    def _called(self, run: _Run) -> Any:
+    def _run(self, run: _Run) -> None:
         batch, one_or_all = run.batch, None
         if self.plain is None or run.parts is None:  # else nothing is drawn
             batch.generators = batch.generators or [torch.Generator() for _ in batch.seeds]
             for generator, seed in zip(batch.generators, batch.seeds, strict=True):
                 generator.manual_seed(seed)
             one_or_all = batch.generators if len(batch.generators) > 1 else batch.generators[0]
-        return self._call(self.pipeline, **self.arguments, **batch.arguments, generator=one_or_all)
+        with suppress(Left):
+            run.result = self._call(self.pipeline, **self.arguments, **batch.arguments, generator=one_or_all)
 
     def output(self, batch: Batch, k: int, parts: Sequence[Tensor] | None, theta: Tensor | None) -> _Run:
         """The run that was left at step k, with each part's latent as the call had it, and what the model said."""
@@ -175,13 +160,9 @@ class PipelineCall:
         """A run over all steps, none computed, until it would decode: their times and the latents that move."""
         return self._ran(_Run(batch, None, probing=True))
 
-    def _ran(self, run: _Run) -> _Run:
-        self.run(run)
-        return run
-
     def decoded(self, batch: Batch, parts: Sequence[Tensor]) -> Any:
         """What the call returns where its last step puts out these latents."""
-        return self.run(_Run(batch, None, parts))
+        return self._ran(_Run(batch, None, parts)).result
 
     def _step_of(self, step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)
@@ -197,15 +178,14 @@ class PipelineCall:
             k, part = divmod(run.calls, self.count)
             run.calls += 1
             if part + 1 == self.count:
-                count_step(self.solver, timestep)
+                seams.count_step(self.solver, timestep)
             theirs, ours = run.put_out.get(part, (None, sample))
             latent = ours if sample is theirs else sample.float()  # float32 as long as the call changes nothing
-            stop = self._stop(run)
-            if k >= stop or run.probing:
+            if k >= run.stop or run.probing:
                 run.seen.append((float(timestep), latent, model_output.float()))
                 if run.k is not None and part + 1 == self.count:
                     raise Left
-            elif k == stop - 1 and run.parts is not None:
+            elif k == run.stop - 1 and run.parts is not None:
                 latent = run.parts[part]
             latent = latent.contiguous()  # strides change bits
             run.put_out[part] = latent.to(torch.promote_types(sample.dtype, model_output.dtype)), latent
@@ -214,10 +194,6 @@ class PipelineCall:
 
         call.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]  # pipelines ask for it each time
         return call
-
-    def _stop(self, run: _Run) -> int:
-        """Steps that are passed over."""
-        return self.steps if run.k is None else run.k
 
     def _prepared(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         """The latents that steps start from, ours where the run says them."""
@@ -249,8 +225,8 @@ class PipelineCall:
             if name not in self.tuned.modules:
                 return forward(*args, **kwargs)
             with _no_run():
-                own = self.tuned.of(name, theta)
-                return functional_call(self.tuned.modules[name], own, args, kwargs, tie_weights=False)
+                tensors = self.tuned.of(name, theta)
+                return functional_call(self.tuned.modules[name], tensors, args, kwargs, tie_weights=False)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _RUN.get()
@@ -258,11 +234,11 @@ class PipelineCall:
                 return forward(*args, **kwargs)
             run.begun = True
             if run.theta is None or run.calls // self.count != run.k:
-                return self._zeros_of(run, name, forward, args, kwargs, rows_of(args, kwargs))
+                return self._zeros_of(run, name, forward, args, kwargs, seams.rows_of(args, kwargs))
             if run.theta.dim() == 1:
                 return live(run.theta, args, kwargs)
-            theta = by_rows(run.theta, rows_of(args, kwargs))
-            return live(theta, args, kwargs) if self.tuned.per_chain else vmapped(live, theta, args, kwargs)
+            theta = seams.by_rows(run.theta, seams.rows_of(args, kwargs))
+            return live(theta, args, kwargs) if self.tuned.per_chain else seams.vmapped(live, theta, args, kwargs)
 
         return call
 
@@ -271,7 +247,7 @@ class PipelineCall:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _RUN.get()
-            if run is None or (run.begun and not run.probing and run.calls // self.count >= self._stop(run)):
+            if run is None or (run.begun and not run.probing and run.calls // self.count >= run.stop):
                 return function(*args, **kwargs)
             if run.begun:
                 return self._zeros_of(run, name, function, args, kwargs)
@@ -304,7 +280,7 @@ def _no_run() -> Iterator[None]:
 
 
 def _decoder(part: Any, decode: Callable[..., Any], size: int | None) -> Callable[..., Any]:
-    decode = in_slices(decode, part.dtype, size)
+    decode = seams.in_slices(decode, part.dtype, size)
 
     def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = _RUN.get()

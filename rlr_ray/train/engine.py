@@ -80,8 +80,20 @@ class RolloutRequest:
     def name(self, indices: range) -> str:
         return f"perturbation pairs {indices.start} to {indices.stop - 1} of update {self.step}"
 
+    @memory_errors()
     def run(self, engine: Engine, indices: range) -> RolloutResult:
-        return engine.rollout(self, indices)
+        """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
+        tally, seeds = Tally(), engine.direction_seeds(self.step, indices)
+        directions = torch.stack([self.directions.draw(seed, torch.float32) for seed in seeds])
+        plus, minus = rollout(
+            engine.sampler,
+            self.theta.to(engine.device),
+            self.plan,
+            engine.train_chains(self.step, indices, self.total, tally).with_control_variate(self.control_variate),
+            directions.to(engine.device),
+            self.directions.step_size,
+        )
+        return RolloutResult(indices, plus.tolist(), minus.tolist(), tally.invalid, tally.seconds)
 
 
 @dataclass(frozen=True)
@@ -256,23 +268,6 @@ class Engine(PictureEngine):
         times = len(latents) // len(texts)
         images = self.decode(latents, conditioning, rewards.frames or None)
         return rewards.score(images, texts * times, metadata * times)
-
-    @memory_errors()
-    def rollout(self, request: RolloutRequest, indices: range) -> RolloutResult:
-        """Rewards at both signs of the perturbations `indices` of an update, each on the chain of its own index."""
-        tally = Tally()
-        seeds = self.direction_seeds(request.step, indices)
-        directions = torch.stack([request.directions.draw(seed, torch.float32) for seed in seeds])
-        chains = self.train_chains(request.step, indices, request.total, tally)
-        plus, minus = rollout(
-            self.sampler,
-            request.theta.to(self.device),
-            request.plan,
-            chains.with_control_variate(request.control_variate),
-            directions.to(self.device),
-            request.directions.step_size,
-        )
-        return RolloutResult(indices, plus.tolist(), minus.tolist(), tally.invalid, tally.seconds)
 
     def direction_seeds(self, step: int, indices: range) -> list[tuple[int | str, ...]]:
         return [(self.config.seed, "direction", step, index) for index in indices]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlr_ray.core.adaptive import Proposal
 from rlr_ray.core.chunk import Begun
 from rlr_ray.core.gradient import GradientEstimate, estimate_gradient
 from rlr_ray.core.kl import prediction_change
@@ -27,6 +28,20 @@ from rlr_ray.train.state import Sampling, TrainState
 from rlr_ray.train.surrogate import OnlineSurrogate
 
 
+@dataclass(frozen=True)
+class _Started:
+    """Work of an update that is under way, here and on actors."""
+
+    proposal: Proposal
+    source: ChainSource
+    meter: DriftMeter
+    request: RolloutRequest  # of perturbation pairs
+    pairs: RolloutBatch | None  # their results, in the leading process
+    count: int  # of pairs
+    chains: Mapping[int, Chains]  # by chunk, of this process
+    tally: Tally
+
+
 def update(
     engine: Engine,
     state: TrainState,
@@ -37,27 +52,67 @@ def update(
     log: ChainLog | None = None,  # of chains
 ) -> dict[str, Any]:
     """Start all that needs no gradient, backpropagate this process's chunks, sum, and take one optimizer step."""
-    started = time.monotonic()
-    config, step, theta = engine.config, state.step, state.theta.detach()
-    proposal, total, tally = state.propose(config.sampler.steps), total or engine.rewards.weighted_sum(), Tally()
-    coefficient = proposal.control_variate
-    now = Sampling(theta.cpu().clone(), proposal.position_weights, coefficient, online.trusted if online else ())
+    began, step, total = time.monotonic(), state.step, total or engine.rewards.weighted_sum()
+    started = _start(engine, state, rollouts, process, online, total)
+    source, chains, count = started.source, started.chains, started.count
+    prompts = [prompt.text for prompt in engine.train_prompts(step, range(engine.config.train.chains))]
+    estimate = _estimate(engine, state, process, started, total, prompts)
+    if log is not None:
+        log.add(step, estimate, total)
+    plan = source.request.plans[0]
+    weights = state.adaptive.observe(plan, estimate)
+    state.adaptive.observe_rewards(prompts, estimate.parts)
+    mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
+    row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plan)}
+    row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
+    row |= _step(engine, state, process, chains, estimate, weights)
+    row |= {"chains_behind": int(source.behind)} if engine.config.train.ahead else {}
+    row |= started.meter.columns
+    row["stepped_back"] = int(state.watch(estimate.rewards))
+    coefficient = started.proposal.control_variate
+    row |= show_surrogate(engine, state, step, coefficient, chains, estimate, process, online)
+    row |= _rewards(engine, estimate, process, total, started.tally)
+    row |= _forwards(engine, process, source, started.pairs, count)
+    row["seconds"] = time.monotonic() - began
+    return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
+
+
+def _start(
+    engine: Engine,
+    state: TrainState,
+    rollouts: Rollouts | None,
+    process: Process,
+    online: OnlineSurrogate | None,
+    total: WeightedSum,
+) -> _Started:
+    """Chains and perturbation pairs are asked for at theta as it is, and the next update's chains if they may be."""
+    config, proposal, tally = engine.config, state.propose(engine.config.sampler.steps), Tally()
+    theta, coefficient = state.theta.detach().cpu().clone(), proposal.control_variate
+    now = Sampling(theta, proposal.position_weights, coefficient, online.trusted if online else ())
     source = request_chains(engine, state, now, process, rollouts, total)
-    plans, meter = source.request.plans, DriftMeter(engine, source)
-    count = config.estimator.zeroth_order.count if plans[0].zeroth_order else 0
-    request = RolloutRequest(step, plans[0], now.theta, proposal.directions, coefficient, total)
+    plan, meter = source.request.plans[0], DriftMeter(engine, source)
+    count = config.estimator.zeroth_order.count if plan.zeroth_order else 0
+    request = RolloutRequest(state.step, plan, theta, proposal.directions, coefficient, total)
     pairs = _pairs(engine, request, rollouts) if count and process.leads else None
     request_ahead(engine, state, now, source.chunks, rollouts, total)
     chains = {c: _with_surrogate(engine, source.request.chains(engine, c, tally), online) for c in source.chunks}
-    work = {c: source.request.ready(c, chunk) for c, chunk in chains.items()}
-    prompts = [prompt.text for prompt in engine.train_prompts(step, range(config.train.chains))]
+    return _Started(proposal, source, meter, request, pairs, count, chains, tally)
+
+
+def _estimate(
+    engine: Engine, state: TrainState, process: Process, started: _Started, total: WeightedSum, prompts: Sequence[str]
+) -> GradientEstimate:
+    """The terms of the gradient at theta, each chain beside the running baseline of its prompt."""
+    config, source, pairs, tally = engine.config, started.source, started.pairs, started.tally
+    theta = state.theta.detach()
+    work = {c: source.request.ready(c, chunk) for c, chunk in started.chains.items()}
     baseline = state.adaptive.baseline(prompts, len(total.labels))
-    estimate = estimate_gradient(
+    return estimate_gradient(
         engine.sampler,
         theta,
         work,
         engine.groups(),
-        lambda: engine.zeroth_order(request, pairs.results, tally) if pairs else None,
+        lambda: engine.zeroth_order(started.request, pairs.results, tally) if pairs else None,
         forms=replace(
             engine.forms(state.theta_to_save, state.adaptive.typical),
             behind=source.behind or source.otherwise,
@@ -65,26 +120,11 @@ def update(
         ),
         baseline=None if baseline is None else baseline.to(theta),
         checkpoint_steps=engine.checkpoint_steps,
-        begun=meter.watching(_begun(engine, source, work, tally)),
-        penalty=penalty_of(engine, step),
-        half_order_rows=proposal.half_order_rows if count else 0,
+        begun=started.meter.watching(_begun(engine, source, work, tally)),
+        penalty=penalty_of(engine, state.step),
+        half_order_rows=started.proposal.half_order_rows if started.count else 0,
         reduce=process.reduce,
     )
-    if log is not None:
-        log.add(step, estimate, total)
-    weights = state.adaptive.observe(plans[0], estimate)
-    state.adaptive.observe_rewards(prompts, estimate.parts)
-    mean, deviation = float(estimate.rewards.mean()), float(estimate.rewards.std())
-    row: dict[str, Any] = {"step": step, "reward_mean": mean, "reward_std": deviation, "plan": str(plans[0])}
-    row |= _terms(estimate, weights) | {"learning_rate": state.learning_rate}
-    row |= _step(engine, state, process, chains, estimate, weights)
-    row |= ({"chains_behind": int(source.behind)} if config.train.ahead else {}) | meter.columns
-    row["stepped_back"] = int(state.watch(estimate.rewards))
-    row |= show_surrogate(engine, state, step, coefficient, chains, estimate, process, online)
-    row |= _rewards(engine, estimate, process, total, tally)
-    row |= _forwards(engine, process, source, pairs, count)
-    row["seconds"] = time.monotonic() - started
-    return row | {"rollouts_per_s": 2 * (count - row.get("rollouts_missing", 0)) / row["seconds"]}
 
 
 def _step(

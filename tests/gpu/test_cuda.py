@@ -60,7 +60,7 @@ def test_rollouts_agree_with_the_cpu(engines: tuple[Engine, Engine]) -> None:
     rewards = []
     for engine in engines:
         theta = _theta(engine).cpu()
-        result = engine.rollout(RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01)), range(8))
+        result = RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01)).run(engine, range(8))
         rewards.append(torch.tensor(result.rewards_plus + result.rewards_minus))
     torch.testing.assert_close(*rewards, atol=1e-2, rtol=1e-3)
 

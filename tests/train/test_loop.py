@@ -107,7 +107,7 @@ def test_an_update_counts_its_rollouts_replaced_scores_and_the_time_in_their_rew
     engine, tally = Engine(small_run(tmp_path)), Tally()
     theta = engine.model.initial_theta
     request = RolloutRequest(0, engine.plans(0)[0], theta, Directions(len(theta), 0.01))
-    assert engine.rollout(request, range(2)).reward_s > 0
+    assert request.run(engine, range(2)).reward_s > 0
     engine.zeroth_order(request, [RolloutResult(range(2), [1.0, 2.0], [0.0, 1.0], 3, 0.5)], tally)
     assert (tally.invalid, tally.seconds) == (3, 0.5)
 
