@@ -92,8 +92,8 @@ class Batches:
             return result
         parts = []
         for i, (number, seed) in enumerate(zip(numbers, drawn, strict=True)):
-            own = [row if row.dim() == 1 else row[i : i + 1] for row in rows]
-            parts.append(function(self.of([number], [seed]), *own))
+            chain = [row if row.dim() == 1 else row[i : i + 1] for row in rows]
+            parts.append(function(self.of([number], [seed]), *chain))
         return torch.cat(parts)
 
     def embedding(self, request: int) -> Tensor:  # [1, D]

@@ -90,13 +90,13 @@ def _is_texts(x: Any) -> bool:
 
 
 def _row_of(arguments: tuple[Any, Any], n: int, i: int) -> tuple[Any, Any]:
-    def own(x: Any) -> Any:
+    def row(x: Any) -> Any:
         if not (_is_texts(x) and len(x) == n):
             return x
         return None if x[i] is None else [x[i]]
 
     args, kwargs = arguments
-    return tuple(map(own, args)), {name: own(x) for name, x in kwargs.items()}
+    return tuple(map(row, args)), {name: row(x) for name, x in kwargs.items()}
 
 
 def _twice(arguments: tuple[Any, Any]) -> tuple[Any, Any]:

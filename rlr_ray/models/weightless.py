@@ -37,8 +37,8 @@ def weightless(pipeline: Any) -> Any:
             if callable(getattr(part, name, None)):
                 setattr(part, name, _shaped(getattr(part, name)))
     kind = type(pipeline)
-    own = {"_execution_device": _CPU, "device": _CPU, "to": lambda self, *args, **kwargs: self}
-    pipeline.__class__ = type(kind.__name__, (kind,), own)
+    attributes = {"_execution_device": _CPU, "device": _CPU, "to": lambda self, *args, **kwargs: self}
+    pipeline.__class__ = type(kind.__name__, (kind,), attributes)
     return pipeline
 
 

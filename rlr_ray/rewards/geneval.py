@@ -64,28 +64,28 @@ class Geneval(nn.Module):
     def forward(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         scores = []
         for image, objects, prompt, asked in zip(images, self.detect(images, metadata), prompts, metadata, strict=True):
-            held = entries_held(self._asked(prompt, asked), objects, lambda *one, image=image: self.color(image, *one))
-            scores.append(float(all(held)) if self.strict else sum(held) / len(held))
+            holds = entries_held(self._asked(prompt, asked), objects, lambda *one, image=image: self.color(image, *one))
+            scores.append(float(all(holds)) if self.strict else sum(holds) / len(holds))
         return torch.tensor(scores)
 
     def detect(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Objects]:
         """The objects of each image [3, H, W] whose score is above its threshold."""
         inputs = self.processor(images=pictures(images), return_tensors="pt").to(self.detector.device)
         sizes = [tuple(images.shape[-2:])] * len(images)
-        found = self.processor.post_process_object_detection(
+        seen = self.processor.post_process_object_detection(
             self.detector(**inputs), threshold=min(self.thresholds.values()), target_sizes=sizes
         )
         return [
             self._sorted(one, self.thresholds[asked.get("tag") == "counting"])
-            for one, asked in zip(found, metadata, strict=True)
+            for one, asked in zip(seen, metadata, strict=True)
         ]
 
-    def _sorted(self, found: Mapping[str, Tensor], threshold: float) -> Objects:
+    def _sorted(self, seen: Mapping[str, Tensor], threshold: float) -> Objects:
         objects: Objects = {}
-        for i in found["scores"].argsort(descending=True, stable=True).tolist():
-            same = objects.setdefault(self.labels[int(found["labels"][i])], [])
-            if found["scores"][i] > threshold and len(same) < _MOST:
-                same.append(found["boxes"][i].cpu())
+        for i in seen["scores"].argsort(descending=True, stable=True).tolist():
+            same = objects.setdefault(self.labels[int(seen["labels"][i])], [])
+            if seen["scores"][i] > threshold and len(same) < _MOST:
+                same.append(seen["boxes"][i].cpu())
         return objects
 
     def color(self, image: Tensor, box: Box, name: str) -> str:
@@ -126,7 +126,7 @@ def entries_held(
     asked: Mapping[str, Sequence[Mapping[str, Any]]], objects: Objects, color: Callable[[Box, str], str]
 ) -> list[bool]:
     """Whether each entry holds, those of `include` first. Colours and places are asked of the surest objects alone."""
-    held, matched = list[bool](), list[list[Box]]()
+    holding, matched = list[bool](), list[list[Box]]()
     for entry in asked["include"]:
         boxes = objects.get(entry["label"], [])[: entry["count"]]
         holds = len(boxes) == entry["count"]
@@ -137,9 +137,9 @@ def entries_held(
             holds = bool(matched[other]) and all(
                 relation in relations(box, to) for box in boxes for to in matched[other]
             )
-        held.append(holds)
+        holding.append(holds)
         matched.append(boxes if holds else [])
-    return held + [len(objects.get(entry["label"], ())) < entry["count"] for entry in asked["exclude"]]
+    return holding + [len(objects.get(entry["label"], ())) < entry["count"] for entry in asked["exclude"]]
 
 
 def relations(box: Box, other: Box) -> set[str]:

@@ -72,9 +72,9 @@ class Source:
             raise self._error(f"{folder} has no {' and no '.join(missing)}")
         return folder
 
-    def _error(self, found: str) -> UserError:
+    def _error(self, problem: str) -> UserError:
         return UserError(
-            f"reward {self.reward!r}: {found}; on a machine with a network run `hf download {self.repository} "
+            f"reward {self.reward!r}: {problem}; on a machine with a network run `hf download {self.repository} "
             f"--local-dir FOLDER`, and set reward.options.{self.option}: FOLDER (see docs/rewards.md)"
         )
 
