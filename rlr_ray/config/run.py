@@ -17,7 +17,7 @@ from rlr_ray.config.evaluation import EvaluationConfig
 from rlr_ray.config.guards import GuardsConfig
 from rlr_ray.config.prompts import PromptsConfig, Source, check_texts
 from rlr_ray.config.rewards import Judges, Rewards
-from rlr_ray.config.short_forms import written_out
+from rlr_ray.config.short_forms import by_name, written_out
 from rlr_ray.config.train import TrainConfig
 from rlr_ray.core.forward_term import forward_steps, output_weight
 from rlr_ray.core.plan import Plan, Position
@@ -291,10 +291,7 @@ class RunConfig(Strict):
     @field_validator("loggers", mode="before")
     @classmethod
     def _names(cls, loggers: Any) -> Any:
-        """`[parquet, wandb: {project: p}]` is short for `{parquet: {}, wandb: {project: p}}`."""
-        parts = loggers if isinstance(loggers, list) else [loggers]
-        named = [part if isinstance(part, dict) else {str(part): {}} for part in parts]
-        return {name: options or {} for part in named for name, options in part.items()}
+        return by_name(loggers)
 
     def on(self, gpus: float) -> RunConfig:
         """This config for a role of the cluster: `device: auto` means a GPU if the role has a share of one."""

@@ -17,6 +17,13 @@ def written_out(values: Any) -> Any:
     return spelled_out(_grouped(_without_gradients(values)), "reward", "rewards")
 
 
+def by_name(loggers: Any) -> dict[str, Any]:
+    """`[parquet, wandb: {project: p}]` is short for `{parquet: {}, wandb: {project: p}}`."""
+    parts = loggers if isinstance(loggers, list) else [loggers]
+    named = [part if isinstance(part, dict) else {str(part): {}} for part in parts]
+    return {name: options or {} for part in named for name, options in part.items()}
+
+
 def _without_gradients(values: Any) -> Any:
     """Unchecked values of a run, with preset es for auto if its denoiser has no gradients."""
     model, estimator = (values.get(key) if isinstance(values, dict) else None for key in ("model", "estimator"))
