@@ -21,23 +21,25 @@ from rlr_ray.utils.memory import memory_errors
 @memory_errors()
 def export_command(options: argparse.Namespace) -> None:
     folder: Path = options.fuse
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--fuse {folder} holds files that would be mixed with the pipeline's; give a new folder")
+    if folder.exists():
+        raise UserError(f"--fuse {folder} is there already; give a folder that export is to make")
     run = finished_run(options.run, options.set)
     config = run_config(run.folder, [*options.set, *overrides_of(options)])
     prepare_process(config.threads)
     part = folder.with_name(f".{folder.name}.part")  # a kill leaves no half of a pipeline under its name
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     summary = json.loads((run.folder / "summary.json").read_text("utf-8"))
-    with disk_errors():
-        part.mkdir(parents=True)
-        kind = save_fused(config.model, config.adapter, run.folder, part)
-        if "pipeline" in summary:  # not of a run of an earlier version
-            write_card(part, run.folder / "samples", run.config, summary, str(folder))
-        folder.mkdir(exist_ok=True)
-        part.replace(folder)
+    try:
+        with disk_errors():
+            part.mkdir(parents=True)
+            kind = save_fused(config.model, config.adapter, run.folder, part)
+            if "pipeline" in summary:  # not of a run of an earlier version
+                write_card(part, run.folder / "samples", run.config, summary, str(folder))
+            part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     said = f"a {kind} with what run {run.name} trained in its weights is in {folder}"
-    off = summary["steps_off"]
+    off = summary.get("steps_off")  # likewise
     if off:
         steps = ", ".join(map(str, off))
         said += (

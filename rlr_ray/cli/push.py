@@ -12,6 +12,7 @@ from typing import Any
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.evaluation.runs import Run, finished_run
 from rlr_ray.loggers.card import write_card
+from rlr_ray.rewards.hub import DEFECTS
 from rlr_ray.utils.console import wide_console
 
 
@@ -31,7 +32,9 @@ def push_command(options: argparse.Namespace) -> None:
             api = HfApi()
             url = api.create_repo(options.repo, private=options.private, exist_ok=True)
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=f"rlr_ray: run {run.name}")
-        except (OSError, ValueError) as error:  # the hub's own errors, of network, names and access, are of these
+        except DEFECTS:
+            raise
+        except Exception as error:  # of network, names and access
             raise UserError(
                 f"{options.repo!r} could not be written on the hub: {first_line(error)}; give OWNER/NAME of a "
                 "repository that your token may write, or send the files yourself: `hf upload REPO FOLDER`, of "

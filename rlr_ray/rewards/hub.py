@@ -15,7 +15,7 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.utils.environment import path_of
 
 # What no file and no network is to blame for. All else is: the hub's clients raise errors of many classes of their own.
-_DEFECTS = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, TypeError, torch.OutOfMemoryError)
+DEFECTS = (ArithmeticError, AssertionError, AttributeError, ImportError, NameError, TypeError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Source:
         """A UserError for a failed load: no network, no such repository, no leave to read it, a broken file."""
         try:
             yield
-        except _DEFECTS:
+        except DEFECTS:
             raise
         except Exception as error:
             why = f"could not be loaded from {self.place!r} ({first_line(error)})"

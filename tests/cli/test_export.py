@@ -45,7 +45,14 @@ def test_a_pipeline_of_its_own(run: RunFolder, capsys: pytest.CaptureFixture[str
     assert "pipeline = DiffusionPipeline.from_pretrained('whole'" in card.text and "load_lora" not in card.text
     DiffusionPipeline.from_pretrained("whole")
     assert main(words) == 2
-    assert "holds files that would be mixed with the pipeline's" in capsys.readouterr().err
+    assert "--fuse whole is there already; give a folder" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlr_ray.cli.export.write_card", lambda *asked: Path("nowhere", "card").touch())
+    before = {path.name for path in Path().iterdir()}
+    assert main(["export", "short", "--fuse", "failed"]) == main(["export", "short", "--fuse", "."]) == 2
+    assert {path.name for path in Path().iterdir()} == before
 
 
 def test_a_card_says_what_the_run_did(run: RunFolder) -> None:
@@ -81,6 +88,10 @@ def test_a_cards_lines_draw_what_the_run_draws(run: RunFolder) -> None:
     assert (engine.model.decode(on) - expected).abs().max() > 1e-3
 
 
+class Unreached(Exception):
+    """As the hub's HTTP client has it: no OSError."""
+
+
 class Hub:
     """In place of HfApi: keeps what would be sent."""
 
@@ -93,7 +104,7 @@ class Hub:
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
         if self.refuses:
-            raise OSError("403 Forbidden")
+            raise Unreached("connection refused")
         assert repo_id == "me/digits" and "short" in commit_message
         self.sent = {file.relative_to(folder_path).as_posix(): file.read_bytes() for file in folder_path.rglob("*.*")}
 
@@ -109,7 +120,7 @@ def test_a_run_is_pushed(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys
     assert "load_lora_weights('me/digits', weight_name=" in hub.sent["README.md"].decode()
     hub.refuses = True
     assert main(["push", "short", "me/digits", "--private"]) == 2
-    assert "could not be written on the hub: 403 Forbidden; give OWNER/NAME" in capsys.readouterr().err
+    assert "could not be written on the hub: connection refused; give OWNER/NAME" in capsys.readouterr().err
 
 
 def test_without_a_token_nothing_is_pushed(
