@@ -103,17 +103,19 @@ def _distance(summary: Mapping[str, Any]) -> str:
 
 def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: bool) -> Iterator[str]:
     """Plain diffusers that draws as the run did; flow models without the noise of its steps."""
-    pipeline, base = summary["pipeline"], place if fused else config.model.path or config.model.name
-    motion = config.model.motion_adapter if not fused else None
-    ddim, kind = pipeline["scheduler"] == "DDIMScheduler", "AnimateDiffPipeline" if motion else "DiffusionPipeline"
-    names = [kind, *(["DDIMScheduler"] if ddim else []), *(["MotionAdapter"] if motion else [])]
+    pipeline, ddim = summary["pipeline"], summary["pipeline"]["scheduler"] == "DDIMScheduler"
+    kind, lines = ("DiffusionPipeline", [_read(place, config, {})]) if fused else _base(config, pipeline["class"])
+    names = [kind, *(["DDIMScheduler"] if ddim else []), *(["MotionAdapter"] if "MotionAdapter" in lines[-1] else [])]
     yield f"import torch\nfrom diffusers import {', '.join(sorted(names))}"
     if not fused and config.adapter.type != "LORA":
         yield "from peft import PeftModel"
-    adapter = f", motion_adapter=MotionAdapter.from_pretrained({motion!r})" if motion else ""
-    yield f"\npipeline = {kind}.from_pretrained({base!r}, dtype=torch.{config.model.dtype}{adapter})"
+    *notes, reading = lines
+    yield "\n" + "\n".join([*notes, f"pipeline = {kind}.{reading}"])
     if ddim:
         spacing = f"timestep_spacing={config.sampler.timestep_spacing!r}"
+        spacing += (
+            ', beta_schedule="linear"' if config.model.motion_adapter and not fused else ""
+        )  # its own noise levels
         yield f"pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, {spacing})"
     off = [] if fused else summary["steps_off"]
     yield from () if fused else _loading(config, summary, place)
@@ -123,6 +125,24 @@ def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: b
     options = [f"{name}={value!r}" for name, value in call.items()]
     options += ["callback_on_step_end=without_adapter"] if off and config.adapter.type == "LORA" else []
     yield f"result = pipeline({', '.join(['**inputs' if pipeline['columns'] else repr(pipeline['prompt']), *options])})"
+
+
+def _base(config: RunConfig, kind: str) -> tuple[str, list[str]]:
+    """The class that reads the base, and its call, after what is to be said of it."""
+    model, base = config.model, config.model.path or config.model.name
+    if isinstance(model.single_file, str):
+        return kind, [_read(model.single_file, config, {"config": repr(base)}, "from_single_file")]
+    notes = [f"# {part}: with the weights of {file!r}" for part, file in (model.single_file or {}).items()]
+    options = {name: repr(value) for name in ("revision", "variant") if (value := getattr(model, name)) is not None}
+    if not model.motion_adapter:
+        return "DiffusionPipeline", [*notes, _read(base, config, options)]
+    motion = {"motion_adapter": f"MotionAdapter.from_pretrained({model.motion_adapter!r})"}
+    return "AnimateDiffPipeline", [*notes, _read(base, config, options | motion)]
+
+
+def _read(place: str, config: RunConfig, options: Mapping[str, str], by: str = "from_pretrained") -> str:
+    told = "".join(f", {name}={value}" for name, value in options.items())
+    return f"{by}({place!r}, dtype=torch.{config.model.dtype}{told})"
 
 
 _CALLBACK = """

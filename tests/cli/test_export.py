@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from rlr_ray.cli import main
+from rlr_ray.loggers.card import _snippet
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.train.run_folder import RunFolder
@@ -86,6 +87,27 @@ def test_a_cards_lines_draw_what_the_run_draws(run: RunFolder) -> None:
     torch.testing.assert_close(drawn["result"].images, expected, atol=1e-5, rtol=0)
     on = engine.sampler.sample(engine.model.initial_theta, *engine.start([seed], [prompt])).latents[-1]
     assert (engine.model.decode(on) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"revision": "v1", "variant": "fp16"}, "DiffusionPipeline.from_pretrained('me/base', dtype=torch.float32, "),
+        ({"revision": "v1", "variant": "fp16"}, "revision='v1', variant='fp16')"),
+        ({"single_file": "all.safetensors"}, "= StableDiffusionPipeline.from_single_file('all.safetensors', dtype="),
+        ({"single_file": "all.safetensors"}, "import DDIMScheduler, StableDiffusionPipeline"),
+        (
+            {"motion_adapter": "me/motion"},
+            "dtype=torch.float32, motion_adapter=MotionAdapter.from_pretrained('me/motion'))",
+        ),
+        ({"motion_adapter": "me/motion"}, "timestep_spacing='trailing', beta_schedule=\"linear\")"),
+        ({"single_file": {"unet": "u.gguf"}}, "# unet: with the weights of 'u.gguf'\npipeline = DiffusionPipeline."),
+    ],
+)
+def test_a_card_reads_the_weights_that_were_trained_on(run: RunFolder, keys: dict[str, Any], words: str) -> None:
+    model = run.config.model.model_copy(update={"path": "me/base"} | keys)
+    lines = _snippet(run.config.model_copy(update={"model": model}), run.load_summary(), "place", False)
+    assert words in "\n".join(lines)
 
 
 class Unreached(Exception):
