@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from bench.common import IMAGES, MACHINE, mean_se, read_json, table, text
@@ -35,6 +36,7 @@ def actors() -> str:
         shares=table(("preset", "before", "now"), shares),
         times=table(TIME_HEADS, _times(facts["rows"])),
         ahead=_ahead(),
+        ahead_time=_ahead_over_time(),
         forecast=table(FORECAST_HEADS, [_forecast(gpus, costs) for gpus in CLUSTERS]),
         **costs,
         chunk_s=CHUNK_S,
@@ -131,3 +133,30 @@ def _ahead() -> str:
         if all(gains):
             lines.append([variant, str(len(gains[1])), *(mean_se(values) for values in gains)])
     return table(("plan", "seeds", "gain, ahead: 0", "gain, ahead: 1"), lines)
+
+
+def _ahead_over_time() -> str:
+    """Gains of the forward term at equal time, from those at equal updates and the seconds of an update."""
+    facts, runs = read_json("ahead_time.json"), runs_by_variant("ahead").get("forward term (awm)", [])
+    if facts is None or not runs:
+        return "Over time: not measured yet, `python -m bench.speed.ahead`."
+    per_update = [statistics.median(one for turn in facts["turns"] for one in turn[str(ahead)]) for ahead in (0, 1)]
+    lines = []
+    for updates in (5, 10, 15, 20, 25):
+        seconds = updates * per_update[0]
+        reached = (updates, (seconds - facts["sampling_s"]) / per_update[1])  # ahead, the first chains are waited for
+        gains = [[_gain(run, reached[ahead]) for run in runs if run["ahead"] == ahead] for ahead in (0, 1)]
+        counts = [f"{count:.0f}" for count in reached]
+        lines.append(
+            [f"{seconds:.0f}", *(f"{mean_se(gain)} ({count})" for gain, count in zip(gains, counts, strict=True))]
+        )
+    heads = ("seconds", "gain, ahead: 0 (updates)", "gain, ahead: 1 (updates)")
+    zero, one = per_update
+    return text("ahead_time").format(rows=table(heads, lines), zero=zero, one=one, **facts).strip()
+
+
+def _gain(run: Mapping[str, Any], updates: float) -> float:
+    """Between the points of its curve."""
+    points = sorted((int(step), float(reward)) for step, reward in run["curve"].items())
+    steps, rewards = zip(*points, strict=True)
+    return float(np.interp(updates, steps, rewards)) - rewards[0]
