@@ -25,8 +25,8 @@ models: $(INSTALLED)
 	$(BIN)/python -m tests.models.table
 
 bases: $(INSTALLED)  # what these packages cost at each start, or say there, is kept out of the other tests
-	$(PIP) --no-deps --upgrade --target build/bases gguf
-	PYTHONPATH=.:build/bases $(BIN)/python -m pytest -q tests/models/test_files.py
+	$(PIP) --no-deps --upgrade --target build/bases gguf torchao bitsandbytes
+	PYTHONPATH=.:build/bases $(BIN)/python -m pytest -q tests/models/test_files.py tests/models/test_quantized.py
 
 mutations: $(INSTALLED)
 	$(BIN)/python -m tests.mutations.run

@@ -83,6 +83,7 @@ def _shard(config: RunConfig) -> None:
             bool(adapter.options.get("use_dora")),
         ),
         "model.compile is true": ("set model.compile: false", config.model.compile),
+        "model.quantization is set, whose weights cannot be cut": ("leave it out", config.model.quantization),
         "estimator.preset is 'measure', which measures in one process": (
             "name a preset, or set estimator.preset: auto",
             config.chooses_plan,

@@ -26,6 +26,19 @@ from rlr_ray.core.schedule import Schedule, steps_off
 from rlr_ray.utils.environment import path_of
 
 
+class QuantizationConfig(BaseModel):
+    """Other keys go to the backend's own config."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    # Which package holds the weights: torchao, in 8 bits unless its `quant_type` says otherwise; bitsandbytes on GPUs
+    backend: Literal["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
+    parts: list[str] | None = Field(None, min_length=1)  # of the pipeline; None: its denoisers
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class ModelConfig(Strict):
     # auto: of the pipeline's own class; digits or moving_digits: embedded ones; others refuse all classes but theirs
     name: str = "auto"
@@ -36,6 +49,7 @@ class ModelConfig(Strict):
     # pipeline, or files by part, GGUF's too, {transformer: FILE}
     single_file: str | dict[str, str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the frozen weights
+    quantization: QuantizationConfig | None = None  # of frozen weights, as they are read
     height: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     width: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number

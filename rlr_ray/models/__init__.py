@@ -64,5 +64,12 @@ def module_bytes(module: object) -> int:
     if not hasattr(module, "parameters") or not hasattr(module, "buffers"):
         return 0
     tensors = (*module.parameters(), *module.buffers())
-    here = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)  # one that is cut
-    return sum(tensor.numel() * tensor.element_size() for tensor in here)
+    return sum(map(_bytes, tensors))
+
+
+def _bytes(tensor: Any) -> int:
+    """Of a tensor that is made of others, as one that is cut among processes or quantised, theirs that are here."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+        return sum(_bytes(one) for one in inner if isinstance(one, Tensor))
+    return int(tensor.numel() * tensor.element_size())

@@ -14,7 +14,7 @@ from typing import Any
 import peft
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -189,7 +189,7 @@ def take_per_chain_weights(module: nn.Module) -> bool:
     Those are LoRA on linear layers. What else PEFT has (convolutions, DoRA, biases, other adapters) has weights that
     only `torch.func.vmap` can run in one batch, at a higher price.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, LoraLinear) and not layer.lora_variant]
+    layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer) and not layer.lora_variant]
     pairs = [part for layer in layers for parts in (layer.lora_A, layer.lora_B) for part in parts.values()]
     taking = [part for part in pairs if type(part) is nn.Linear and part.bias is None]
     if {id(part.weight) for part in taking} != {id(one) for one in module.parameters() if one.requires_grad}:

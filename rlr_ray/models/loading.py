@@ -26,6 +26,7 @@ from rlr_ray.models.files import (
     variants_words,
     whole_file,
 )
+from rlr_ray.models.quantized import quantized
 from rlr_ray.models.sharding import Shards
 
 _BASE, _MOTION = "StableDiffusionPipeline", "AnimateDiffPipeline"
@@ -119,7 +120,7 @@ def load_pipeline(config: Any, *, whole: bool = False) -> Any:
     family, dtype = family_of(config, index["_class_name"]), getattr(torch, config.dtype)
     taken = inspect.signature(family).parameters
     options: dict[str, Any] = {name: None for name in taken if index.get(name) == [None, None]}  # as SD3's T5 may be
-    options |= {} if whole else without_checks(taken)
+    options |= {} if whole else without_checks(taken) | quantized(config, index)
     if config.motion_adapter is not None:
         options["motion_adapter"] = _motion_adapter(config)
     pipeline = _read(family, config, options | parts_in_files(config, index), dtype)

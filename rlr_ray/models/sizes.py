@@ -158,10 +158,11 @@ def describe_sizes(config: RunConfig) -> str:
     latent, steps, chunk = 4 * prod(model.latent_shape), len(model.schedule), config.train.chunk_size
     rows = {**sizes.parts, "together": tuple(map(sum, zip(*sizes.parts.values(), strict=True)))}
     width = max(map(len, rows))
+    before = f"{dtype}, before model.quantization" if config.model.quantization else dtype
     trained = f"{sizes.trained:,} numbers in {model.trained}"
     return "\n".join(
         [
-            f"sizes, from the pipeline's config files, weights in {dtype}, in every process that draws pictures:",
+            f"sizes, from the pipeline's config files, weights in {before}, in every process that draws pictures:",
             *(f"  {name:{width}}  {count:>16,} parameters  {_size(size)}" for name, (count, size) in rows.items()),
             f"trained: {trained} (P), float32: {_size(4 * sizes.trained)}; AdamW's state {_size(8 * sizes.trained)}",
             f"latent: {' x '.join(map(str, model.latent_shape))}, float32; a chain of {steps} steps, with its noises, "

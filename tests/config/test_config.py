@@ -248,6 +248,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
         ["cluster.worker.shard is true", "adapter.type is 'OFT'", "set adapter.type: LORA"],
     ),
     ({"cluster": {"worker": {"shard": True}}, "model": {"compile": True}}, ["shard is true", "model.compile: false"]),
+    ({"cluster": {"worker": {"shard": True}}, "model": {"quantization": {"backend": "torchao"}}}, ["cannot be cut"]),
     ({"cluster": {"worker": {"shard": True}}, "adapter": {"use_dora": True}}, ["shard is true", "adapter.use_dora"]),
     ({"cluster": {"worker": {"shard": True}}, "estimator": "measure"}, ["shard is true", "'measure'", "preset: auto"]),
     ({"device": "cpu", "cluster": {"worker": {"gpus": 1}}}, ["device is 'cpu'", "cluster.worker.gpus is 1"]),
