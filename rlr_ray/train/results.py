@@ -224,18 +224,9 @@ class Results:
             "best_update": self.guards.best.update,
             "changes": self.folder.changes,
             "learning_rate": self.state.rate,
-            "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
             "plan": str(self.engine.shape),
-            "noise_shares": _medians(rows, "noise_share"),
-            "clipped": _medians(rows, "clipped"),
-            "surrogate": surrogate_summary(rows),
             "steps": updates,
-            "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
-            "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
-            "peak_memory_gib": max(
-                (row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")), default=None
-            ),
-            "seconds": sum(row["seconds"] for row in rows),
+            **_over_updates(rows),
         }
         summary |= known
         return summary | {"warnings": warnings(self.engine.config, rows, summary, scores) if updates else []}
@@ -269,6 +260,21 @@ def _for_people(name: str, summary: dict[str, Any]) -> Iterator[None]:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _over_updates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the updates' columns come to."""
+    peaks = [row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")]
+    return {
+        "steps_back": sum(row.get("stepped_back") or 0 for row in rows),
+        "noise_shares": _medians(rows, "noise_share"),
+        "clipped": _medians(rows, "clipped"),
+        "surrogate": surrogate_summary(rows),
+        "denoiser_forwards": sum(row["denoiser_forwards"] for row in rows),
+        "denoiser_backwards": sum(row["denoiser_backwards"] for row in rows),
+        "peak_memory_gib": max(peaks, default=None),
+        "seconds": sum(row["seconds"] for row in rows),
+    }
 
 
 def _medians(rows: list[dict[str, Any]], column: str) -> dict[str, float]:
