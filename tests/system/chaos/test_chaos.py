@@ -5,6 +5,7 @@ Not part of `make test`: `python -m pytest -m system tests/system/chaos`, about 
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -28,6 +29,22 @@ class Reward(Digits):
         if {role!r} in where and not note.exists():
             note.touch()
             time.sleep(3600)
+        return super().forward(images, prompts, metadata)
+"""
+
+SLOW = """
+import os, pathlib, time
+from rlr_ray.rewards.digits import Digits
+
+class Reward(Digits):
+    def forward(self, images, prompts, metadata):
+        note, where = pathlib.Path({note!r}), pathlib.Path("/proc/self/cmdline").read_bytes()
+        if b"RolloutActor" in where:
+            try:
+                note.open("x").write(str(os.getpid()))
+            except FileExistsError:
+                pass
+            time.sleep(2.0 if note.read_text() == str(os.getpid()) else 0.05)
         return super().forward(images, prompts, metadata)
 """
 
@@ -89,6 +106,18 @@ def test_a_reward_that_hangs_in_a_rollout_costs_its_actor(tmp_path: Path, sha: s
     run = hanging(tmp_path, plan, b"RolloutActor", rollouts={"timeout_s": 10, "hedge_after": None})
     run.start()
     assert run.finish() == 0 and (tmp_path / "note").exists()
+    assert run.summary()["theta_sha256"] == sha
+
+
+def test_an_actor_that_is_slow_has_its_chunks_run_by_others(tmp_path: Path, sha: str, plan: str) -> None:
+    """Of two, the first that rates is forty times as slow as the other; who waits helps, too."""
+    (tmp_path / "slow.py").write_text(SLOW.format(note=str(tmp_path / "note")))
+    cluster = {"rollouts": {"hedge_after": 1.5}}
+    run = Run(tmp_path, planned(tmp_path, plan, reward={"name": "slow:Reward"}, cluster=cluster))
+    run.start()
+    assert run.finish() == 0
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["rollouts_hedged"] for row in rows)
     assert run.summary()["theta_sha256"] == sha
 
 
