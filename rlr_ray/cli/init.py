@@ -17,7 +17,8 @@ from rlr_ray.config.checks import check_first_order
 from rlr_ray.config.recipe import parse_config, resolve
 from rlr_ray.config.run import ModelConfig
 from rlr_ray.errors import UserError
-from rlr_ray.models.loading import EMBEDDED, class_of
+from rlr_ray.models.loading import class_of
+from rlr_ray.models.names import EMBEDDED
 from rlr_ray.prompts.load import describe_prompts
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlr_ray.models.facts import fact_of
-from rlr_ray.models.loading import load_pipeline, with_path, without_progress_bars
+from rlr_ray.models.loading import load_pipeline, without_progress_bars
+from rlr_ray.models.names import with_path
 from rlr_ray.models.trained import Trained
 
 

@@ -1,4 +1,4 @@
-"""Loading the pipeline of a diffusers class, and the names that stand for some."""
+"""Loading the pipeline of a diffusers class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 import transformers
 from diffusers import DDIMScheduler, MotionAdapter
 
-from rlr_ray.assets import DIGITS, MOVING_DIGITS
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
 from rlr_ray.models.files import (
@@ -26,20 +25,10 @@ from rlr_ray.models.files import (
     variants_words,
     whole_file,
 )
+from rlr_ray.models.names import BASE, CLASSES, MOTION, with_path
+from rlr_ray.models.program import program_of
 from rlr_ray.models.quantized import quantized
 from rlr_ray.models.sharding import Shards
-
-_BASE, _MOTION = "StableDiffusionPipeline", "AnimateDiffPipeline"
-CLASSES = {  # names for some classes of diffusers, other than which they refuse
-    "stable_diffusion": _BASE,
-    "stable_diffusion_xl": "StableDiffusionXLPipeline",
-    "stable_diffusion_3": "StableDiffusion3Pipeline",
-    "flux": "FluxPipeline",
-    "animatediff": _MOTION,
-    "wan": "WanPipeline",
-}
-EMBEDDED = {"digits": DIGITS / "pipeline", "moving_digits": MOVING_DIGITS / "pipeline"}  # of handwritten digits
-NAMES = ("auto", *CLASSES, *EMBEDDED)  # allowed for model.name; auto: by the pipeline at model.path
 
 _ANY_REQUEST: Mapping[str, Any] = MappingProxyType({"prompt": "", "negative": "", "columns": {}})
 
@@ -58,8 +47,6 @@ def load_model(
     `stage_of_step` [T] is for chains whose steps see prompts of their own. With `shards` its denoisers' weights are cut
     among processes. Raises UserError if there is none, or it does not take what it is asked for.
     """
-    from rlr_ray.models.program import program_of  # a run's driver, which loads no model, is spared its imports
-
     pipeline = load_pipeline(with_path(config))
     if shards is not None:
         shards.cut_all(pipeline)
@@ -69,33 +56,25 @@ def load_model(
     return model
 
 
-def with_path(config: Any) -> Any:
-    """The model's config with the folder of one that lies in the package. Raises UserError for an unknown name."""
-    if config.name not in NAMES:
-        raise UserError(f"model.name is {config.name!r}; allowed: {', '.join(NAMES)}")
-    path = EMBEDDED.get(config.name)
-    return config if path is None else config.model_copy(update={"path": str(path)})
-
-
 def class_of(config: Any) -> str:
     """The name of the diffusers class as which a pipeline is run. Raises UserError if its files cannot be had."""
     if config.name in CLASSES:
         return CLASSES[config.name]
-    return _MOTION if config.motion_adapter is not None else str(pipeline_index(with_path(config))["_class_name"])
+    return MOTION if config.motion_adapter is not None else str(pipeline_index(with_path(config))["_class_name"])
 
 
 def family_of(config: Any, saved: str) -> Any:
     """The class of diffusers that a saved pipeline is loaded as. Raises UserError if the recipe names another."""
     motion = config.motion_adapter is not None
-    if motion and saved != _BASE:
+    if motion and saved != BASE:
         raise UserError(
-            f"model.motion_adapter is set, but model.path {config.path!r} holds a {saved}; allowed with a {_BASE}; "
+            f"model.motion_adapter is set, but model.path {config.path!r} holds a {saved}; allowed with a {BASE}; "
             "leave the key out"
         )
-    kind, named = _MOTION if motion else saved, CLASSES.get(config.name)
-    if named == _MOTION and kind == _BASE:
+    kind, named = MOTION if motion else saved, CLASSES.get(config.name)
+    if named == MOTION and kind == BASE:
         raise UserError(
-            f"model.path {config.path!r} holds a {_BASE}, which has no motion modules; set model.motion_adapter to "
+            f"model.path {config.path!r} holds a {BASE}, which has no motion modules; set model.motion_adapter to "
             "the folder or hub name of a MotionAdapter, e.g. guoyww/animatediff-motion-adapter-v1-5-2 for Stable "
             "Diffusion 1.5, or leave model.name out for pictures"
         )

@@ -21,7 +21,8 @@ from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import module_bytes
 from rlr_ray.models.adapters import trainable
 from rlr_ray.models.files import class_of_part, source_of
-from rlr_ray.models.loading import family_of, with_path, without_checks
+from rlr_ray.models.loading import family_of, without_checks
+from rlr_ray.models.names import with_path
 from rlr_ray.models.program import Program, program_of
 from rlr_ray.models.weightless import weightless
 from rlr_ray.prompts.load import prompt_sets

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlr_ray.config.rewards import JudgeConfig
 from rlr_ray.config.run import RunConfig
-from rlr_ray.models.loading import with_path
+from rlr_ray.models.names import with_path
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.utils.environment import module_file, path_of
 

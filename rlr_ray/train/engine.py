@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ from rlr_ray.core.seeds import seed_of
 from rlr_ray.core.weighting import TermEstimate
 from rlr_ray.core.zeroth_order import Directions, RolloutResult, rollout, zeroth_order
 from rlr_ray.models import module_bytes
-from rlr_ray.models.sharding import Shards
 from rlr_ray.prompts.order import PromptOrder
 from rlr_ray.prompts.prompt import Prompt
 from rlr_ray.rewards.clip import CLIP_REPOSITORY, Clip, load_clip
@@ -36,6 +35,9 @@ from rlr_ray.rewards.mixture import Mixture, Scored, Tally, WeightedSum
 from rlr_ray.train.activations import must_checkpoint
 from rlr_ray.train.picture_engine import PictureEngine
 from rlr_ray.utils.memory import memory_errors
+
+if TYPE_CHECKING:
+    from rlr_ray.models.sharding import Shards
 
 _KEPT_BYTES = 2**30  # of an update's chains' gradients
 

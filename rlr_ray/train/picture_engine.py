@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.models import Model
 from rlr_ray.models.finite import check_finite
-from rlr_ray.models.loading import load_model
-from rlr_ray.models.sharding import Shards
 from rlr_ray.prompts.load import prompt_sets
 from rlr_ray.prompts.prompt import Prompt
+
+if TYPE_CHECKING:
+    from rlr_ray.models.sharding import Shards
 
 
 def pick_device(name: str) -> torch.device:
@@ -46,6 +47,8 @@ class PictureEngine:
     """
 
     def __init__(self, config: RunConfig, shards: Shards | None = None):
+        from rlr_ray.models.loading import load_model  # only here: who loads no model is spared seconds of imports
+
         if torch.get_num_threads() != config.threads:  # set once: to do so here would change what others compute
             raise UserError(
                 f"torch computes with {torch.get_num_threads()} CPU threads here, but the recipe says threads: "

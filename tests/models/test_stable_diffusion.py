@@ -21,7 +21,8 @@ from rlr_ray.assets import DIGITS
 from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.facts import fact_of
-from rlr_ray.models.loading import CLASSES, EMBEDDED, class_of, load_model
+from rlr_ray.models.loading import class_of, load_model
+from rlr_ray.models.names import CLASSES, EMBEDDED
 from rlr_ray.models.rows import ByRow
 from tests.models.common import (
     assert_close_in_float32,
