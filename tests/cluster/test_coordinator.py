@@ -17,6 +17,7 @@ import pytest
 import ray.train
 from ray.exceptions import RayActorError
 
+from rlr_ray.cluster import trainer
 from rlr_ray.cluster.callbacks import start_worker
 from rlr_ray.cluster.coordinator import RunCoordinator, _Forwarder, forwarding, messages_to, repeating
 from rlr_ray.cluster.seats import Seat
@@ -24,7 +25,7 @@ from rlr_ray.cluster.trainer import _begun, _check_progress, _watched, run_worke
 from rlr_ray.config.cluster import ClusterConfig
 from rlr_ray.errors import UserError
 from rlr_ray.train.process import Process
-from tests.runs import logged
+from tests.runs import logged, small_run
 
 
 class Handle:
@@ -190,3 +191,24 @@ def test_the_coordinators_process_and_ray_trains_controller_import_no_torch() ->
     code = "import sys; sys.modules['torch'] = None; import rlr_ray.cluster.coordinator, rlr_ray.cluster.callbacks"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_workers_rows_go_to_the_driver_whose_signal_comes_back_and_to_ray_train_with_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent, told, heeded, alive = list[int](), list[dict[str, Any]](), list[Any](), list[None]()
+
+    def put(row: dict[str, Any]) -> str:
+        sent.append(row["step"])
+        return f"answer {row['step']}"
+
+    there = SimpleNamespace(get=lambda answer: answer, train=SimpleNamespace(report=told.append))
+    monkeypatch.setattr(trainer, "ray", there)
+    monkeypatch.setattr(trainer, "ask", heeded.append)
+    coordinator = SimpleNamespace(put=SimpleNamespace(remote=put))
+    config = small_run(tmp_path, train={"checkpoint_every": 2})
+    report = trainer._reporting(config, coordinator, Process(), None, lambda: alive.append(None))
+    for step in range(4):
+        report({"step": step, "reward_mean": 0.5, "plan": "words"})
+    assert sent == [0, 1, 2, 3] and len(alive) == 4 and heeded == ["answer 0", "answer 1", "answer 2"]
+    assert told == [{"step": 1, "reward_mean": 0.5}, {"step": 3, "reward_mean": 0.5}]
