@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from bench.common import options
+from bench.problems.problem import problems
 from bench.problems.rewards import FOLDER, OtherClassifier
 from rlr_ray.assets import DIGITS
 from rlr_ray.rewards.digits import WORDS
@@ -77,11 +78,12 @@ def train_flow(pipeline: StableDiffusion3Pipeline, updates: int) -> None:
     """Velocity e - x0 at x = (1 - s) x0 + s e, the CLIP encoders trained along, some captions wrong."""
     images, labels = load_data()
     latents = building.encoded(pipeline.vae, images) * pipeline.vae.config.scaling_factor  # [N, 4, 4, 4]
+    call = problems()["flow matching"].recipe["model"]["call"]  # as runs will have it
 
     def loss_of(index: Tensor) -> Tensor:
         said = building.replaced(labels[index], len(WORDS))
         text, _, pooled, _ = pipeline.encode_prompt(
-            CAPTIONS, None, None, device=torch.device("cpu"), do_classifier_free_guidance=False, max_sequence_length=4
+            CAPTIONS, None, None, device=torch.device("cpu"), do_classifier_free_guidance=False, **call
         )
         clean, noise, s = latents[index], torch.randn_like(latents[index]), torch.rand(len(index))
         share = s[:, None, None, None]
