@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.lab.toy import toy_sampler, toy_theta
 
 
@@ -16,10 +16,10 @@ def toy_trajectory(chains: Chains, stop: int | None = None) -> Trajectory:
     return toy_sampler().sample(toy_theta(), *chains.start, stop=stop)
 
 
-def exact_gradient(chains: Chains, steps: Collection[int]) -> Tensor:  # [B, P]
+def exact_gradient(chains: Chains, steps: Collection[int], sampler: Sampler | None = None) -> Tensor:  # [B, P]
     """Each chain's part of grad R that passes through theta at `steps`: backpropagation through the whole chain."""
     theta = toy_theta().expand(len(chains.x_start), -1).clone().requires_grad_()  # a copy a chain: gradients apart
-    sampler, latent = toy_sampler(len(chains.noise)), chains.x_start
+    sampler, latent = sampler or toy_sampler(len(chains.noise)), chains.x_start
     for k in range(len(sampler)):
         theta_k = theta if k in steps else theta.detach()
         latent = sampler.step(theta_k, k, latent, chains.noise[k], {})

@@ -91,7 +91,7 @@ def _guards(config: RunConfig) -> None:
             "guards.patience waits for a judge to fall, and there is none; add evaluation.judges, rewards that are "
             "never trained on"
         )
-    if config.sampler.eta == 0 and (guards.kl_penalty or guards.kl_stop is not None):
+    if not any(config.sampler.etas) and (guards.kl_penalty or guards.kl_stop is not None):
         raise UserError(
             "sampler.eta is 0, so chains have no noise and their KL is infinite; set sampler.eta: 1, or leave out "
             "guards.kl_penalty and guards.kl_stop"
@@ -204,7 +204,7 @@ def _half_order(config: RunConfig) -> None:
     train, half_order = config.train, config.estimator.half_order
     if not config.plan_shape.has_half_order:
         return
-    if config.sampler.eta == 0 and half_order.score != "forward":
+    if not any(config.sampler.etas) and half_order.score != "forward":
         raise UserError(
             "sampler.eta is 0, so the chain has no noise for half order; allowed: eta above 0; set sampler.eta: 1, "
             "estimator.half_order.score: forward, or estimator.sub_chain.length: 0 with rest: zeroth_order"

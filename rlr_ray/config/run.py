@@ -87,14 +87,35 @@ class AdapterConfig(BaseModel):
         return steps_off(schedule, 1 / 3 if self.off_below == "auto" else self.off_below or 0.0)
 
 
+Eta = Annotated[float, Field(ge=0, le=1)]
+
+
 class SamplerConfig(Strict):
     steps: int = Field(50, ge=1, le=1000)  # T, of a chain
-    # 0: no noise. Of DDIM (Stable Diffusion to XL), 1: ancestral sampling. Of flow models: Flow-GRPO's noise level a
-    eta: float = Field(1.0, ge=0, le=1)
+    # 0: no noise. Of DDIM (Stable Diffusion to XL), 1: ancestral sampling. Of flow models: Flow-GRPO's noise level a.
+    # Of all steps, or a list with each step's own
+    eta: Eta | list[Eta] = 1.0
+    noisy_steps: tuple[int, int] | None = None  # first and last step, from 0, that have this noise; None: all
     guidance_scale: float = Field(5.0, ge=1)  # classifier-free; 1: none
     embedded_guidance_scale: float | None = Field(None, ge=0)  # FLUX.1 dev: told to the model as an input; None: 3.5
     # How the T steps lie among the model's own, in diffusers' words
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+
+    @model_validator(mode="after")
+    def _as_many(self) -> SamplerConfig:
+        if isinstance(self.eta, list) and len(self.eta) != self.steps:
+            raise ValueError(f"eta has {len(self.eta)} values, found steps: {self.steps}; give one, or one a step")
+        first, last = self.noisy_steps or (0, self.steps - 1)
+        if not 0 <= first <= last < self.steps:
+            raise ValueError(f"noisy_steps is [{first}, {last}]; allowed: 0 <= first <= last <= {self.steps - 1}")
+        return self
+
+    @property
+    def etas(self) -> list[float]:  # [T]
+        """Every step's own."""
+        first, last = self.noisy_steps or (0, self.steps - 1)
+        told = self.eta if isinstance(self.eta, list) else [self.eta] * self.steps
+        return [eta if first <= k <= last else 0.0 for k, eta in enumerate(told)]
 
 
 class RunConfig(Strict):

@@ -274,7 +274,8 @@ class PlanShape:
         if silent:
             raise UserError(
                 f"half order would end at step {silent[0]}, where the sampler adds no noise (sigma 0); "
-                "set `eta` above 0, leave the step to first order, or set `sub_chain_length` to 0"
+                "set `eta` above 0, leave the step to first order, let sub-chains end at steps with noise by "
+                "estimator.sub_chain.place: [first, last], or set `sub_chain_length` to 0"
             )
 
     def _possible_ends(self) -> list[int]:

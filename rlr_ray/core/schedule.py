@@ -85,7 +85,7 @@ def ddim_schedule(
     alphas_in: Sequence[float],  # [T] cumulative alpha at each step's input
     alphas_out: Sequence[float],  # [T] cumulative alpha at each step's output
     *,
-    eta: float,
+    eta: float | Sequence[float],  # or [T]
     prediction_type: str = "epsilon",
 ) -> Schedule:
     """DDIM (Song et al. 2021, equations 12 and 16); `eta = 0` has no noise.
@@ -97,7 +97,9 @@ def ddim_schedule(
     `sigma^2 = eta^2 (1 - a') / (1 - a) * (1 - a / a')` and
     `mean = sqrt(a') (x - sqrt(1 - a) e) / sqrt(a) + sqrt(1 - a' - sigma^2) e`.
     """
-    steps = [_ddim_step(a, b, eta, prediction_type) for a, b in zip(alphas_in, alphas_out, strict=True)]
+    etas = eta if isinstance(eta, Sequence) else [eta] * len(timesteps)
+    levels_and_noise = zip(alphas_in, alphas_out, etas, strict=True)
+    steps = [_ddim_step(a, b, own, prediction_type) for a, b, own in levels_and_noise]
     latent, output, sigma = zip(*steps, strict=True)
     clean = tuple(_clean_and_noise(a, prediction_type)[:2] for a in alphas_in)
     *levels, end = [(math.sqrt(a), math.sqrt(1 - a)) for a in (*alphas_in, alphas_out[-1])]
@@ -109,7 +111,7 @@ def flow_schedule(
     timesteps: Sequence[float],  # [T]
     sigmas: Sequence[float],  # [T + 1] noise's share s of each step's input, and of the last one's output
     *,
-    noise_level: float,
+    noise_level: float | Sequence[float],  # or [T]
 ) -> Schedule:
     """The SDE sampler of Flow-GRPO (Liu et al. 2025, arXiv:2505.05470, equation 9) for flow matching.
 
@@ -128,9 +130,10 @@ def flow_schedule(
     a are noisy. At s = 1 g is infinite: the first step takes s' for s in 1 - s, as the authors' code does, so h = a^2
     there, and later steps forget its excess. The last step keeps its sigma, which is small if its s is.
     """
+    noises = noise_level if isinstance(noise_level, Sequence) else [noise_level] * len(timesteps)
     steps = []
     for k, (s, after) in enumerate(itertools.pairwise(sigmas)):
-        h = noise_level**2 * (s - after) / (1 - (s if k else after))
+        h = noises[k] ** 2 * (s - after) / (1 - (s if k else after))
         steps.append((1 - h / 2, after - s - h / 2 * (1 - s), math.sqrt(s * h)))
     latent, output, sigma = zip(*steps, strict=True)
     *levels, end = [(1 - s, s) for s in sigmas]

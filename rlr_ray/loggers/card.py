@@ -121,7 +121,10 @@ def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: b
     yield from () if fused else _loading(config, summary, place)
     if off:
         yield _CALLBACK.format(first=off[0])
-    call = dict(pipeline["call"]) | ({"eta": config.sampler.eta} if ddim else {})
+    same = len({*config.sampler.etas}) == 1
+    if ddim and not same:
+        yield "# the run's noise differs by step (sampler.eta, sampler.noisy_steps), which this call cannot be told"
+    call = dict(pipeline["call"]) | ({"eta": config.sampler.etas[0]} if ddim and same else {})
     options = [f"{name}={value!r}" for name, value in call.items()]
     options += ["callback_on_step_end=without_adapter"] if off and config.adapter.type == "LORA" else []
     yield f"result = pipeline({', '.join(['**inputs' if pipeline['columns'] else repr(pipeline['prompt']), *options])})"

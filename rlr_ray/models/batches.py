@@ -43,7 +43,7 @@ class Batches:
         for _ in range(8):
             times = self._probed(told)
             if len(times) == sampler.steps:
-                return steps_of(self.call.solver, times, sampler.eta)
+                return steps_of(self.call.solver, times, sampler.etas)
             told = max(told + 1, told * sampler.steps // len(times)) if len(times) < sampler.steps else told - 1
         raise UserError(
             f"a {self.kind} takes {len(times)} steps where it is told {told}; no number gives "

@@ -104,7 +104,11 @@ def ddim_scheduler(config: Any, timestep_spacing: str) -> DDIMScheduler:
     return DDIMScheduler.from_config(config, **kept)
 
 
-def steps_of(scheduler: Any, timesteps: Sequence[float], eta: float) -> Schedule:  # [T] that a call stepped through
+def steps_of(
+    scheduler: Any,
+    timesteps: Sequence[float],  # [T] that a call stepped through
+    eta: float | Sequence[float],  # of all, or [T]
+) -> Schedule:
     """The steps at these of the scheduler's times; a call on a picture leaves out the first.
 
     Raises UserError for steps that are not one after the other, or of which two are at one time.
@@ -117,7 +121,11 @@ def steps_of(scheduler: Any, timesteps: Sequence[float], eta: float) -> Schedule
             "each once, one after the other"
         )
     steps = {"flow": _flow, "edm": _euler, "sigmas": _euler, "lcm": _consistency, "ddim": _ddim}[kind_of(scheduler)]
-    return steps(scheduler, timesteps, begin, eta)
+    return steps(scheduler, timesteps, begin, _of_each(eta, len(timesteps)))
+
+
+def _of_each(eta: float | Sequence[float], steps: int) -> Sequence[float]:  # [T]
+    return eta if isinstance(eta, Sequence) else [eta] * steps
 
 
 def _short(times: Sequence[float]) -> str:
@@ -125,18 +133,18 @@ def _short(times: Sequence[float]) -> str:
     return f"[{shown}{', ...' if len(times) > 4 else ''}]"
 
 
-def _flow(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+def _flow(scheduler: Any, timesteps: Sequence[float], begin: int, etas: Sequence[float]) -> Schedule:
     sigmas = scheduler.sigmas[begin : begin + len(timesteps) + 1].tolist()
-    return flow_schedule(timesteps, sigmas, noise_level=eta)
+    return flow_schedule(timesteps, sigmas, noise_level=etas)
 
 
-def schedule_of(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
+def schedule_of(scheduler: DDIMScheduler, steps: int, eta: float | Sequence[float]) -> Schedule:
     """The steps that `scheduler.set_timesteps(steps)` and `scheduler.step(..., eta=eta)` would take."""
     scheduler.set_timesteps(steps)
-    return _ddim(scheduler, scheduler.timesteps.tolist(), 0, eta)
+    return _ddim(scheduler, scheduler.timesteps.tolist(), 0, _of_each(eta, steps))
 
 
-def _ddim(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+def _ddim(scheduler: Any, timesteps: Sequence[float], begin: int, etas: Sequence[float]) -> Schedule:
     """Raises UserError for noise that is predicted where nothing else is."""
     if scheduler.config.timestep_spacing == "leading":
         logger.warning(
@@ -152,10 +160,10 @@ def _ddim(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) ->
             "is nothing but noise, of which predicted noise says nothing; allowed with it: v_prediction or sample"
         )
     after = [alphas[time - stride] if time >= stride else float(final) for time in whole]
-    return ddim_schedule(timesteps, [alphas[time] for time in whole], after, eta=eta, prediction_type=kind)
+    return ddim_schedule(timesteps, [alphas[time] for time in whole], after, eta=etas, prediction_type=kind)
 
 
-def _euler(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+def _euler(scheduler: Any, timesteps: Sequence[float], begin: int, etas: Sequence[float]) -> Schedule:
     """DDIM's steps of y = x / sqrt(1 + s^2), whose alpha is 1 / (1 + s^2), said of x; eta 1 is Euler ancestral.
 
     EDM (Karras et al. 2022, arXiv:2206.00364, equation 7) has data of deviation d, not 1: x0 = c_skip x + c_out F.
@@ -163,7 +171,7 @@ def _euler(scheduler: Any, timesteps: Sequence[float], begin: int, eta: float) -
     config, sigmas = scheduler.config, scheduler.sigmas[begin : begin + len(timesteps) + 1].double().tolist()
     clean = _edm_clean if type(scheduler).__name__ == "EDMEulerScheduler" else _euler_clean
     rows = []
-    for s, after in itertools.pairwise(sigmas):
+    for (s, after), eta in zip(itertools.pairwise(sigmas), etas, strict=True):
         x, output = clean(s, config)
         up = min(after, eta * math.sqrt(after**2 * (s**2 - after**2) / s**2))
         down = math.sqrt(after**2 - up**2)
@@ -188,13 +196,13 @@ def _edm_clean(s: float, config: Any) -> tuple[float, float]:
     return data**2 / (s**2 + data**2), out if config.prediction_type == "epsilon" else -out
 
 
-def _consistency(scheduler: LCMScheduler, timesteps: Sequence[float], begin: int, eta: float) -> Schedule:
+def _consistency(scheduler: LCMScheduler, timesteps: Sequence[float], begin: int, etas: Sequence[float]) -> Schedule:
     """Latent consistency models' (Luo et al. 2023, arXiv:2310.04378): a clean latent, fresh noise on all of it.
 
     Raises UserError for another eta than 1: there is no other noise. The last step has none.
     """
-    if eta != 1:
-        raise UserError(f"sampler.eta is {eta:g}; allowed for a latent consistency model: 1, its own noise")
+    if (other := min(etas)) != 1:
+        raise UserError(f"sampler.eta is {other:g} at a step; allowed for a latent consistency model: 1, its own noise")
     alphas = [float(scheduler.alphas_cumprod[int(time)]) for time in timesteps]
     rows = []
     for time, a, after in zip(timesteps, alphas, [*alphas[1:], 1.0], strict=True):

@@ -204,6 +204,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"prompts": {"source": "a.txt", "held_out": 1.5}}, ["prompts.held_out", "found 1.5", "less than 1"]),
     ({"prompts": {"source": "a.txt", "held_out": 0}}, ["prompts.held_out", "found 0", "greater than 0"]),
     ({"sampler": {"eta": 0}}, ["sampler.eta is 0", "half order", "sampler.eta: 1"]),
+    ({"sampler": {"eta": [1, 1], "steps": 3}}, ["eta has 2 values", "steps: 3", "one a step"]),
+    ({"sampler": {"noisy_steps": [2, 3], "steps": 3}}, ["noisy_steps is [2, 3]", "last <= 2"]),
     ({"sampler": {"eta": 2}}, ["sampler.eta", "2", "less than or equal to 1"]),
     ({"estimator": {"zeroth_order": {"scale": 0}}}, ["estimator.zeroth_order.scale", "found 0", "greater than 0"]),
     ({"estimator": {"zeroth_order": {"count": 9}}}, ["9", "multiple of chunk_size 4"]),

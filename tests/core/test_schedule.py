@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from rlr_ray.config.run import SamplerConfig
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of, steps_of
 
@@ -37,6 +38,23 @@ def test_every_step_agrees(eta: float, prediction_type: str, spacing: str, set_a
         expected = scheduler.step(output, timestep, latent, eta=eta, variance_noise=noise).prev_sample
         found = schedule.mean(k, latent, output) + schedule.sigma[k] * noise
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-6)  # its alphas are float32
+
+
+def test_each_step_has_its_own_noise() -> None:
+    """As diffusers' step is told another eta each time; a flow's others are as without noise."""
+    etas, scheduler = SamplerConfig(steps=6, eta=[0.2, 1, 0.5, 1, 0, 1], noisy_steps=(1, 4)).etas, DDIMScheduler(**SD)
+    schedule, source = schedule_of(scheduler, 6, etas), torch.Generator().manual_seed(0)
+    for k, timestep in enumerate(scheduler.timesteps):
+        latent, output, noise = torch.randn(3, 2, 4, 3, 3, generator=source, dtype=torch.float64)
+        expected = scheduler.step(output, timestep, latent, eta=etas[k], variance_noise=noise).prev_sample
+        ours = schedule.mean(k, latent, output) + schedule.sigma[k] * noise
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=3e-6)
+    assert [k for k, sigma in enumerate(schedule.sigma) if sigma] == [1, 2, 3]
+    levels = ([0.0, 0.7, 0.0], 0.0, 0.7)
+    some, none, noisy = (flow_schedule(range(3), [0.9, 0.6, 0.3, 0.0], noise_level=a) for a in levels)
+    for k, like in enumerate((none, noisy, none)):
+        assert some.sigma[k] == like.sigma[k]
+        assert some.mean(k, torch.ones(1), torch.ones(1)) == like.mean(k, torch.ones(1), torch.ones(1))
 
 
 def test_the_last_step_has_the_noise_that_the_scheduler_gives_it() -> None:

@@ -16,11 +16,14 @@ from torch import Tensor
 import rlr_ray.core.half_order as half_order_module
 from rlr_ray.core.first_order import first_order, step_gradients
 from rlr_ray.core.half_order import half_order, leave_one_out
+from rlr_ray.core.kl import compared_steps
 from rlr_ray.core.plan import Plan
-from rlr_ray.core.sampler import Chains, Trajectory
+from rlr_ray.core.sampler import Chains, Sampler, Trajectory
 from rlr_ray.core.weighting import Cut
 from rlr_ray.core.zeroth_order import Directions, orthonormal_span, principal_span, rollout, zeroth_order
-from rlr_ray.lab.toy import PARAMETERS, STEPS, toy_chains, toy_reward, toy_sampler, toy_theta
+from rlr_ray.errors import UserError
+from rlr_ray.lab.toy import PARAMETERS, SCHEDULER, STEPS, toy_chains, toy_denoiser, toy_reward, toy_sampler, toy_theta
+from rlr_ray.models.schedulers import schedule_of
 from tests.toy import exact_gradient, per_chain_theta, toy_trajectory, worst_z
 
 SUB_CHAINS = [range(2, 3), range(1, 3), range(2, 5), range(0, 5)]
@@ -34,7 +37,10 @@ def half_order_estimates(chains: Chains, sub_chain: range, advantage: Tensor) ->
 
 
 def one_group_advantage(chains: Chains) -> Tensor:  # [B]
-    rewards = toy_reward(toy_trajectory(chains).latents[-1])
+    return among_all(toy_reward(toy_trajectory(chains).latents[-1]))
+
+
+def among_all(rewards: Tensor) -> Tensor:  # [B]
     count = len(rewards)
     return (rewards - rewards.mean()) * count / (count - 1)  # leave-one-out over one group, in closed form
 
@@ -87,6 +93,20 @@ def test_half_order_is_unbiased(sub_chain: range) -> None:
     chains = toy_chains(COUNT, seed=5)
     estimates = half_order_estimates(chains, sub_chain, one_group_advantage(chains))
     assert worst_z(estimates, exact_gradient(chains, sub_chain)) < 3.5
+
+
+@pytest.mark.parametrize("sub_chain", [range(2, 3), range(0, 4)], ids=str)
+def test_half_order_is_unbiased_where_few_steps_have_noise(sub_chain: range) -> None:
+    """Noise at steps 2 and 3 alone, where sub-chains end: those before may be without."""
+    sampler = Sampler(toy_denoiser, schedule_of(SCHEDULER, STEPS, [0.0, 0.0, 1.0, 0.6, 0.0, 0.0]))
+    chains = toy_chains(COUNT, seed=5)
+    theta, trajectory = per_chain_theta(chains), sampler.sample(toy_theta(), *chains.start)
+    advantage = among_all(toy_reward(trajectory.latents[-1]))
+    estimates = COUNT * half_order(sampler, theta, trajectory, sub_chain, advantage)
+    assert worst_z(estimates, exact_gradient(chains, sub_chain, sampler)) < 3.5
+    assert compared_steps(sampler) == [2, 3]
+    with pytest.raises(UserError, match="half order ends at step 4, where the sampler adds no noise"):
+        half_order(sampler, theta, trajectory, range(4, 5), advantage)
 
 
 def test_half_order_of_one_step_is_reinforce() -> None:

@@ -56,3 +56,19 @@ def test_where_a_number_is_given_for_such_pictures_they_are_counted(tmp_path: Pa
     latents = engine.sampler.sample(engine.model.initial_theta, *chains.start).latents[-1]
     assert chains.objective(latents).tolist() == [-1.0, -1.0]
     assert chains.replaced[0].all()
+
+
+def test_a_float16_vae_that_overflows_is_named_with_what_to_do(tmp_path: Path) -> None:
+    config = small_run(tmp_path, reward={"name": "tests.models.test_finite:rounded"}, model={"dtype": "float16"})
+    engine = Engine(config)
+    with torch.no_grad():
+        engine.model.pipeline.vae.decoder.conv_in.weight.mul_(2.0e4)  # type: ignore[attr-defined]
+    weights = engine.model.pipeline.vae.decoder.state_dict().values()  # type: ignore[attr-defined]
+    assert all(value.isfinite().all() for value in weights)
+    words = "came from the VAE: the last latents are finite; set model.dtype: bfloat16 or float32, since float16 ends"
+    theta = engine.model.initial_theta
+    with pytest.raises(UserError, match=words):  # evaluation, `sample`
+        engine.sample(theta, range(2))
+    chains = engine.train_chains(0, range(2))
+    with pytest.raises(UserError, match=words):
+        chains.objective(engine.sampler.sample(theta, *chains.start).latents[-1])

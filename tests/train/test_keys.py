@@ -45,6 +45,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("adapter.seed", 1, {}),
     ("sampler.steps", 5, {}),
     ("sampler.eta", 0.5, {}),
+    ("sampler.noisy_steps", [0, 2], ALONE_FIRST),
     ("sampler.guidance_scale", 2.0, {}),
     ("sampler.timestep_spacing", "linspace", {}),
     ("estimator.first_order.steps", 2, {}),
