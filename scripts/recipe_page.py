@@ -65,8 +65,9 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
             if key := re.match(r"    (\w+): ", line):
                 beside = [text for text in line.split("  # ")[1:] if not text.startswith(("noqa", "type:"))]
                 section = holder(kind.model_fields[key[1]].annotation) if key[1] in kind.model_fields else None
+                name = key[1].rstrip("_")  # of a word of Python's own
                 told = (getattr(section, "__doc__", "") or "").split("\n")[0] if isinstance(section, type) else ""
-                found[key[1]] = _sentence(" ".join([*above, *beside]) or told)
+                found[name] = _sentence(" ".join([*above, *beside]) or told)
             above = [*above, line.strip()[2:]] if line.startswith("    # ") else []
     return found
 

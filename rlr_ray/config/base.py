@@ -74,7 +74,8 @@ def free_keys(model: type[BaseModel]) -> list[str]:
 
 def keys_of(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Every key of a model and of those in it, with its field; `*` stands for a label."""
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         path, kind = (*above, name), holder(field.annotation)
         yield path, field
         if get_origin(kind) is dict:

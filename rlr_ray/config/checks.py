@@ -16,7 +16,7 @@ from rlr_ray.utils.environment import VARIABLE, names_secret
 def check_together(config: RunConfig) -> None:
     """Raise UserError for the first combination that does not work."""
     of_plan = (_denoiser, _plan_owns_something, _ahead, _surrogate, _half_order, _zeroth_order)
-    for check in (_secrets, _dcot, _labels, _guards, *of_plan, check_cluster):
+    for check in (_secrets, _adapter, _dcot, _labels, _guards, *of_plan, check_cluster):
         check(config)
 
 
@@ -72,6 +72,19 @@ def check_first_order(config: RunConfig) -> None:
             f"estimator.first_order.steps is {config.estimator.first_order.steps}; set estimator.first_order.steps: 0, "
             f"{'leave estimator.surrogate out' if auto else 'estimator.preset: auto'}, or set the reward's "
             "differentiable: true if it is made of torch operations"
+        )
+
+
+def _adapter(config: RunConfig) -> None:
+    adapter = config.adapter
+    if adapter.from_ is None and adapter.strength != 1:
+        raise UserError(f"adapter.strength is {adapter.strength:g}, but there is no adapter.from; leave it out")
+    if adapter.from_ is not None and adapter.type != "LORA":
+        raise UserError(f"adapter.from is for adapter.type LORA, found {adapter.type!r}; leave one of the two out")
+    if config.model.merge and config.model.quantization:
+        raise UserError(
+            "model.merge adds to weights that model.quantization has rounded; allowed: one of the two; fuse the LoRA "
+            "first and give model.path the pipeline, or leave model.quantization out"
         )
 
 

@@ -82,6 +82,7 @@ def _shard(config: RunConfig) -> None:
             "leave it out",
             bool(adapter.options.get("use_dora")),
         ),
+        "adapter.from is set, which is read into whole weights": ("leave it out", adapter.from_ is not None),
         "model.compile is true": ("set model.compile: false", config.model.compile),
         "model.quantization is set, whose weights cannot be cut": ("leave it out", config.model.quantization),
         "estimator.preset is 'measure', which measures in one process": (

@@ -54,6 +54,8 @@ class ModelConfig(Strict):
     width: int | None = Field(None, ge=8)  # pixels; None: the model's own size
     num_frames: int | None = Field(None, ge=2)  # of a video; None: the model's own number
     motion_adapter: str | None = None  # of AnimateDiff: folder or hub name
+    # LoRA that are put into the frozen weights before anything else, by file, folder or hub name: their strengths
+    merge: dict[str, float] = Field(default_factory=dict)
     # Whether gradients pass through the denoiser; false: it is only run, and preset auto is es, zeroth order alone
     differentiable: bool = True
     # Arguments of the pipeline's own call that all chains share, e.g. {max_sequence_length: 256}
@@ -71,8 +73,14 @@ class ModelConfig(Strict):
 class AdapterConfig(BaseModel):
     """`type` is PEFT's name; every other key goes to PEFT's config of that type."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
     type: str = "LORA"  # PEFT's name of the adapter; keys beside it go to PEFT's config of that type
+    # A LoRA that training begins with: file, folder (a run's too) or hub name. Without PEFT's keys it says them itself
+    from_: str | None = Field(None, alias="from")
+    strength: float = 1.0  # that it begins with
+    # Parts that are trained, of those that steps call; or by part PEFT's keys that differ there,
+    # {transformer: {r: 16}, transformer_2: {}}; null: all
+    on: list[str] | dict[str, dict[str, Any] | None] | None = Field(None, min_length=1)
     seed: int = 0  # of the initial values
     # Last steps that the base model draws, in training, evaluation and `sample`: those whose noise, relative to what
     # the model's output moves there, is below this part of the step before's (auto: a third); null: none
@@ -81,6 +89,9 @@ class AdapterConfig(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    def options_of(self, part: str) -> dict[str, Any]:
+        return self.options | ((self.on.get(part) or {}) if isinstance(self.on, dict) else {})
 
     def steps_off(self, schedule: Schedule) -> int:
         """Number of last steps of a schedule that run without the adapter."""

@@ -117,6 +117,9 @@ def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: b
             ', beta_schedule="linear"' if config.model.motion_adapter and not fused else ""
         )  # its own noise levels
         yield f"pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, {spacing})"
+    for path, strength in () if fused else config.model.merge.items():
+        yield f"pipeline.load_lora_weights({path!r})\npipeline.fuse_lora(lora_scale={strength!r})"
+        yield "pipeline.unload_lora_weights()"
     off = [] if fused else summary["steps_off"]
     yield from () if fused else _loading(config, summary, place)
     if off:

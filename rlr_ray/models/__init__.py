@@ -20,7 +20,8 @@ class Model(Protocol):
     schedule: Schedule
     latent_shape: tuple[int, ...]  # C, H, W; of a video C, F, H, W; as it is packed, of some
     frames: int | None  # of a video that `decode` gives; None: it gives images
-    initial_theta: Tensor  # [P]
+    initial_theta: Tensor  # [P], where training begins
+    base_theta: Tensor  # [P], of the model without what adapter.from brings; else the same
 
     def __call__(self, theta: Tensor, latent: Tensor, timestep: float, conditioning: Conditioning) -> Tensor: ...
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlr_ray.models.facts import fact_of
-from rlr_ray.models.loading import load_pipeline, without_progress_bars
+from rlr_ray.models.loading import load_merged, without_progress_bars
 from rlr_ray.models.names import with_path
 from rlr_ray.models.trained import Trained
 
@@ -17,7 +17,7 @@ def save_fused(model: Any, adapter: Any, saved: Path, folder: Path) -> str:
     It draws what plain diffusers does with the adapter loaded, at every step. Raises UserError if the adapter is not
     that of the recipe, or cannot be merged.
     """
-    pipeline = load_pipeline(with_path(model), whole=True)
+    pipeline = load_merged(with_path(model), whole=True)
     tuned = Trained(pipeline, adapter, fact_of(type(pipeline).__name__).untrained)
     tuned.load(saved)
     tuned.merge()

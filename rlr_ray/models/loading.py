@@ -25,6 +25,7 @@ from rlr_ray.models.files import (
     variants_words,
     whole_file,
 )
+from rlr_ray.models.lora_files import merge_lora
 from rlr_ray.models.names import BASE, CLASSES, MOTION, with_path
 from rlr_ray.models.program import program_of
 from rlr_ray.models.quantized import quantized
@@ -47,7 +48,7 @@ def load_model(
     `stage_of_step` [T] is for chains whose steps see prompts of their own. With `shards` its denoisers' weights are cut
     among processes. Raises UserError if there is none, or it does not take what it is asked for.
     """
-    pipeline = load_pipeline(with_path(config))
+    pipeline = load_merged(with_path(config))
     if shards is not None:
         shards.cut_all(pipeline)
     model = program_of(pipeline, config, adapter, sampler, device, request, stage_of_step)
@@ -109,6 +110,14 @@ def load_pipeline(config: Any, *, whole: bool = False) -> Any:
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")
     if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.force_upcast and pipeline.vae.dtype == torch.float16:
         pipeline.vae.to(torch.float32)  # which float16 overflows
+    return pipeline
+
+
+def load_merged(config: Any, *, whole: bool = False) -> Any:
+    """The pipeline, with the LoRA of `config.merge` in its weights."""
+    pipeline = load_pipeline(config, whole=whole)
+    for path, strength in config.merge.items():
+        merge_lora(pipeline, "model.merge", path, strength)
     return pipeline
 
 

@@ -51,7 +51,7 @@ class Program:
         self.pipeline = placed(pipeline, device, offload=config.offload)
         self.device, self.stage_of_step = device, stage_of_step
         self.tuned = Trained(pipeline, adapter, self.fact.untrained)
-        parts, self.initial_theta = list(self.tuned.modules), self.tuned.now
+        parts, self.initial_theta, self.base_theta = list(self.tuned.modules), self.tuned.now, self.tuned.base
         self.trained = ", ".join(parts)
         for part in (getattr(pipeline, name) for name in parts):
             if config.gradient_checkpointing:  # of what has a gradient: not under torch.no_grad()
@@ -149,7 +149,10 @@ class Program:
             self.stage_of_step[k] if self.stage_of_step else -1,
         )
         apart = (self.fact.apart or self.tuned.apart) and theta.dim() == 2
-        return self._each(predict, conditioning, theta, latent, stage=stage, alone=apart)
+        output = self._each(predict, conditioning, theta, latent, stage=stage, alone=apart)
+        if theta.requires_grad and not self.tuned.whole:  # a step of an expert that is not trained has gradient 0
+            output = output + 0 * theta.sum()
+        return output
 
     def decode(
         self, latents: Tensor, frames: Sequence[int] | None = None, conditioning: Conditioning | None = None

@@ -27,8 +27,7 @@ from rlr_ray.models.adapters import (
     trainable,
 )
 from rlr_ray.models.comfyui import save_comfyui
-
-_LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
+from rlr_ray.models.lora_files import LORA_FILE, begin_from, options_of, read_lora
 
 
 class Trained:
@@ -42,12 +41,23 @@ class Trained:
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        self.modules: dict[str, Any] = {  # what is called, by the part's name
-            name: add_adapter(getattr(pipeline, name), adapter.type, adapter.options, adapter.seed)
-            for name in denoisers_of(pipeline)
-        }
+        parts = parts_of(pipeline, adapter)
+        self.whole = parts == denoisers_of(pipeline)  # everything that steps call is trained
+        begun = read_lora(pipeline, "adapter.from", adapter.from_) if adapter.from_ else {}
+        if beside := sorted(begun.keys() - set(parts)):
+            raise UserError(
+                f"adapter.from {adapter.from_!r} has layers of {beside[0]}, where nothing is trained; allowed: of "
+                f"{', '.join(parts)}; merge it instead: model.merge: {{FILE: STRENGTH}}"
+            )
+        self.modules: dict[str, Any] = {}  # what is called, by the part's name
+        for name in parts:
+            options = adapter.options_of(name) or (options_of(begun[name]) if name in begun else {})
+            self.modules[name] = add_adapter(getattr(pipeline, name), adapter.type, options, adapter.seed)
         self.vectors = {name: ParameterVector(trainable(part)) for name, part in self.modules.items()}
         self._refuse(untrained)
+        self.base = self.now  # [P], of the model without what training begins with
+        for name, layers in begun.items():
+            begin_from(self.modules[name], layers, adapter.strength, f"adapter.from {adapter.from_!r}")
         self.apart = adapter.type in APART
         self.per_chain = all([take_per_chain_weights(part) for part in self.modules.values()])
 
@@ -96,7 +106,7 @@ class Trained:
         layers, told = get_peft_model_state_dict(part), _told(part)  # without the latter, alpha would be read as r
         arguments = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": told}
         self.pipeline.save_lora_weights(folder / "lora", **arguments)
-        return folder / "lora" / _LORA_FILE
+        return folder / "lora" / LORA_FILE
 
     @property
     def in_one_file(self) -> bool:
@@ -106,7 +116,7 @@ class Trained:
     def load(self, folder: Path) -> Tensor:  # [P]
         """Theta as `save` left it in the folder, bit for bit. Raises UserError if it is of another adapter."""
         lora = self.type == "LORA"
-        place = folder / ("lora" if lora else "adapter") / (_LORA_FILE if lora and self.in_one_file else "")
+        place = folder / ("lora" if lora else "adapter") / (LORA_FILE if lora and self.in_one_file else "")
         if not place.exists():
             raise UserError(
                 f"{folder} holds no adapter of type {self.type} (looked for {place}); a run leaves it when it "
@@ -133,7 +143,7 @@ class Trained:
             prefix = f"{part}."
         else:
             prefix = f"{_prefix(part)}."
-            with safe_open(place / part / _LORA_FILE, "pt") as file:
+            with safe_open(place / part / LORA_FILE, "pt") as file:
                 saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 told = json.loads(file.metadata()[LORA_ADAPTER_METADATA_KEY])
         self._check_scaling(part, {key.removeprefix(prefix): value for key, value in (told or {}).items()}, place)
@@ -150,7 +160,7 @@ class Trained:
             }
             layers = {f"{prefix}.{key}": value for key, value in get_peft_model_state_dict(module).items()}
             metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(told, sort_keys=True)}
-            save_file(layers, place / name / _LORA_FILE, metadata)
+            save_file(layers, place / name / LORA_FILE, metadata)
         return place
 
     def _check_scaling(self, part: str, metadata: dict[str, Any], place: Path) -> None:
@@ -172,6 +182,20 @@ def denoisers_of(pipeline: Any) -> list[str]:
     if not parts:
         raise UserError(f"a {type(pipeline).__name__} has no denoiser; allowed parts: {', '.join(DENOISERS)}")
     return parts
+
+
+def parts_of(pipeline: Any, adapter: Any) -> list[str]:
+    """Names of the parts that are trained. Raises UserError if steps call none of a name."""
+    parts = denoisers_of(pipeline)
+    chosen = parts if adapter.on is None else list(adapter.on)
+    for name in chosen:
+        if name not in parts:
+            why = " (prompts are encoded once and kept, without a gradient)" if "encoder" in name else ""
+            raise UserError(
+                f"adapter.on names {name!r}{why}; allowed in a {type(pipeline).__name__}: {', '.join(parts)}, the "
+                "parts that steps call"
+            )
+    return [name for name in parts if name in chosen]
 
 
 def _told(module: Any) -> dict[str, Any]:

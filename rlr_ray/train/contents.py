@@ -30,6 +30,7 @@ def contents_of(config: RunConfig) -> dict[str, str]:
     files = model.single_file if isinstance(model.single_file, dict) else {"": model.single_file}
     places = {f"model.single_file.{part}".rstrip("."): file for part, file in files.items()}
     places |= {"model.path": model.path, "model.motion_adapter": model.motion_adapter}
+    places |= {"adapter.from": config.adapter.from_} | {f"model.merge {place}": place for place in model.merge}
     for kind, rewards in (("reward", config.rewards), (_JUDGE, config.evaluation.judges)):
         for label, reward in rewards.items():
             places |= _places(f"{kind} {label}", reward)

@@ -67,7 +67,7 @@ class PictureEngine:
     @property
     def sampler(self) -> Sampler:
         schedule = self.model.schedule
-        return Sampler(self.model, schedule, self.config.adapter.steps_off(schedule), self.model.initial_theta)
+        return Sampler(self.model, schedule, self.config.adapter.steps_off(schedule), self.model.base_theta)
 
     def prompt_note(self) -> str:
         """A note of the prompts, negative ones among them, that the model cuts for their length; "" if none."""

@@ -123,6 +123,9 @@ ELSEWHERE = {
     "estimator.surrogate.frames": "tests/models/test_video.py",
     "estimator.surrogate.": "tests/train/test_surrogate.py",
     "adapter.off_below": "tests/core/test_off.py",
+    "adapter.from": "tests/models/test_lora_files.py",
+    "adapter.strength": "tests/models/test_lora_files.py",
+    "adapter.on": "tests/models/test_lora_files.py",
     "evaluation.": "tests/train/test_loop.py",
 }
 
