@@ -81,6 +81,11 @@ def _adapter(config: RunConfig) -> None:
         raise UserError(f"adapter.strength is {adapter.strength:g}, but there is no adapter.from; leave it out")
     if adapter.from_ is not None and adapter.type != "LORA":
         raise UserError(f"adapter.from is for adapter.type LORA, found {adapter.type!r}; leave one of the two out")
+    if config.save_also and adapter.type != "LORA":
+        raise UserError(
+            f"save_also: {', '.join(config.save_also)} is a format of LoRA, and adapter.type is {adapter.type!r}; "
+            "leave save_also out (PEFT reads the adapter), or train a LORA"
+        )
     if config.model.merge and config.model.quantization:
         raise UserError(
             "model.merge adds to weights that model.quantization has rounded; allowed: one of the two; fuse the LoRA "

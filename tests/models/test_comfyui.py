@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from rlr_ray.errors import UserError
 from tests.models.common import model_of, some_theta
 from tests.runs import small_run, tiny, train_here
 
@@ -49,3 +50,8 @@ def test_a_run_leaves_the_file_that_its_recipe_asks_for(tmp_path: Path) -> None:
     config = small_run(tmp_path, save_also=["comfyui"], train={"iterations": 1})
     train_here(config)
     assert (config.folder / "lora" / "comfyui.safetensors").is_file()
+
+
+def test_a_format_of_lora_is_refused_for_other_adapters(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"save_also: comfyui is a format of LoRA, and adapter.type is 'IA3'"):
+        small_run(tmp_path, save_also=["comfyui"], adapter={"type": "IA3", "target_modules": ["attn2.to_v"]})
