@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rlr_ray.cli import main
 from rlr_ray.config.estimator import merge
 from rlr_ray.config.tune import TuneConfig, load_tune_config
 from rlr_ray.lab.cost import Probe
+from tests.cli.test_watch import get, served
 from tests.config.test_tune import ROOT, written
 from tests.leftovers import nothing_left
 from tests.runs import RECIPE, SMALL
@@ -147,9 +150,36 @@ class Odd(Digits):
 """
 
 
+@contextmanager
+def followed(search: Path) -> Iterator[list[dict[str, str]]]:
+    """Parts of the page of `rlr-ray watch`, each time that they are new, while the block goes on and once after it."""
+    pages, ended = list[dict[str, str]](), threading.Event()
+
+    def follow() -> None:
+        while not search.is_dir() and not ended.wait(0.1):
+            pass
+        with served(str(search)) as port:
+            mark, last = "", False
+            while not last:
+                last = ended.wait(1.0)
+                status, text = get(port, f"/parts?mark={mark}")
+                if status == 200:
+                    answer = json.loads(text)
+                    mark = answer["mark"]
+                    pages.append(answer["parts"])
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield pages
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
-    """The folder of a search of three rewards, and its rows: a good one, one of 100 MB, and one that raises."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]], list[Any]]]:
+    """A search of three rewards: a good one, one of 100 MB, and one that raises. Its folder, rows and live pages."""
     folder = tmp_path_factory.mktemp("results")
     (folder / "some.py").write_text(REWARDS)
     with pytest.MonkeyPatch.context() as patch:
@@ -157,13 +187,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
         # as if all were alike, so that the greedy one is not left out, as it is otherwise
         patch.setattr("rlr_ray.tune.points._parts_of", lambda run: "all")
         names = ["digits", "some:Greedy", "some:Odd"]
-        rows = real(folder, space={"reward.name": {"choice": names}}, budgets_gib=[0.05], trials=3)
-    yield folder, {row["reward.name"]: row for row in rows}
+        with followed(folder / "searched") as pages:
+            rows = real(folder, space={"reward.name": {"choice": names}}, budgets_gib=[0.05], trials=3)
+    yield folder, {row["reward.name"]: row for row in rows}, pages
 
 
 @pytest.mark.slow
 def test_the_best_recipe_trains_to_the_same_weights(results: Any, tmp_path: Path) -> None:
-    folder, rows = results
+    folder, rows, _ = results
     good = rows["digits"]
     assert good["status"] == "finished" and good["peak_gib"] == pytest.approx(good["predicted_gib"], rel=0.05)
     recipe = folder / "searched" / "best.0.05.yaml"
@@ -193,6 +224,14 @@ def test_pages_and_tensorboard_show_the_trials(results: Any) -> None:
     assert events.Scalars("reward")[0].value == pytest.approx(reward)
     told = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"reward.name" in told and b"digits" in told
+
+
+def test_a_search_is_followed_while_it_goes_on(results: Any) -> None:
+    """None of its trials at first, then one on its way, and at last the finished one among the others."""
+    pages, trial = results[2], results[1]["digits"]["trial"]
+    assert "No run yet" in pages[0]["head"]
+    assert any(re.search(r"Update \d|No update of", page["head"]) for page in pages[:-1])
+    assert f'<a href="/?run={trial}">' in pages[-1]["links"] and "Finished after" in pages[-1]["head"]
 
 
 @pytest.mark.slow
