@@ -30,7 +30,8 @@ def contents_of(config: RunConfig) -> dict[str, str]:
     files = model.single_file if isinstance(model.single_file, dict) else {"": model.single_file}
     places = {f"model.single_file.{part}".rstrip("."): file for part, file in files.items()}
     places |= {"model.path": model.path, "model.motion_adapter": model.motion_adapter}
-    places |= {"adapter.from": config.adapter.from_} | {f"model.merge {place}": place for place in model.merge}
+    places |= {"adapter.from": _lora_of(config.adapter.from_)}
+    places |= {f"model.merge {place}": _lora_of(place) for place in model.merge}
     for kind, rewards in (("reward", config.rewards), (_JUDGE, config.evaluation.judges)):
         for label, reward in rewards.items():
             places |= _places(f"{kind} {label}", reward)
@@ -52,6 +53,12 @@ def _places(name: str, reward: JudgeConfig) -> dict[str, str | None]:
     module = module_file(reward.name.rpartition(":")[0]) if ":" in reward.name else None
     texts = {key: value for key, value in reward.options.items() if isinstance(value, str) and "\n" not in value}
     return {name: module} | {f"{name}, option {key}": value for key, value in texts.items()}
+
+
+def _lora_of(place: str | None) -> str | None:
+    """Of a run's folder, whose other files change with every report of it, what is read there."""
+    lora = None if place is None else path_of(place) / "lora"
+    return str(lora) if lora is not None and lora.is_dir() else place
 
 
 def _of_place(place: str, revision: str) -> str | None:

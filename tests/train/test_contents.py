@@ -166,3 +166,23 @@ def test_of_a_large_file_blocks_are_read_that_reach_from_end_to_end(
     blocks = list(_blocks(tmp_path / "large"))
     assert len(blocks) == 10 and {len(block) for block in blocks} == {10}
     assert blocks[0] == content[:10] and blocks[-1] == content[-10:] and blocks[1] == content[136:146]
+
+
+def test_of_a_run_whose_lora_is_begun_from_only_the_lora_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reports may be written anew."""
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lora = tmp_path / "earlier" / "lora" / "pytorch_lora_weights.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(b"1")
+    (tmp_path / "earlier" / "report.html").write_text("before")
+    config = _config(adapter={"from": "earlier"}, model=_keys()["model"] | {"merge": {"earlier": 0.5}})
+    begun = contents_of(config)
+    (tmp_path / "earlier" / "report.html").write_text("after")
+    assert contents_of(config) == begun
+    lora.write_bytes(b"2")
+    changed = {name for name, digest in contents_of(config).items() if digest != begun[name]}
+    assert changed == {"adapter.from", "model.merge earlier"}
