@@ -32,6 +32,11 @@ def test_files_and_links_are_there(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_no_merge_is_left_unresolved(page: Path) -> None:
+    assert not re.search(r"^(<{7}|>{7}) ", page.read_text("utf-8"), re.M)
+
+
 @each_page
 def test_what_is_named_of_a_file_is_in_it(page: Path) -> None:
     for path, names in re.findall(r"`(\w+/\w+\.py): ([\w., ]+)`", page.read_text("utf-8")):
