@@ -139,6 +139,8 @@ def _base(config: RunConfig, kind: str) -> tuple[str, list[str]]:
     if isinstance(model.single_file, str):
         return kind, [_read(model.single_file, config, {"config": repr(base)}, "from_single_file")]
     notes = [f"# {part}: with the weights of {file!r}" for part, file in (model.single_file or {}).items()]
+    if model.quantization:
+        notes.append(f"# the run had its frozen weights rounded by {model.quantization.backend}; here they are whole")
     options = {name: repr(value) for name in ("revision", "variant") if (value := getattr(model, name)) is not None}
     if not model.motion_adapter:
         return "DiffusionPipeline", [*notes, _read(base, config, options)]

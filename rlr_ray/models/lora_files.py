@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,19 @@ def begin_from(
 
 
 def options_of(layers: Mapping[str, tuple[Tensor, Tensor, float]]) -> dict[str, Any]:
-    """PEFT's options of a LoRA that has these layers, each with its own rank and scaling."""
+    """PEFT's options of a LoRA that has these layers and no others, each with its own rank and scaling.
+
+    By patterns of whole names: in a list, PEFT takes names for ends of names too (`proj_out`, of every block of FLUX).
+    """
     ranks = {name: len(down) for name, (down, _, _) in layers.items()}
     alphas = {name: scaling * ranks[name] for name, (_, _, scaling) in layers.items()}
     usual, alpha = max(ranks.values()), next(iter(alphas.values()))
     return {
-        "target_modules": sorted(layers),
+        "target_modules": "|".join(re.escape(name) for name in sorted(layers)),
         "r": usual,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{name}": rank for name, rank in ranks.items() if rank != usual},
-        "alpha_pattern": {f"^{name}": one for name, one in alphas.items() if one != alpha},
+        "rank_pattern": {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != usual},
+        "alpha_pattern": {f"^{re.escape(name)}": one for name, one in alphas.items() if one != alpha},
     }
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from rlr_ray.cli import main
+from rlr_ray.config.run import QuantizationConfig
 from rlr_ray.loggers.card import _snippet
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.picture_engine import PictureEngine
@@ -101,6 +102,10 @@ def test_a_cards_lines_draw_what_the_run_draws(run: RunFolder) -> None:
             "dtype=torch.float32, motion_adapter=MotionAdapter.from_pretrained('me/motion'))",
         ),
         ({"motion_adapter": "me/motion"}, "timestep_spacing='trailing', beta_schedule=\"linear\")"),
+        (
+            {"quantization": QuantizationConfig(backend="torchao")},
+            "# the run had its frozen weights rounded by torchao;",
+        ),
         ({"single_file": {"unet": "u.gguf"}}, "# unet: with the weights of 'u.gguf'\npipeline = DiffusionPipeline."),
     ],
 )

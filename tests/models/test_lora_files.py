@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from rlr_ray.config.recipe import parse_config
 from rlr_ray.config.run import RunConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.fused import save_fused
+from rlr_ray.models.lora_files import options_of
 from rlr_ray.models.sizes import sizes_of
 from tests.models.common import begun, calls, drawn, model_of, some_theta
 from tests.models.tiny import save_flux, save_wan
@@ -59,6 +62,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def expected(files: dict[str, Path]) -> Tensor:
     model = load(LORA)
     return drawn(model, model.load_adapter(files["run"]), PROMPTS)
+
+
+def test_the_adapter_has_the_files_layers_and_no_others() -> None:
+    """`proj_out` of the whole is not every block's, nor is a dot any letter; each with its rank."""
+    linear = {name: torch.nn.Linear(4, 4) for name in ("proj_out", "blocks_proj_out")}
+    module = torch.nn.ModuleDict({**linear, "blocks": torch.nn.ModuleDict({"proj_out": torch.nn.Linear(4, 4)})})
+    layers = {"proj_out": 1, "blocks.proj_out": 3}
+    for chosen in ({"proj_out": 1}, {"blocks.proj_out": 3}, layers):
+        of = {name: (torch.zeros(rank, 4), torch.zeros(4, rank), 2.0 * rank) for name, rank in chosen.items()}
+        adapted = get_peft_model(copy.deepcopy(module), LoraConfig(**options_of(of))).base_model.model
+        found = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
+        assert {name: layer.r["default"] for name, layer in found.items()} == chosen
+        assert all(layer.scaling["default"] == 2 * chosen[name] for name, layer in found.items())
 
 
 @pytest.mark.parametrize("style", ["run", "diffusers", "kohya", "peft"])
