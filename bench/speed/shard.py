@@ -27,7 +27,7 @@ from transformers import CLIPTokenizer
 
 from bench.common import RESULTS, options, write_json
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Sampler
 from rlr_ray.models.loading import load_model

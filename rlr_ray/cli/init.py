@@ -14,8 +14,8 @@ import yaml
 from rlr_ray.cli.arguments import ASKED
 from rlr_ray.config.base import read_yaml
 from rlr_ray.config.checks import check_first_order
+from rlr_ray.config.model import ModelConfig
 from rlr_ray.config.recipe import parse_config, resolve
-from rlr_ray.config.run import ModelConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import class_of
 from rlr_ray.models.names import EMBEDDED

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from rlr_ray.config.base import read_yaml
+from rlr_ray.config.model import ModelConfig
 from rlr_ray.config.recipe import find_run, load_config, output_dir_of, parse_config, run_config
-from rlr_ray.config.run import ModelConfig, RunConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.seeds import seed_of
 from rlr_ray.errors import UserError
 from rlr_ray.lab.plans import NEUTRAL

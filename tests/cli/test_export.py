@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from rlr_ray.cli import main
-from rlr_ray.config.run import QuantizationConfig
+from rlr_ray.config.model import QuantizationConfig
 from rlr_ray.loggers.card import _snippet
 from rlr_ray.train.engine import Engine
 from rlr_ray.train.picture_engine import PictureEngine

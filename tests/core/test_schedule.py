@@ -14,7 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from rlr_ray.config.run import SamplerConfig
+from rlr_ray.config.model import SamplerConfig
 from rlr_ray.core.schedule import Schedule, ddim_schedule, flow_schedule
 from rlr_ray.models.schedulers import ddim_scheduler, schedule_of, steps_of
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.config.estimator import merge
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.config.recipe import parse_config
-from rlr_ray.config.run import AdapterConfig, ModelConfig, RunConfig, SamplerConfig
+from rlr_ray.config.run import RunConfig
 from rlr_ray.core.sampler import Sampler, Start
 from rlr_ray.models.loading import load_model
 from tests.models.tiny import TOKENS

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import first_order
 from rlr_ray.core.sampler import Sampler, Start, Trajectory
 from rlr_ray.models.program import Program, program_of

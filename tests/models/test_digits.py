@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.models.loading import load_model
 from rlr_ray.rewards.digits import DigitClassifier, load_classifier
 from scripts.build_digits import accuracy, load_data, plain_samples, split_data

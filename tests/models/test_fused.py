@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 from torch import Tensor
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.fused import save_fused
 from tests.models.common import calls, model_of, some_theta

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.models.adapters import PerChainLinear
 from rlr_ray.models.loading import load_model
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.sampler import Start
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.half_order import half_order
 from rlr_ray.core.sampler import Sampler
 from rlr_ray.errors import UserError

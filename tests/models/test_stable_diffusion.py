@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.facts import fact_of
 from rlr_ray.models.loading import class_of, load_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlr_ray.assets import DIGITS
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.core.first_order import step_gradients
 from rlr_ray.core.sampler import Sampler, Trajectory
 from rlr_ray.models.loading import load_model

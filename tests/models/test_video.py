@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlr_ray.config.run import AdapterConfig, ModelConfig, SamplerConfig
+from rlr_ray.config.model import AdapterConfig, ModelConfig, SamplerConfig
 from rlr_ray.errors import UserError
 from rlr_ray.models.loading import load_model
 from rlr_ray.utils.memory import peak_bytes
