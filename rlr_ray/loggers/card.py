@@ -11,11 +11,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlr_ray.config.run import RunConfig
+from rlr_ray.models.names import LORA_FILE
 from rlr_ray.utils.environment import path_of
 from rlr_ray.utils.files import replace_file
 
 FILE, _PICTURES = "README.md", "before_after"
-_LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 _FROM_PICTURES = (
     "Img2Img",
     "Image2Image",
@@ -166,7 +166,7 @@ pipeline.enable_lora()  # before each call, since the one before left it off"""
 
 def _loading(config: RunConfig, summary: Mapping[str, Any], place: str) -> Iterator[str]:
     """Lines that load an adapter: several parts have a folder each."""
-    parts, in_one_file = summary["pipeline"]["parts"], summary["adapter"].endswith(_LORA_FILE)
+    parts, in_one_file = summary["pipeline"]["parts"], summary["adapter"].endswith(LORA_FILE)
     if config.adapter.type != "LORA":
         for part in parts:
             folder = f", subfolder={part!r}" if len(parts) > 1 else ""
@@ -176,4 +176,4 @@ def _loading(config: RunConfig, summary: Mapping[str, Any], place: str) -> Itera
     for part in [""] if in_one_file else parts:
         where = f", subfolder={part!r}" if part else ""
         second = f", load_into_{part}=True" if part.endswith("_2") else ""
-        yield f"pipeline.load_lora_weights({place!r}{where}, weight_name={_LORA_FILE!r}{second})"
+        yield f"pipeline.load_lora_weights({place!r}{where}, weight_name={LORA_FILE!r}{second})"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from rlr_ray.errors import UserError, first_line
 from rlr_ray.models import DENOISERS
 from rlr_ray.models.files import place_of
+from rlr_ray.models.names import LORA_FILE
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 _NAME = "brought"  # PEFT's name of it while it is read
 _DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")  # ends of names, one a layer
 _STYLES = "a LoRA's file or folder as diffusers, PEFT, kohya's scripts or ComfyUI leave it, for this class of pipelines"

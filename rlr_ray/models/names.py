@@ -1,4 +1,4 @@
-"""The names that stand for classes of diffusers and for the embedded pipelines. Imports none of them."""
+"""The names of classes of diffusers, of the embedded pipelines and of their files. Imports none of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CLASSES = {  # names for some classes of diffusers, other than which they refuse
     "wan": "WanPipeline",
 }
 EMBEDDED = {"digits": DIGITS / "pipeline", "moving_digits": MOVING_DIGITS / "pipeline"}  # of handwritten digits
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 NAMES = ("auto", *CLASSES, *EMBEDDED)  # allowed for model.name; auto: by the pipeline at model.path
 
 

@@ -27,7 +27,8 @@ from rlr_ray.models.adapters import (
     trainable,
 )
 from rlr_ray.models.comfyui import save_comfyui
-from rlr_ray.models.lora_files import LORA_FILE, begin_from, options_of, read_lora
+from rlr_ray.models.lora_files import begin_from, options_of, read_lora
+from rlr_ray.models.names import LORA_FILE
 
 
 class Trained:

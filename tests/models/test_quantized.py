@@ -65,7 +65,7 @@ def test_int8_weights_are_those_rounded_beforehand_and_gradients_float32s(folder
 def test_bitsandbytes_needs_a_gpu(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("says what happens without a GPU, and here is one")
     with pytest.raises(UserError, match=r"could not be loaded .* GPU is needed for quantization"):
         load(folder, {"backend": "bitsandbytes_4bit"})
 
