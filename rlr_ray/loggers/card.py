@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlr_ray.config.run import RunConfig
-from rlr_ray.models.names import LORA_FILE
+from rlr_ray.models.names import EMBEDDED, LORA_FILE
 from rlr_ray.utils.environment import path_of
 from rlr_ray.utils.files import replace_file
 
@@ -104,7 +104,7 @@ def _distance(summary: Mapping[str, Any]) -> str:
 def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: bool) -> Iterator[str]:
     """Plain diffusers that draws as the run did; flow models without the noise of its steps."""
     pipeline, ddim = summary["pipeline"], summary["pipeline"]["scheduler"] == "DDIMScheduler"
-    kind, lines = ("DiffusionPipeline", [_read(place, config, {})]) if fused else _base(config, pipeline["class"])
+    kind, lines = ("DiffusionPipeline", [_read(repr(place), config, {})]) if fused else _base(config, pipeline["class"])
     names = [kind, *(["DDIMScheduler"] if ddim else []), *(["MotionAdapter"] if "MotionAdapter" in lines[-1] else [])]
     yield f"import torch\nfrom diffusers import {', '.join(sorted(names))}"
     if not fused and config.adapter.type != "LORA":
@@ -135,10 +135,12 @@ def _snippet(config: RunConfig, summary: Mapping[str, Any], place: str, fused: b
 
 def _base(config: RunConfig, kind: str) -> tuple[str, list[str]]:
     """The class that reads the base, and its call, after what is to be said of it."""
-    model, base = config.model, config.model.path or config.model.name
+    model, base = config.model, repr(config.model.path)
     if isinstance(model.single_file, str):
-        return kind, [_read(model.single_file, config, {"config": repr(base)}, "from_single_file")]
+        return kind, [_read(repr(model.single_file), config, {"config": base}, "from_single_file")]
     notes = [f"# {part}: with the weights of {file!r}" for part, file in (model.single_file or {}).items()]
+    if model.name in EMBEDDED:
+        notes, base = [*notes, "from rlr_ray.models.names import EMBEDDED\n"], f"EMBEDDED[{model.name!r}]"
     if model.quantization:
         notes.append(f"# the run had its frozen weights rounded by {model.quantization.backend}; here they are whole")
     options = {name: repr(value) for name in ("revision", "variant") if (value := getattr(model, name)) is not None}
@@ -150,7 +152,7 @@ def _base(config: RunConfig, kind: str) -> tuple[str, list[str]]:
 
 def _read(place: str, config: RunConfig, options: Mapping[str, str], by: str = "from_pretrained") -> str:
     told = "".join(f", {name}={value}" for name, value in options.items())
-    return f"{by}({place!r}, dtype=torch.{config.model.dtype}{told})"
+    return f"{by}({place}, dtype=torch.{config.model.dtype}{told})"
 
 
 _CALLBACK = """

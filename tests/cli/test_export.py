@@ -106,6 +106,10 @@ def test_a_cards_lines_draw_what_the_run_draws(run: RunFolder) -> None:
             {"quantization": QuantizationConfig(backend="torchao")},
             "# the run had its frozen weights rounded by torchao;",
         ),
+        (
+            {"name": "digits", "path": None},
+            "import EMBEDDED\n\npipeline = DiffusionPipeline.from_pretrained(EMBEDDED['digits'], ",
+        ),
         ({"single_file": {"unet": "u.gguf"}}, "# unet: with the weights of 'u.gguf'\npipeline = DiffusionPipeline."),
     ],
 )
